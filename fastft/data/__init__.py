@@ -1,0 +1,1 @@
+"""What it learns from: readers and formats make one Example a row; rendering decides which tokens carry loss."""

@@ -1,0 +1,82 @@
+"""Every error that fastft raises on purpose, and the place and problem they are made of.
+
+    FastftError            exit 1
+    ├── RecipeError        exit 2   the recipe or the command line asks for something that cannot be
+    ├── DataError          exit 3   the training or evaluation data cannot be used
+    ├── MachineError       exit 4   this machine lacks something: a package, a GPU, memory, disk, network, a file
+    └── TrainingError      exit 1   the run started and failed
+
+Each carries one or more `Problem`s; only `cli.main` catches them. Anything else is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True)
+class Where:
+    """A place that a user can open: a file and its 1-based line, or a name such as `--set`."""
+
+    path: str
+    line: int | None = None
+
+    def __str__(self) -> str:
+        return self.path if self.line is None else f"{self.path}:{self.line}"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong, and what to write instead: `<where>: <field>: <wrong> (got <got>); <instead>`."""
+
+    where: Where
+    field: str
+    wrong: str
+    instead: str
+    got: str | None = None
+
+    def __str__(self) -> str:
+        place = f"{self.where}: {self.field}" if self.field else str(self.where)
+        got = "" if self.got is None else f" (got {self.got})"
+        return f"{place}: {self.wrong}{got}; {self.instead}"
+
+
+class FastftError(Exception):
+    """A failure that fastft explains: one or more problems, and the exit code of its kind."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, problems: Problem | Iterable[Problem]) -> None:
+        self.problems: tuple[Problem, ...] = (problems,) if isinstance(problems, Problem) else tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class RecipeError(FastftError):
+    """The recipe or the command line asks for something that cannot be."""
+
+    exit_code = 2
+
+
+class DataError(FastftError):
+    """The training or evaluation data cannot be used."""
+
+    exit_code = 3
+
+
+class MachineError(FastftError):
+    """This machine lacks something: a package, a GPU, memory, disk, network or a model file."""
+
+    exit_code = 4
+
+
+class TrainingError(FastftError):
+    """The run started and failed."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that `name` most likely meant, or None when nothing is close."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return matches[0] if matches else None

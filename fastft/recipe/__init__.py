@@ -1,0 +1,1 @@
+"""What you ask for: the recipe model, its loader, the line locator and the generated reference."""

@@ -1,0 +1,469 @@
+"""The recipe: what a user may ask for. One source for validation, defaults, JSON schema, `explain` and the starter.
+
+Each field is documented by the string below it: first what it does, then lines that start with a label.
+`Unit`, `Too small`, `Too large`, `On`, `Off` say what the value means; `Upstream` names the argument that it becomes.
+`fastft explain`, `docs/reference/recipe.md` and the JSON schema are made from these strings.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Auto = Literal["auto"]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+# TOML arrays arrive as lists; frozen sections hold them as tuples.
+Names = Annotated[tuple[str, ...], Field(strict=False)]
+
+Optimizer = Literal[
+    "adamw_torch",
+    "adamw_torch_fused",
+    "adamw_8bit",
+    "paged_adamw_8bit",
+    "paged_adamw_32bit",
+    "lion_32bit",
+    "lion_8bit",
+    "paged_lion_8bit",
+    "adafactor",
+    "rmsprop",
+    "sgd",
+]
+Scheduler = Literal[
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+]
+Strategy = Literal["no", "steps", "epoch"]
+DataFormat = Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text"]
+ExportFormat = Literal["adapter", "merged_16bit", "gguf"]
+
+
+class Section(BaseModel):
+    """A table of the recipe: unknown keys are errors, values keep the type they were written with, nothing mutates."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class ModelSection(Section):
+    """The base model that is fine-tuned, and how it is loaded."""
+
+    id: str = Field(min_length=1)
+    """The base model: a Hub id (`meta-llama/Llama-3.1-8B-Instruct`), a local folder, or `package:NAME/FILE.gguf` for a
+    GGUF file inside an installed Python package.
+    Upstream: FastLanguageModel.from_pretrained(model_name=)"""
+
+    revision: str | None = None
+    """The Hub branch, tag or commit to load. A commit makes the run repeatable: a branch can move.
+    Upstream: FastLanguageModel.from_pretrained(revision=)"""
+
+    engine: Literal["auto", "unsloth", "transformers"] = "auto"
+    """What loads and trains the model: Unsloth, or plain transformers with PEFT. "auto" takes Unsloth where it is
+    installed. Plain transformers is the slower reference, for models that Unsloth does not know.
+    Upstream: none (fastft's own choice)"""
+
+    max_seq_length: int = Field(default=2048, ge=8)
+    """The longest example that is trained. An example that is longer never reaches the model unseen: it is dropped,
+    counted and listed.
+    Unit: tokens
+    Too small: long examples are lost, and with them what they teach.
+    Too large: memory grows with the longest example of a batch; nothing is gained beyond the longest row.
+    Upstream: FastLanguageModel.from_pretrained(max_seq_length=), SFTConfig(max_length=)"""
+
+    load_in_4bit: bool = False
+    """Load the frozen base weights as 4-bit NF4 (QLoRA).
+    On: a quarter of the weight memory (an 8B model: 5.7 GB instead of 16 GB); each step pays for unpacking them.
+    Off: faster where 16-bit weights fit; needs 2 bytes a parameter.
+    Upstream: FastLanguageModel.from_pretrained(load_in_4bit=)"""
+
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """The number format of the weights that are not quantized. "auto" takes bfloat16 where the device computes in it,
+    float16 on older GPUs, float32 on a CPU without it.
+    Upstream: FastLanguageModel.from_pretrained(dtype=)"""
+
+    full_finetuning: bool = False
+    """Train every weight instead of a LoRA adapter.
+    On: the most capacity; needs about 16 bytes a parameter, and a learning rate some ten times lower than LoRA.
+    Off: only the adapter of `[lora]` is trained.
+    Upstream: FastLanguageModel.from_pretrained(full_finetuning=)"""
+
+    trust_remote_code: bool = False
+    """Run Python code that the model repository brings.
+    On: the repository's author can run anything on this machine; set `revision` to a commit that you have read.
+    Off: a model that needs its own code is refused.
+    Upstream: FastLanguageModel.from_pretrained(trust_remote_code=)"""
+
+    attn_implementation: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"] = "auto"
+    """The attention kernel. "auto" leaves it to the engine, which picks the fastest one that the model supports.
+    Upstream: AutoModelForCausalLM.from_pretrained(attn_implementation=)"""
+
+
+class LoraSection(Section):
+    """The adapter: the small trained matrices beside the frozen base model."""
+
+    r: int = Field(default=16, ge=1)
+    """The rank of each adapter matrix pair, its capacity. For an 8B model each rank adds 2.6 million weights.
+    Unit: rank
+    Too small: the adapter cannot hold what the data teaches (large or varied data sets).
+    Too large: memory and time for little; small data sets are memorised.
+    Upstream: FastLanguageModel.get_peft_model(r=)"""
+
+    lora_alpha: int = Field(default=16, ge=1)
+    """The adapter's output is scaled by lora_alpha / r (or lora_alpha / sqrt(r) with `use_rslora`).
+    Unit: scale numerator
+    Too small: the adapter hardly changes the model at a usual learning rate.
+    Too large: training becomes unstable, like too high a learning rate.
+    Upstream: FastLanguageModel.get_peft_model(lora_alpha=)"""
+
+    lora_dropout: Fraction = 0.0
+    """The share of adapter inputs that are zeroed at random in training. Unsloth's fast kernels need 0.
+    Unit: share, 0 to 1
+    Too small: 0 is the usual value; a small data set trained for many epochs may overfit.
+    Too large: learning slows down, and Unsloth falls back to slower kernels.
+    Upstream: FastLanguageModel.get_peft_model(lora_dropout=)"""
+
+    target_modules: Names = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """The linear layers that get an adapter. All seven projections learn best; attention alone is clearly worse at the
+    same number of weights (Schulman et al. 2025, "LoRA Without Regret").
+    Upstream: FastLanguageModel.get_peft_model(target_modules=)"""
+
+    bias: Literal["none", "all", "lora_only"] = "none"
+    """Which bias vectors are trained too. "none" is the usual choice, and the only one Unsloth's fast kernels know.
+    Upstream: FastLanguageModel.get_peft_model(bias=)"""
+
+    use_rslora: bool = False
+    """Scale by lora_alpha / sqrt(r) instead of lora_alpha / r (Kalajdzievski 2023).
+    On: large ranks (64 and more) keep learning at the same learning rate.
+    Off: the original LoRA scale.
+    Upstream: FastLanguageModel.get_peft_model(use_rslora=)"""
+
+    use_dora: bool = False
+    """Train a magnitude for each output beside the direction (DoRA, Liu et al. 2024).
+    On: sometimes better at low ranks; noticeably slower.
+    Off: plain LoRA.
+    Upstream: FastLanguageModel.get_peft_model(use_dora=)"""
+
+    modules_to_save: Names = ()
+    """Layers that are trained in full and saved with the adapter, for instance ["embed_tokens", "lm_head"] when the
+    tokenizer gained new tokens. They cost much memory.
+    Upstream: FastLanguageModel.get_peft_model(modules_to_save=)"""
+
+
+class DataSection(Section):
+    """What the model learns from."""
+
+    train: str = Field(min_length=1)
+    """The training rows: a `.jsonl` or `.json` file or a glob of them, relative to the recipe, or a Hub dataset id.
+    Upstream: SFTTrainer(train_dataset=), tokenized by fastft"""
+
+    eval: str | None = None
+    """The held-out rows, never trained: a file, glob or Hub dataset id as in `train`. Without it and without
+    `eval_fraction` nothing is evaluated.
+    Upstream: SFTTrainer(eval_dataset=), tokenized by fastft"""
+
+    eval_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Hold out this share of the training rows instead of naming a file; chosen by `train.seed`.
+    Unit: share, 0 to 1
+    Too small: the evaluation is mostly noise.
+    Too large: less is left to learn from.
+    Upstream: none (fastft splits before tokenizing)"""
+
+    format: DataFormat = "auto"
+    """What a row looks like: `messages` (OpenAI), `sharegpt` (`conversations`), `alpaca` (`instruction`, `input`,
+    `output`), `prompt_completion`, or `text`. "auto" tells it from the columns, and says what it found.
+    Upstream: none (fastft reads the rows)"""
+
+    chat_template: str = "model"
+    """How messages become text: "model" for the base model's own template, a known name ("llama-3.1", "llama-3",
+    "chatml", ...), or a `.jinja` file relative to the recipe.
+    Upstream: tokenizer.chat_template, saved with the weights"""
+
+    train_on: Literal["assistant", "all"] = "assistant"
+    """Which tokens carry loss. "assistant": the assistant's answers and the token that ends each of them, in every
+    turn. "all": every token, prompts too.
+    Upstream: labels in SFTTrainer(train_dataset=), -100 where there is no loss"""
+
+
+class TrainSection(Section):
+    """How the weights are trained: batches, schedule, optimizer, evaluation and checkpoints."""
+
+    per_device_train_batch_size: int = Field(default=2, ge=1)
+    """Examples (packed rows when packing is active) that go through the model at once on each device.
+    Unit: examples
+    Too small: the device idles between small pieces of work; reading 4-bit weights dominates.
+    Too large: out of memory. The same examples per optimizer step can be had by gradient_accumulation_steps.
+    Upstream: SFTConfig(per_device_train_batch_size=)"""
+
+    gradient_accumulation_steps: int | None = Field(default=None, ge=1)
+    """Micro-batches whose gradients are added up before the optimizer takes one step. With a batch of 2 and 8 of these
+    on one device, each optimizer step learns from 16 examples, with the memory of 2. Default 1.
+    Unit: micro-batches
+    Too small: each step follows few examples, so it is noisy, and the learning rate must be lower.
+    Too large: few optimizer steps in an epoch, so little is learnt; LoRA tolerates large batches badly (above 32).
+    Upstream: SFTConfig(gradient_accumulation_steps=)"""
+
+    effective_batch_size: int | None = Field(default=None, ge=1)
+    """Examples per optimizer step, over all devices. fastft derives gradient_accumulation_steps from it; write one of
+    the two.
+    Unit: examples
+    Too small: noisy steps.
+    Too large: few steps in an epoch; LoRA learns best at 32 and fewer.
+    Upstream: SFTConfig(gradient_accumulation_steps=), derived"""
+
+    num_train_epochs: float | None = Field(default=None, gt=0)
+    """How often the training rows are gone through. Default 1 when max_steps is not given either.
+    Unit: epochs
+    Too small: the model has not seen enough.
+    Too large: the rows are memorised: training loss falls while evaluation loss rises.
+    Upstream: SFTConfig(num_train_epochs=)"""
+
+    max_steps: int | None = Field(default=None, ge=1)
+    """Stop after this many optimizer steps, whatever part of an epoch that is. Write this or num_train_epochs.
+    Unit: optimizer steps
+    Too small: part of the data is never seen.
+    Too large: many epochs without a word: 1000 steps of 100 examples are 10 epochs of 10,000 rows.
+    Upstream: SFTConfig(max_steps=)"""
+
+    learning_rate: float = Field(default=2e-4, gt=0, lt=1)
+    """How far each optimizer step moves the weights, at its highest. LoRA wants about ten times the rate of full
+    fine-tuning: 2e-4 to 1e-3 against 1e-5 to 5e-5.
+    Unit: weight change per normalised gradient
+    Too small: the loss hardly falls.
+    Too large: the loss jumps or becomes NaN, and the model forgets.
+    Upstream: SFTConfig(learning_rate=)"""
+
+    lr_scheduler_type: Scheduler = "linear"
+    """How the learning rate changes after warm-up.
+    Upstream: SFTConfig(lr_scheduler_type=)"""
+
+    warmup_ratio: Fraction | None = None
+    """The share of all optimizer steps over which the learning rate rises from 0. Write this or warmup_steps.
+    Unit: share of the optimizer steps, 0 to 1
+    Too small: the first steps, with untrained optimizer statistics, can throw the model off.
+    Too large: much of the run learns at a low rate.
+    Upstream: SFTConfig(warmup_ratio=) before transformers 5, then SFTConfig(warmup_steps=) below 1"""
+
+    warmup_steps: int | None = Field(default=None, ge=0)
+    """Optimizer steps over which the learning rate rises from 0. Default 0.
+    Unit: optimizer steps
+    Too small: the first steps, with untrained optimizer statistics, can throw the model off.
+    Too large: a warm-up longer than the run never reaches the learning rate.
+    Upstream: SFTConfig(warmup_steps=)"""
+
+    optim: Optimizer = "adamw_8bit"
+    """The optimizer. The 8-bit ones keep their state in a quarter of the memory and need a GPU; "paged" ones move it to
+    main memory when the GPU is full.
+    Upstream: SFTConfig(optim=)"""
+
+    weight_decay: float = Field(default=0.0, ge=0, lt=1)
+    """How strongly trained weights are pulled to zero at each step.
+    Unit: share per step, times the learning rate
+    Too small: 0 is the usual value for LoRA.
+    Too large: what was learnt is pulled away again.
+    Upstream: SFTConfig(weight_decay=)"""
+
+    adam_beta1: Fraction = 0.9
+    """How much of the running gradient mean AdamW keeps at each step.
+    Unit: share, 0 to 1
+    Too small: noisy directions.
+    Too large: slow to turn.
+    Upstream: SFTConfig(adam_beta1=)"""
+
+    adam_beta2: Fraction = 0.999
+    """How much of the running squared gradient AdamW keeps at each step. Very small batches want it nearer to 1.
+    Unit: share, 0 to 1
+    Too small: step sizes jump with single batches.
+    Too large: the first few hundred steps are poorly scaled.
+    Upstream: SFTConfig(adam_beta2=)"""
+
+    adam_epsilon: float = Field(default=1e-8, gt=0)
+    """Added to AdamW's divisor against division by zero.
+    Unit: gradient size
+    Too small: rarely seen gradients make huge steps.
+    Too large: AdamW behaves like plain SGD.
+    Upstream: SFTConfig(adam_epsilon=)"""
+
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    """Gradients longer than this are scaled down to it before each step; 0 switches clipping off.
+    Unit: gradient norm
+    Too small: every step is clipped, and the learning rate loses its meaning.
+    Too large: one bad batch can throw the model off.
+    Upstream: SFTConfig(max_grad_norm=)"""
+
+    packing: bool = False
+    """Put several short examples into one row of max_seq_length, so that nothing is padding. Active only where the
+    device keeps the examples apart (attention that knows their borders); the plan says whether it is.
+    On: no padding; a row then holds several examples, so examples per optimizer step rise unless accumulation falls.
+    Off: each example is its own row.
+    Upstream: SFTConfig(packing=, packing_strategy=)"""
+
+    group_by_length: bool = False
+    """Batch examples of like length, so that little is padding. Together with packing it is the fallback for devices
+    where packing cannot be active; the plan says which one is.
+    On: less padding; the loss curve gets a saw-tooth, since one step holds like examples.
+    Off: examples come in random order.
+    Upstream: SFTConfig(group_by_length=) before transformers 5, then SFTConfig(train_sampling_strategy=)"""
+
+    gradient_checkpointing: Literal["unsloth"] | bool = "unsloth"
+    """Recompute activations in the backward pass instead of keeping them. "unsloth" also moves them to main memory;
+    true is the plain form; false keeps them.
+    On: far less memory for about a third more work.
+    Off: fastest where the activations fit.
+    Upstream: FastLanguageModel.get_peft_model(use_gradient_checkpointing=), SFTConfig(gradient_checkpointing=)"""
+
+    bf16: Auto | bool = "auto"
+    """Compute in bfloat16. "auto" switches it on where the device has it.
+    On: about twice as fast and half the activation memory.
+    Off: float32 (or float16 with fp16 = true).
+    Upstream: SFTConfig(bf16=)"""
+
+    fp16: bool = False
+    """Compute in float16 with loss scaling, for GPUs without bfloat16 (T4, V100).
+    On: fast on old GPUs; small gradients can vanish.
+    Off: bfloat16 or float32.
+    Upstream: SFTConfig(fp16=)"""
+
+    tf32: Auto | bool = "auto"
+    """Let Ampere and newer GPUs round float32 products to TensorFloat-32. "auto" leaves PyTorch's own setting.
+    On: float32 work several times faster, with 10 bits of mantissa.
+    Off: full float32.
+    Upstream: SFTConfig(tf32=)"""
+
+    torch_compile: bool = False
+    """Compile the model's graph before training.
+    On: faster steps after minutes of compiling; every new row length can compile again.
+    Off: starts at once. Unsloth's own kernels are compiled either way.
+    Upstream: SFTConfig(torch_compile=)"""
+
+    neftune_noise_alpha: float | None = Field(default=None, gt=0)
+    """Add uniform noise to the embeddings in training (NEFTune, Jain et al. 2023), a regulariser for small chat data.
+    Unit: noise scale
+    Too small: no effect.
+    Too large: the model learns from noise; 5 to 15 are usual.
+    Upstream: SFTConfig(neftune_noise_alpha=)"""
+
+    seed: int = Field(default=3407, ge=0, lt=2**32)
+    """The seed of adapter weights, data order, held-out split and dropout. The same seed and versions repeat a run.
+    Upstream: SFTConfig(seed=), FastLanguageModel.get_peft_model(random_state=)"""
+
+    logging_steps: int = Field(default=1, ge=1)
+    """Write loss, learning rate and speed every this many optimizer steps.
+    Unit: optimizer steps
+    Too small: 1 is fine; a line costs nothing.
+    Too large: a spike is seen late or not at all.
+    Upstream: SFTConfig(logging_steps=)"""
+
+    eval_strategy: Strategy = "no"
+    """When the evaluation loss is measured during training: never, every eval_steps, or after each epoch.
+    Upstream: SFTConfig(eval_strategy=)"""
+
+    eval_steps: int | None = Field(default=None, ge=1)
+    """With eval_strategy = "steps": evaluate every this many optimizer steps.
+    Unit: optimizer steps
+    Too small: much of the time goes into evaluation.
+    Too large: never reached, or overfitting is seen late.
+    Upstream: SFTConfig(eval_steps=)"""
+
+    save_strategy: Strategy = "epoch"
+    """When a checkpoint is written, from which `fastft run --resume` goes on: never, every save_steps, or each epoch.
+    Upstream: SFTConfig(save_strategy=)"""
+
+    save_steps: int | None = Field(default=None, ge=1)
+    """With save_strategy = "steps": write a checkpoint every this many optimizer steps.
+    Unit: optimizer steps
+    Too small: the disk is kept busy.
+    Too large: much work is lost when a run is killed.
+    Upstream: SFTConfig(save_steps=)"""
+
+    save_total_limit: int = Field(default=2, ge=1)
+    """Keep only this many of the newest checkpoints (and the best one, with load_best_model_at_end).
+    Unit: checkpoints
+    Too small: with 1, nothing older is left when the newest is damaged.
+    Too large: the disk fills.
+    Upstream: SFTConfig(save_total_limit=)"""
+
+    load_best_model_at_end: bool = False
+    """End with the checkpoint of the best evaluation instead of the last step.
+    On: needs evaluation and checkpoints at the same points.
+    Off: the last weights are kept.
+    Upstream: SFTConfig(load_best_model_at_end=)"""
+
+    metric_for_best_model: Literal["eval_loss", "eval_mean_token_accuracy"] | None = None
+    """What "best" means for load_best_model_at_end and early_stopping_patience. Default: eval_loss.
+    Upstream: SFTConfig(metric_for_best_model=)"""
+
+    early_stopping_patience: int | None = Field(default=None, ge=1)
+    """Stop after this many evaluations without a better metric_for_best_model.
+    Unit: evaluations
+    Too small: noise ends the run early.
+    Too large: time is spent after the best point.
+    Upstream: EarlyStoppingCallback(early_stopping_patience=)"""
+
+    report_to: Names = ()
+    """Where metrics go besides metrics.jsonl: "tensorboard", "wandb", "mlflow", "trackio" and others that transformers
+    knows. The package must be installed.
+    Upstream: SFTConfig(report_to=)"""
+
+    dataloader_num_workers: int = Field(default=0, ge=0)
+    """Processes that prepare batches. The rows are tokenized before training, so 0 is enough for text.
+    Unit: processes
+    Too small: only matters when the GPU waits for data.
+    Too large: start-up time and memory for nothing.
+    Upstream: SFTConfig(dataloader_num_workers=)"""
+
+    deepspeed: str | None = None
+    """A DeepSpeed configuration (`.json`, relative to the recipe) for runs on several GPUs.
+    Upstream: SFTConfig(deepspeed=)"""
+
+
+class EvalSection(Section):
+    """What is counted on the held-out rows before and after training, from real generations."""
+
+    exact_match: bool = False
+    """Let the model answer each held-out prompt, before and after training, and count the answers that equal the
+    reference exactly (surrounding white space aside). Greedy decoding, so a count can be repeated.
+    On: the run shows whether the model does what the data taught; costs one generation a row, twice.
+    Off: only the evaluation loss is measured.
+    Upstream: none (model.generate(do_sample=False))"""
+
+    max_examples: int = Field(default=100, ge=1)
+    """Held-out rows that are generated for; the first ones are taken when there are more.
+    Unit: examples
+    Too small: the count is coarse: 20 rows move in steps of 5 %.
+    Too large: generation takes long.
+    Upstream: none"""
+
+    max_new_tokens: int = Field(default=256, ge=1)
+    """The longest answer that is generated. An answer that is cut off here counts as wrong.
+    Unit: tokens
+    Too small: right answers are cut off and counted as wrong.
+    Too large: a model that does not stop costs time.
+    Upstream: model.generate(max_new_tokens=)"""
+
+
+class ExportSection(Section):
+    """What is written when training has finished."""
+
+    formats: Annotated[tuple[ExportFormat, ...], Field(strict=False, min_length=1)] = ("adapter",)
+    """The weights to write: "adapter" (LoRA alone, always kept), "merged_16bit" (a whole model, for transformers and
+    vLLM), "gguf" (one file for llama.cpp and Ollama).
+    Upstream: none for merged and GGUF weights (fastft writes them by streaming), model.save_pretrained for the adapter"""
+
+    quantization: Names = ()
+    """The GGUF quantizations to write, for instance ["q4_k_m", "q8_0"]. Only with "gguf" in formats; default: q8_0.
+    Upstream: none (llama.cpp's names)"""
+
+
+class Recipe(Section):
+    """One file, one run."""
+
+    model: ModelSection
+    lora: LoraSection = LoraSection()
+    data: DataSection
+    train: TrainSection = TrainSection()
+    eval: EvalSection = EvalSection()
+    export: ExportSection = ExportSection()

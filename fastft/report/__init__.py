@@ -1,0 +1,1 @@
+"""What people see: metrics, the live view, tables."""
