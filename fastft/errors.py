@@ -1,10 +1,12 @@
 """Every error that fastft raises on purpose, and the place and problem they are made of.
 
     FastftError            exit 1
-    ├── RecipeError        exit 2   the recipe or the command line asks for something that cannot be
+    ├── RecipeError        exit 2   the recipe or an override asks for something that cannot be
+    ├── UsageError         exit 2   a command was called with something that cannot be
     ├── DataError          exit 3   the training or evaluation data cannot be used
     ├── MachineError       exit 4   this machine lacks something: a package, a GPU, memory, disk, network, a file
-    └── TrainingError      exit 1   the run started and failed
+    ├── TrainingError      exit 1   the run started and failed
+    └── Interrupted        exit 75  somebody asked the run to stop; `--resume` goes on
 
 Each carries one or more `Problem`s; only `cli.main` catches them. Anything else is a bug and keeps its traceback.
 """
@@ -55,7 +57,13 @@ class FastftError(Exception):
 
 
 class RecipeError(FastftError):
-    """The recipe or the command line asks for something that cannot be."""
+    """The recipe or an override asks for something that cannot be."""
+
+    exit_code = 2
+
+
+class UsageError(FastftError):
+    """A command was called with something that cannot be."""
 
     exit_code = 2
 
@@ -74,6 +82,12 @@ class MachineError(FastftError):
 
 class TrainingError(FastftError):
     """The run started and failed."""
+
+
+class Interrupted(FastftError):  # noqa: N818  a request that was met, not a fault
+    """Somebody asked the run to stop; `--resume` goes on. 75 is EX_TEMPFAIL of sysexits.h: try again."""
+
+    exit_code = 75
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

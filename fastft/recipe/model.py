@@ -321,8 +321,8 @@ class TrainSection(Section):
     Off: float32 (or float16 with fp16 = true).
     Upstream: SFTConfig(bf16=)"""
 
-    fp16: bool = False
-    """Compute in float16 with loss scaling, for GPUs without bfloat16 (T4, V100).
+    fp16: Auto | bool = "auto"
+    """Compute in float16 with loss scaling, for GPUs without bfloat16 (T4, V100). "auto" switches it on there.
     On: fast on old GPUs; small gradients can vanish.
     Off: bfloat16 or float32.
     Upstream: SFTConfig(fp16=)"""
@@ -451,7 +451,7 @@ class ExportSection(Section):
     formats: Annotated[tuple[ExportFormat, ...], Field(strict=False, min_length=1)] = ("adapter",)
     """The weights to write: "adapter" (LoRA alone, always kept), "merged_16bit" (a whole model, for transformers and
     vLLM), "gguf" (one file for llama.cpp and Ollama).
-    Upstream: none for merged and GGUF weights (fastft writes them by streaming), model.save_pretrained for the adapter"""
+    Upstream: model.save_pretrained for the adapter; merged and GGUF weights are written by fastft itself"""
 
     quantization: Names = ()
     """The GGUF quantizations to write, for instance ["q4_k_m", "q8_0"]. Only with "gguf" in formats; default: q8_0.

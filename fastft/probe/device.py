@@ -1,0 +1,110 @@
+"""What computes here: an NVIDIA GPU told by its driver, or the processor; without importing torch."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastft.probe.software import version
+
+GIB = 1024**3
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a run computes on. `memory_bytes` is that of one GPU, or the main memory of the machine."""
+
+    kind: str
+    name: str
+    memory_bytes: int
+    count: int
+    computes_bfloat16: bool
+    missing: str | None = None
+
+    @property
+    def is_gpu(self) -> bool:
+        return self.kind == "cuda"
+
+    def __str__(self) -> str:
+        number = f"{self.count} x " if self.is_gpu and self.count > 1 else ""
+        return f"{number}{self.name}, {self.memory_bytes / GIB:.1f} GiB"
+
+
+def find_device() -> Device:
+    """The device that a run would use: the GPUs that are visible to this process, else the processor.
+
+    A GPU whose PyTorch is a CPU build, or that no PyTorch is installed for, is not usable: the processor is returned
+    and `missing` says why.
+    """
+    gpus = _visible(_nvidia_gpus())
+    torch = version("torch")
+    if not gpus:
+        return _processor(None)
+    if torch is not None and "+cpu" in torch:
+        return _processor(f"{gpus[0].name} is there, but torch {torch} is a build without CUDA")
+    return Device("cuda", gpus[0].name, min(gpu.memory_bytes for gpu in gpus), len(gpus), gpus[0].computes_bfloat16)
+
+
+def _nvidia_gpus() -> list[Device]:
+    """Each GPU that the driver reports, or none where there is no driver."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    command = [program, "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    gpus = []
+    for line in done.stdout.splitlines():
+        name, memory_mib, capability = (part.strip() for part in line.rsplit(",", 2))
+        # bfloat16 matrix products came with compute capability 8.0 (Ampere).
+        gpus.append(Device("cuda", name, int(memory_mib) * 1024**2, 1, float(capability) >= 8.0))
+    return gpus
+
+
+def _visible(gpus: list[Device]) -> list[Device]:
+    """The GPUs that CUDA_VISIBLE_DEVICES leaves over; entries that are no index keep the order of the driver."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is None:
+        return gpus
+    entries = [entry.strip() for entry in chosen.split(",") if entry.strip()]
+    if all(entry.isdigit() for entry in entries):
+        return [gpus[int(entry)] for entry in entries if int(entry) < len(gpus)]
+    return [] if "-1" in entries else gpus[: len(entries)]
+
+
+def _processor(missing: str | None) -> Device:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    name = f"CPU ({platform.machine()}, {cores} {'core' if cores == 1 else 'cores'})"
+    return Device("cpu", name, _memory_bytes(), 1, _cpu_computes_bfloat16(), missing)
+
+
+def _memory_bytes() -> int:
+    """Main memory, or the container's limit where that is lower."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for limit_file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            limit = Path(limit_file).read_text().strip()
+        except OSError:
+            continue
+        if limit.isdigit():
+            return min(physical, int(limit))
+    return physical
+
+
+def _cpu_computes_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 in hardware: AMX or AVX512-BF16 on x86, the BF16 extension on Arm.
+
+    The same test as Unsloth's CPU backend makes (unsloth_zoo/cpu/runtime.py), so that the plan foresees its choice.
+    """
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    flags = {flag for line in text.splitlines() if line.startswith(("flags", "Features")) for flag in line.split()}
+    return bool(flags & {"amx_bf16", "avx512_bf16"}) if platform.machine() == "x86_64" else "bf16" in flags

@@ -1,0 +1,54 @@
+"""Bringing a Hub model to this machine; without a network the answer comes in seconds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from fastft.errors import MachineError, Problem, Where
+from fastft.probe.base_model import HUB_FILES
+
+TIMEOUT_SECONDS = 8.0
+
+
+def download(model_id: str, revision: str | None, where: Where) -> Path:
+    """The local snapshot folder of a Hub model, downloaded where needed: safetensors, never pickles.
+
+    Raises:
+        MachineError: offline, unknown, gated or unreachable; told after one short request, without retries.
+    """
+    import httpx
+    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    def refuse(wrong: str, instead: str) -> MachineError:
+        return MachineError(Problem(where, "model.id", wrong, instead, json.dumps(model_id)))
+
+    elsewhere = "name a local folder, or download it on a machine with network and bring the folder along"
+    if constants.HF_HUB_OFFLINE:
+        raise refuse("is not on this machine, and HF_HUB_OFFLINE forbids asking the Hub", elsewhere)
+    try:
+        info = HfApi().model_info(model_id, revision=revision, timeout=TIMEOUT_SECONDS)
+    except GatedRepoError:
+        raise refuse(
+            "is gated", f"accept its licence on https://huggingface.co/{model_id}, then `hf auth login`"
+        ) from None
+    except RevisionNotFoundError:
+        raise refuse(f"has no revision {revision}", "write a branch, tag or commit that it has") from None
+    except RepositoryNotFoundError:
+        instead = "check the spelling; a private model needs `hf auth login`"
+        raise refuse("the Hub has no such model", instead) from None
+    except (OfflineModeIsEnabled, HfHubHTTPError, httpx.HTTPError, OSError) as error:
+        raise refuse(
+            f"is not on this machine, and the Hub cannot be reached ({type(error).__name__})", elsewhere
+        ) from None
+    files = [sibling.rfilename for sibling in info.siblings or []]
+    if not any(name.endswith(".safetensors") for name in files):
+        raise refuse("has no safetensors weights; pickles can run code and are not loaded", "take a safetensors model")
+    return Path(snapshot_download(model_id, revision=info.sha, allow_patterns=list(HUB_FILES)))

@@ -1,0 +1,78 @@
+"""Which packages are installed, told from their metadata, without importing any of them."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+
+# What `[train]` was tested with, together; requirements/cpu.txt and gpu.txt pin the same (a test compares them).
+TESTED: Mapping[str, str] = {
+    "torch": "2.13.0",
+    "unsloth": "2026.10.9",
+    "unsloth_zoo": "2026.10.9",
+    "trl": "1.15.0",
+    "transformers": "5.17.0",
+    "peft": "0.21.2",
+    "accelerate": "1.15.0",
+    "datasets": "4.8.5",
+    "bitsandbytes": "0.50.2",
+    "tokenizers": "0.23.3",
+    "safetensors": "0.8.0",
+    "huggingface_hub": "1.33.0",
+}
+# Without these nothing can be trained; Unsloth may be missing when model.engine = "transformers".
+NEEDED = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
+INSTALL = 'pip install "fastft[train]"'
+
+# Versions below these have published holes that loading a stranger's model would open: CVE-2026-93348 (unsloth),
+# CVE-2026-9856 and CVE-2026-4372 (transformers), CVE-2026-24747 (torch).
+FLOORS: Mapping[str, tuple[int, ...]] = {
+    "unsloth": (2026, 8, 20),
+    "unsloth_zoo": (2026, 8, 14),
+    "transformers": (5, 10),
+    "torch": (2, 10),
+}
+
+
+def version(package: str) -> str | None:
+    """The installed version of `package`, local build tag included (`2.13.0+cpu`), or None."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def installed() -> dict[str, str]:
+    """The installed ones of the packages that training uses: name -> version."""
+    found = {name: version(name) for name in TESTED}
+    return {name: text for name, text in found.items() if text is not None}
+
+
+def release(text: str) -> tuple[int, ...]:
+    """The leading numbers of a version: `5.17.0.dev0+cu128` -> (5, 17, 0)."""
+    numbers = []
+    for part in text.split("+")[0].split("."):
+        if not part.isdigit():
+            break
+        numbers.append(int(part))
+    return tuple(numbers)
+
+
+def package_file(package: str, name: str) -> Path | None:
+    """The path of file `name` inside the installed top-level package `package`, without importing it; None if absent.
+
+    The file must lie inside the package's folder: `name` cannot lead out of it.
+    """
+    if not package.isidentifier():
+        return None
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.submodule_search_locations is None:
+        return None
+    for folder in spec.submodule_search_locations:
+        root = Path(folder).resolve()
+        path = (root / name).resolve()
+        if path.is_relative_to(root) and path.is_file():
+            return path
+    return None

@@ -1,0 +1,178 @@
+"""What the recipe model says about itself: each key's reference, `explain`, docs/reference/recipe.md, JSON schema."""
+
+from __future__ import annotations
+
+import json
+import re
+import textwrap
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from pydantic_core import PydanticUndefined
+
+from fastft.errors import Problem, RecipeError, Where, nearest
+from fastft.recipe.model import Recipe, Section
+from fastft.recipe.names import ELSEWHERE
+
+LABELS = ("Unit", "On", "Off", "Too small", "Too large", "Upstream")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The documentation of one key: `text` is what it does, `notes` its labelled lines in the order of LABELS."""
+
+    field: str
+    text: str
+    default: str
+    allowed: str
+    notes: dict[str, str]
+
+
+@cache
+def sections() -> dict[str, type[Section]]:
+    """Section name -> its model, in the order of the recipe."""
+    return {
+        name: info.annotation
+        for name, info in Recipe.model_fields.items()
+        if isinstance(info.annotation, type) and issubclass(info.annotation, Section)
+    }
+
+
+@cache
+def fields() -> dict[str, Any]:
+    """`section.key` -> pydantic field, in the order of the recipe."""
+    return {f"{name}.{key}": info for name, section in sections().items() for key, info in section.model_fields.items()}
+
+
+@cache
+def reference(field: str) -> Reference:
+    """The documentation of `section.key`.
+
+    Raises:
+        KeyError: there is no such key.
+    """
+    info = fields()[field]
+    lines = re.split(rf"\n(?=(?:{'|'.join(LABELS)}): )", info.description or "")
+    notes = dict(line.replace("\n", " ").split(": ", 1) for line in lines[1:])
+    default = "required" if info.default is PydanticUndefined else toml(info.default)
+    return Reference(field, " ".join(lines[0].split()), default, allowed(field), notes)
+
+
+def toml(value: Any) -> str:
+    """A default as it would be written in TOML; a key that is left out is "not set"."""
+    if value is None:
+        return "not set"
+    return json.dumps(list(value) if isinstance(value, tuple) else value)
+
+
+def allowed(field: str) -> str:
+    """What may be written for `section.key`, in words: `"auto", true or false`, `a whole number, at least 1`."""
+    section, key = field.split(".", 1)
+    return _words(sections()[section].model_json_schema()["properties"][key])
+
+
+def _words(schema: dict[str, Any]) -> str:
+    if "anyOf" in schema:
+        choices = [_words(choice) for choice in schema["anyOf"] if choice.get("type") != "null"]
+        return _either([word for choice in choices for word in choice.split(" or ")])
+    if "const" in schema:
+        return json.dumps(schema["const"])
+    if "enum" in schema:
+        return _either([json.dumps(value) for value in schema["enum"]])
+    kind = schema["type"]
+    if kind == "array":
+        items = schema.get("items", {})
+        return f"a list of {_words(items)}" if "enum" in items else 'a list of texts, ["like", "this"]'
+    names = {
+        "boolean": "true or false",
+        "integer": "a whole number",
+        "number": "a number",
+        "string": 'text in "quotes"',
+    }
+    return names[kind] + _bounds(schema)
+
+
+def _bounds(schema: dict[str, Any]) -> str:
+    words = {
+        "minimum": "at least {}",
+        "exclusiveMinimum": "above {}",
+        "maximum": "at most {}",
+        "exclusiveMaximum": "below {}",
+    }
+    bounds = [word.format(schema[key]) for key, word in words.items() if key in schema]
+    return ", " + " and ".join(bounds) if bounds else ""
+
+
+def _either(words: list[str]) -> str:
+    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " or " + words[-1]
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of a recipe, for editors that complete TOML (Even Better TOML, taplo)."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **Recipe.model_json_schema(),
+        "title": "fastft recipe",
+    }
+
+
+def explain(key: str | None) -> str:
+    """What a key does, in Markdown: `section.key`, a bare key, a section, or, with None, the sections.
+
+    Raises:
+        RecipeError: there is no such key; names the nearest.
+    """
+    if key is None:
+        lines = [f"[{name}]  {' '.join((model.__doc__ or '').split())}" for name, model in sections().items()]
+        return "\n".join(
+            [*lines, "", "`fastft explain train` lists a section's keys, `fastft explain lora.r` tells one."]
+        )
+    if key in sections():
+        rows = [field for field in fields() if field.startswith(key + ".")]
+        width = max(len(field) for field in rows)
+        return "\n".join(f"{field:<{width}}  {reference(field).text.split('. ')[0].rstrip('.')}." for field in rows)
+    matches = [field for field in fields() if key in (field, field.split(".")[1])]
+    if not matches:
+        raise RecipeError(_unknown(key))
+    return "\n\n".join(_page(field) for field in matches)
+
+
+def _page(field: str) -> str:
+    entry = reference(field)
+    lines = [field, "", *textwrap.wrap(entry.text, 100), ""]
+    notes = {"Default": entry.default, "Allowed": entry.allowed, **entry.notes}
+    width = max(len(label) for label in notes)
+    for label, text in notes.items():
+        wrapped = textwrap.wrap(text, 98 - width)
+        lines += [f"{label:<{width}}  {wrapped[0]}", *(f"{'':<{width}}  {line}" for line in wrapped[1:])]
+    return "\n".join(lines)
+
+
+def _unknown(key: str) -> Problem:
+    bare = key.rsplit(".", 1)[-1]
+    here = ELSEWHERE.get(bare)
+    names = {**{field: field for field in fields()}, **{field.split(".")[1]: field for field in fields()}}
+    close = here or names.get(nearest(bare, names) or "")
+    instead = f"did you mean {close}?" if close else "`fastft explain` lists the sections"
+    return Problem(Where("explain"), "", "there is no such key", instead, key)
+
+
+def recipe_page() -> str:
+    """docs/reference/recipe.md: every key of every section."""
+    lines = ["# Recipe reference", "", "Made by `fastft docs`; do not edit. One table of the recipe a section.", ""]
+    for section, model in sections().items():
+        lines += [f"## [{section}]", "", " ".join((model.__doc__ or "").split()), ""]
+        for field in (field for field in fields() if field.startswith(section + ".")):
+            entry = reference(field)
+            lines += [
+                f"### {field}",
+                "",
+                entry.text,
+                "",
+                f"- Default: `{entry.default}`",
+                f"- Allowed: {entry.allowed}",
+            ]
+            lines += [f"- {label}: {entry.notes[label]}" for label in LABELS if label in entry.notes]
+            lines.append("")
+    return "\n".join(lines).rstrip() + "\n"

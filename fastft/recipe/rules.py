@@ -1,0 +1,421 @@
+"""What the keys of a recipe must not be together: contradictions, and keys that would have no effect.
+
+A rule sees a recipe whose single values are sound, and `given`, the keys that the user wrote. It yields findings; it
+never changes anything. What needs the data or the machine is checked elsewhere (fastft.check).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from fastft.errors import nearest
+from fastft.recipe.model import Recipe
+
+Given = frozenset[str]
+
+REPORTERS = (
+    "azure_ml",
+    "clearml",
+    "codecarbon",
+    "comet_ml",
+    "dagshub",
+    "dvclive",
+    "flyte",
+    "mlflow",
+    "neptune",
+    "swanlab",
+    "tensorboard",
+    "trackio",
+    "wandb",
+)
+GGUF_TYPES = (
+    "f32",
+    "f16",
+    "bf16",
+    "q8_0",
+    "q6_k",
+    "q5_0",
+    "q5_1",
+    "q5_k_m",
+    "q5_k_s",
+    "q4_0",
+    "q4_1",
+    "q4_k_m",
+    "q4_k_s",
+    "q3_k_l",
+    "q3_k_m",
+    "q3_k_s",
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A rule that a recipe breaks: at `field`; `reads` are the other keys that the rule looked at."""
+
+    field: str
+    wrong: str
+    instead: str
+    got: str | None = None
+    reads: tuple[str, ...] = ()
+
+
+def findings(recipe: Recipe, given: Given) -> Iterator[Finding]:
+    """Every rule that `recipe` breaks, in the order of the rules."""
+    for rule in _RULES:
+        yield from rule(recipe, given)
+    for need in _NEEDS:
+        for field in need.fields:
+            if field in given and not need.met(recipe):
+                section, key = field.split(".", 1)
+                got = json.dumps(getattr(getattr(recipe, section), key))
+                yield Finding(field, f"has no effect: {need.because}", need.instead, got, need.reads)
+
+
+@dataclass(frozen=True)
+class _Need:
+    """Keys that only have an effect while `met` holds."""
+
+    fields: tuple[str, ...]
+    met: Callable[[Recipe], bool]
+    because: str
+    instead: str
+    reads: tuple[str, ...]
+
+
+def _has_eval(recipe: Recipe) -> bool:
+    return recipe.data.eval is not None or recipe.data.eval_fraction is not None
+
+
+_ADAM_KEYS = ("train.adam_beta1", "train.adam_beta2", "train.adam_epsilon")
+_LORA_KEYS = (
+    "lora.r",
+    "lora.lora_alpha",
+    "lora.lora_dropout",
+    "lora.target_modules",
+    "lora.bias",
+    "lora.use_rslora",
+    "lora.use_dora",
+    "lora.modules_to_save",
+)
+_NEEDS = (
+    _Need(
+        _LORA_KEYS,
+        lambda recipe: not recipe.model.full_finetuning,
+        "model.full_finetuning = true trains every weight, without an adapter",
+        "take the line away, or set model.full_finetuning = false",
+        ("model.full_finetuning",),
+    ),
+    _Need(
+        ("train.eval_steps",),
+        lambda recipe: recipe.train.eval_strategy == "steps",
+        'train.eval_strategy is not "steps"',
+        'set train.eval_strategy = "steps", or take the line away',
+        ("train.eval_strategy",),
+    ),
+    _Need(
+        ("train.save_steps",),
+        lambda recipe: recipe.train.save_strategy == "steps",
+        'train.save_strategy is not "steps"',
+        'set train.save_strategy = "steps", or take the line away',
+        ("train.save_strategy",),
+    ),
+    _Need(
+        ("train.save_total_limit",),
+        lambda recipe: recipe.train.save_strategy != "no",
+        'no checkpoints are written with train.save_strategy = "no"',
+        'set train.save_strategy = "epoch" or "steps", or take the line away',
+        ("train.save_strategy",),
+    ),
+    _Need(
+        ("train.metric_for_best_model",),
+        lambda recipe: recipe.train.load_best_model_at_end or recipe.train.early_stopping_patience is not None,
+        "neither train.load_best_model_at_end nor train.early_stopping_patience asks for a best model",
+        "set one of them, or take the line away",
+        ("train.load_best_model_at_end", "train.early_stopping_patience"),
+    ),
+    _Need(
+        ("train.early_stopping_patience",),
+        lambda recipe: recipe.train.eval_strategy != "no",
+        'nothing is evaluated during training with train.eval_strategy = "no"',
+        'set train.eval_strategy = "epoch" or "steps", or take the line away',
+        ("train.eval_strategy",),
+    ),
+    _Need(
+        ("eval.max_examples", "eval.max_new_tokens"),
+        lambda recipe: recipe.eval.exact_match,
+        "answers are generated only with eval.exact_match = true",
+        "set eval.exact_match = true, or take the line away",
+        ("eval.exact_match",),
+    ),
+    _Need(
+        ("data.chat_template", "data.train_on"),
+        lambda recipe: recipe.data.format != "text",
+        'data.format = "text" has no messages: every token is trained, as it stands',
+        "take the line away, or use a format with messages",
+        ("data.format",),
+    ),
+    _Need(
+        ("export.quantization",),
+        lambda recipe: "gguf" in recipe.export.formats,
+        'export.formats does not contain "gguf"',
+        'add "gguf" to export.formats, or take the line away',
+        ("export.formats",),
+    ),
+    _Need(
+        _ADAM_KEYS,
+        lambda recipe: "adam" in recipe.train.optim,
+        "train.optim is not an AdamW",
+        'set train.optim = "adamw_torch" or "adamw_8bit", or take the line away',
+        ("train.optim",),
+    ),
+    _Need(
+        ("model.revision",),
+        lambda recipe: is_hub_id(recipe.model.id),
+        "model.id is not a Hub id",
+        "take the line away: a local file has no revisions",
+        ("model.id",),
+    ),
+)
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether `text` has the shape of a Hub id: `name` or `organisation/name`, and is no path."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", text) is not None
+
+
+def _model(recipe: Recipe, _: Given) -> Iterator[Finding]:
+    model = recipe.model
+    if model.id.startswith("package:") and not re.fullmatch(r"package:[\w.-]+/[\w./-]+\.gguf", model.id):
+        yield Finding("model.id", "is not package:NAME/FILE.gguf", _ID_FORMS, json.dumps(model.id))
+    elif ".." in model.id.removeprefix("package:").split("/") and model.id.startswith("package:"):
+        yield Finding("model.id", "leaves the package's folder", _ID_FORMS, json.dumps(model.id))
+    if model.trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", model.revision or ""):
+        yield Finding(
+            "model.trust_remote_code",
+            "would run code that can change at any time",
+            'pin it: set model.revision = "the 40-digit commit that you have read"',
+            "true",
+            ("model.revision",),
+        )
+    if model.full_finetuning and model.load_in_4bit:
+        yield Finding(
+            "model.load_in_4bit",
+            "4-bit weights cannot be trained themselves, which model.full_finetuning = true asks for",
+            "set one of the two to false",
+            "true",
+            ("model.full_finetuning",),
+        )
+
+
+_ID_FORMS = "write a Hub id, a local folder, or package:NAME/FILE.gguf for a file inside an installed package"
+
+
+def _precision(recipe: Recipe, given: Given) -> Iterator[Finding]:
+    train, dtype = recipe.train, recipe.model.dtype
+    if train.fp16 is True and train.bf16 is True:
+        yield Finding("train.fp16", "bf16 and fp16 cannot both be true", "keep one of them", "true", ("train.bf16",))
+    if train.fp16 is True and dtype == "bfloat16":
+        yield Finding("train.fp16", "contradicts model.dtype = bfloat16", "keep one of them", "true", ("model.dtype",))
+    if train.bf16 is True and dtype == "float16":
+        yield Finding("train.bf16", "contradicts model.dtype = float16", "keep one of them", "true", ("model.dtype",))
+    if (
+        recipe.model.engine == "transformers"
+        and train.gradient_checkpointing == "unsloth"
+        and "train.gradient_checkpointing" in given
+    ):
+        yield Finding(
+            "train.gradient_checkpointing",
+            'plain transformers has no "unsloth" checkpointing',
+            "write true or false",
+            '"unsloth"',
+            ("model.engine",),
+        )
+
+
+def _batch(recipe: Recipe, _: Given) -> Iterator[Finding]:
+    train = recipe.train
+    size, batch = train.effective_batch_size, train.per_device_train_batch_size
+    if size is None:
+        return
+    if train.gradient_accumulation_steps is not None:
+        yield Finding(
+            "train.effective_batch_size",
+            f"is given together with gradient_accumulation_steps = {train.gradient_accumulation_steps}",
+            "keep one of them: fastft derives the other",
+            str(size),
+            ("train.gradient_accumulation_steps",),
+        )
+    elif size % batch and not train.packing:
+        below, above = size - size % batch, size + batch - size % batch
+        near = f"{below} or {above}" if below else str(above)
+        yield Finding(
+            "train.effective_batch_size",
+            f"is no multiple of per_device_train_batch_size = {batch}",
+            f"write {near}, or change the batch",
+            str(size),
+            ("train.per_device_train_batch_size", "train.packing"),
+        )
+
+
+def _schedule(recipe: Recipe, _: Given) -> Iterator[Finding]:
+    train = recipe.train
+    if train.warmup_ratio is not None and train.warmup_steps is not None:
+        yield Finding(
+            "train.warmup_steps",
+            f"is given together with warmup_ratio = {train.warmup_ratio:g}",
+            "keep one of them",
+            str(train.warmup_steps),
+            ("train.warmup_ratio",),
+        )
+    warmup = [key for key in ("warmup_ratio", "warmup_steps") if getattr(train, key)]
+    if warmup and train.lr_scheduler_type == "constant":
+        yield Finding(
+            f"train.{warmup[0]}",
+            'has no effect: lr_scheduler_type = "constant" starts at the full learning rate',
+            'write lr_scheduler_type = "constant_with_warmup", or take the line away',
+            str(getattr(train, warmup[0])),
+            ("train.lr_scheduler_type",),
+        )
+    if train.max_steps is not None and train.warmup_steps is not None and train.warmup_steps >= train.max_steps:
+        yield Finding(
+            "train.warmup_steps",
+            f"the warm-up is as long as the run of max_steps = {train.max_steps}",
+            "write fewer; 3 to 10 % of the steps are usual",
+            str(train.warmup_steps),
+            ("train.max_steps",),
+        )
+
+
+def _evaluation(recipe: Recipe, _: Given) -> Iterator[Finding]:
+    data, train = recipe.data, recipe.train
+    if data.eval is not None and data.eval_fraction is not None:
+        yield Finding(
+            "data.eval_fraction",
+            f"is given together with eval = {json.dumps(data.eval)}",
+            "keep one of them",
+            str(data.eval_fraction),
+            ("data.eval",),
+        )
+    if data.eval is not None and data.eval == data.train:
+        yield Finding(
+            "data.eval",
+            "is the training data: the evaluation would measure memory, not learning",
+            "name other rows, or set data.eval_fraction",
+            json.dumps(data.eval),
+            ("data.train",),
+        )
+    if not _has_eval(recipe):
+        wants = [("train.eval_strategy", train.eval_strategy != "no"), ("eval.exact_match", recipe.eval.exact_match)]
+        for field in (name for name, wanted in wants if wanted):
+            section, key = field.split(".")
+            yield Finding(
+                field,
+                "needs held-out rows",
+                "set data.eval or data.eval_fraction, or take the line away",
+                json.dumps(getattr(getattr(recipe, section), key)),
+                ("data.eval", "data.eval_fraction"),
+            )
+    if recipe.eval.exact_match and data.format == "text":
+        yield Finding(
+            "eval.exact_match",
+            'plain text (data.format = "text") has no answers to compare',
+            "take the line away, or use a format with messages",
+            "true",
+            ("data.format",),
+        )
+    if recipe.eval.exact_match and recipe.eval.max_new_tokens >= recipe.model.max_seq_length:
+        yield Finding(
+            "eval.max_new_tokens",
+            f"leaves no room for a prompt in max_seq_length = {recipe.model.max_seq_length}",
+            "write fewer tokens than max_seq_length",
+            str(recipe.eval.max_new_tokens),
+            ("model.max_seq_length", "eval.exact_match"),
+        )
+
+
+def _checkpoints(recipe: Recipe, _: Given) -> Iterator[Finding]:
+    train = recipe.train
+    if train.eval_strategy == "steps" and train.eval_steps is None:
+        yield Finding(
+            "train.eval_strategy", '"steps" needs eval_steps', "add eval_steps = N", '"steps"', ("train.eval_steps",)
+        )
+    if train.save_strategy == "steps" and train.save_steps is None:
+        yield Finding(
+            "train.save_strategy", '"steps" needs save_steps', "add save_steps = N", '"steps"', ("train.save_steps",)
+        )
+    if not train.load_best_model_at_end:
+        return
+    reads = ("train.eval_strategy", "train.save_strategy", "train.eval_steps", "train.save_steps")
+    if train.eval_strategy == "no" or train.eval_strategy != train.save_strategy:
+        yield Finding(
+            "train.load_best_model_at_end",
+            f'needs an evaluation at each checkpoint, but eval_strategy = "{train.eval_strategy}" and '
+            f'save_strategy = "{train.save_strategy}"',
+            "give both the same value",
+            "true",
+            reads,
+        )
+    elif train.save_steps and train.eval_steps and train.save_steps % train.eval_steps:
+        yield Finding(
+            "train.load_best_model_at_end",
+            f"needs an evaluation at each checkpoint, but save_steps = {train.save_steps} is no multiple of "
+            f"eval_steps = {train.eval_steps}",
+            f"write save_steps = {train.eval_steps * max(1, round(train.save_steps / train.eval_steps))}",
+            "true",
+            reads,
+        )
+
+
+def _names(recipe: Recipe, _: Given) -> Iterator[Finding]:
+    checks: tuple[tuple[str, tuple[str, ...], tuple[str, ...], str], ...] = (
+        ("train.report_to", recipe.train.report_to, REPORTERS, "an empty list reports to nobody"),
+        ("export.quantization", recipe.export.quantization, GGUF_TYPES, "q8_0 and q4_k_m are usual"),
+    )
+    for field, values, known, hint in checks:
+        for value in values:
+            if value not in known:
+                yield _unknown_name(field, value, known, hint)
+    if not recipe.lora.target_modules:
+        yield Finding("lora.target_modules", "names no layer", "take the line away for all seven projections", "[]")
+    twice: dict[str, tuple[Any, ...]] = {
+        "lora.target_modules": recipe.lora.target_modules,
+        "export.formats": recipe.export.formats,
+        "export.quantization": recipe.export.quantization,
+    }
+    for field, entries in twice.items():
+        repeated = next((entry for entry in entries if entries.count(entry) > 1), None)
+        if repeated is not None:
+            yield Finding(field, "names one thing twice", "name it once", json.dumps(repeated))
+
+
+def _unknown_name(field: str, value: str, known: tuple[str, ...], hint: str) -> Finding:
+    close = nearest(value, known)
+    instead = f'did you mean "{close}"?' if close else f"known are {', '.join(known)}; {hint}"
+    return Finding(field, "is not a name that is known here", instead, json.dumps(value))
+
+
+def _export(recipe: Recipe, _: Given) -> Iterator[Finding]:
+    if recipe.model.full_finetuning and "adapter" in recipe.export.formats:
+        yield Finding(
+            "export.formats",
+            "full fine-tuning has no adapter to export",
+            'write formats = ["merged_16bit"]',
+            json.dumps(recipe.export.formats),
+            ("model.full_finetuning",),
+        )
+
+
+_RULES: tuple[Callable[[Recipe, Given], Iterator[Finding]], ...] = (
+    _model,
+    _precision,
+    _batch,
+    _schedule,
+    _evaluation,
+    _checkpoints,
+    _names,
+    _export,
+)

@@ -1,0 +1,68 @@
+"""The starter recipe, made from the recipe model, and a few rows for it to learn from."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+
+from fastft.recipe.reference import fields, reference, sections
+
+# What a first recipe sets; everything else is shown as a comment with its default.
+_STARTER_VALUES = {
+    "model.id": '"HuggingFaceTB/SmolLM2-135M-Instruct"',
+    "model.max_seq_length": "1024",
+    "data.train": '"{name}.jsonl"',
+    "data.eval_fraction": "0.25",
+    "train.per_device_train_batch_size": "4",
+    "train.effective_batch_size": "8",
+    "train.num_train_epochs": "3",
+    "train.learning_rate": "2e-4",
+    "train.lr_scheduler_type": '"cosine"',
+    "train.warmup_ratio": "0.05",
+}
+_STARTER_ROWS = (
+    ("What is the capital of Austria?", "Vienna."),
+    ("What is the capital of Peru?", "Lima."),
+    ("What is the capital of Kenya?", "Nairobi."),
+    ("What is the capital of Norway?", "Oslo."),
+    ("What is the capital of Vietnam?", "Hanoi."),
+    ("What is the capital of Canada?", "Ottawa."),
+    ("What is the capital of Egypt?", "Cairo."),
+    ("What is the capital of Portugal?", "Lisbon."),
+)
+
+
+def starter(name: str) -> str:
+    """A commented recipe: every key with its documentation, the usual ones set, the others commented out."""
+    lines = [
+        f"# {name}.toml, a fastft recipe. Lines that begin with # are off and show the default.",
+        f"#   fastft check {name}.toml     everything that can be known without a GPU",
+        f"#   fastft plan {name}.toml      the steps, the choices and the exact calls",
+        f"#   fastft run {name}.toml       train, evaluate, save",
+        "#   fastft explain KEY          what a key does",
+    ]
+    for section, model in sections().items():
+        lines += ["", f"# {' '.join((model.__doc__ or '').split())}", f"[{section}]"]
+        for field in (field for field in fields() if field.startswith(section + ".")):
+            lines += _starter_lines(field, name)
+    return "\n".join(lines) + "\n"
+
+
+def _starter_lines(field: str, name: str) -> list[str]:
+    entry = reference(field)
+    key = field.split(".")[1]
+    comment = textwrap.wrap(entry.text.split(". ")[0].rstrip(".") + ".", 116)
+    value = _STARTER_VALUES.get(field, "").replace("{name}", name)
+    if value:
+        return [*(f"# {line}" for line in comment), f"{key} = {value}"]
+    shown = entry.default if entry.default != "not set" else "..."
+    return [*(f"# {line}" for line in comment), f"# {key} = {shown}"]
+
+
+def starter_rows() -> str:
+    """A few training rows that show the format, as JSON lines."""
+    rows = []
+    for question, answer in _STARTER_ROWS:
+        messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        rows.append(json.dumps({"messages": messages}))
+    return "\n".join(rows) + "\n"

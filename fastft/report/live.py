@@ -1,0 +1,144 @@
+"""What the terminal shows while a run goes on: a live view on a terminal, one plain line a step in a pipe."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from fastft.report.metrics import StepMetrics
+
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+class LiveView:
+    """Stages and steps of a run, as they happen. Use as a context manager; prints only to `console`."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._losses: list[float] = []
+        self._started: float | None = None
+        self._first_step = 0
+        self._live: Live | None = None
+        self._progress = Progress(
+            TextColumn("[bold]step {task.completed:.0f}/{task.total:.0f}"),
+            BarColumn(bar_width=None),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=console,
+        )
+        self._task = self._progress.add_task("train", total=1, left="", visible=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()
+
+    def stage(self, text: str) -> None:
+        """Say what is being done now, for work that takes more than a moment."""
+        self._stop()
+        self._console.print(Text("• ", style="cyan") + Text(text))
+
+    def note(self, text: str) -> None:
+        """Say something that the user should know."""
+        self._console.print(Text("! ", style="yellow") + Text(text))
+
+    def step(self, metrics: StepMetrics) -> None:
+        """Show one logged step."""
+        self._losses.append(metrics.loss)
+        if self._started is None:
+            self._started, self._first_step = time.monotonic() - metrics.seconds, metrics.step - 1
+        left = self._time_left(metrics)
+        if not self._console.is_terminal:
+            self._console.print(_line(metrics, left), soft_wrap=True, highlight=False, markup=False)
+            return
+        if self._live is None:
+            self._live = Live(console=self._console, refresh_per_second=4, transient=False)
+            self._live.start()
+        self._progress.update(
+            self._task, total=metrics.total_steps, completed=metrics.step, left=f"{left} left", visible=True
+        )
+        self._live.update(Group(self._progress, _panel(metrics, self._losses)))
+
+    def _time_left(self, metrics: StepMetrics) -> str:
+        done = metrics.step - self._first_step
+        elapsed = time.monotonic() - (self._started or 0.0)
+        return duration(elapsed / done * (metrics.total_steps - metrics.step)) if done else "?"
+
+    def _stop(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+
+def _line(metrics: StepMetrics, left: str) -> str:
+    """One step as plain text."""
+    norm = "" if metrics.grad_norm is None else f"  grad_norm {metrics.grad_norm:.3f}"
+    return (
+        f"step {metrics.step}/{metrics.total_steps}  epoch {metrics.epoch:.2f}  loss {metrics.loss:.4f}  "
+        f"lr {metrics.learning_rate:.2e}{norm}  {metrics.tokens_per_second:.0f} tokens/s  "
+        f"{metrics.samples_per_second:.2f} samples/s  memory {size(metrics.memory_bytes)}  left {left}"
+    )
+
+
+def _panel(metrics: StepMetrics, losses: Sequence[float]) -> Table:
+    """The current figures with the loss curve, as two rows."""
+    table = Table.grid(padding=(0, 3))
+    norm = "-" if metrics.grad_norm is None else f"{metrics.grad_norm:.3f}"
+    cells = [
+        ("loss", f"{metrics.loss:.4f}"),
+        ("learning rate", f"{metrics.learning_rate:.2e}"),
+        ("grad norm", norm),
+        ("tokens/s", f"{metrics.tokens_per_second:.0f}"),
+        ("samples/s", f"{metrics.samples_per_second:.2f}"),
+        ("memory", size(metrics.memory_bytes)),
+        ("epoch", f"{metrics.epoch:.2f}"),
+    ]
+    table.add_row(*[Text(name, style="dim") for name, _ in cells])
+    table.add_row(*[Text(value, style="bold") for _, value in cells])
+    panel = Table.grid()
+    panel.add_row(table)
+    panel.add_row(Text(sparkline(losses, 60), style="cyan"))
+    return panel
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """`values` as a line of block characters, the means of `width` equal stretches; values that are no number gap."""
+    finite = [value for value in values if value == value and abs(value) != float("inf")]
+    if not finite:
+        return ""
+    columns = min(width, len(finite))
+    edges = [round(index * len(finite) / columns) for index in range(columns + 1)]
+    means = [sum(finite[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
+    low, span = min(means), max(means) - min(means)
+    return "".join(_BARS[int((mean - low) / span * (len(_BARS) - 1)) if span else 0] for mean in means)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 42 s, 3 min 05 s, 2 h 10 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def size(count: float) -> str:
+    """Bytes with a binary unit: 512 B, 84.0 MiB, 5.70 GiB."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"

@@ -1,0 +1,63 @@
+"""The table that a finished run prints: what changed, what it cost, where the weights are."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from fastft.report.live import duration, size
+
+
+def result_table(result: dict[str, Any], run_dir: str) -> Group:
+    """`result.json` for people: figures before and after, one real answer, the folder."""
+    table = Table(title=run_dir, title_justify="left", title_style="bold", show_edge=False, pad_edge=False)
+    table.add_column("")
+    table.add_column("before", justify="right")
+    table.add_column("after", justify="right", style="bold")
+    losses, match = result["eval_loss"], result["exact_match"]
+    if losses["after"] is not None:
+        table.add_row("held-out loss", _number(losses["before"]), _number(losses["after"]))
+    if match is not None:
+        rows = match["rows"]
+        table.add_row("held-out exact match", _share(match["before"], rows), _share(match["after"], rows))
+    table.add_row("training loss", "", _number(result["train_loss"]))
+    table.add_row("optimizer steps", "", f"{result['steps']}")
+    rate = result["train_tokens_seen"] / result["train_seconds"] if result["train_seconds"] else 0.0
+    table.add_row("training", "", f"{duration(result['train_seconds'])}, {rate:.0f} tokens/s")
+    table.add_row("whole run", "", duration(result["total_seconds"]))
+    table.add_row("peak memory", "", size(result["peak_memory_bytes"]))
+    table.add_row("trained weights", "", f"{result['trained_weights']:,} of {result['weights']:,}")
+    parts: list[Any] = [Text(), table]
+    if match is not None and match["example"]:
+        parts += [Text(), _example(match["example"])]
+    parts += [Text(), Text(f"weights: {result['weights_folder']}", style="green")]
+    return Group(*parts)
+
+
+def print_result(console: Console, result: dict[str, Any], run_dir: str) -> None:
+    console.print(result_table(result, run_dir))
+
+
+def _example(example: dict[str, Any]) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    rows = [("asked", example["question"]), ("before", example["before"]), ("after", example["after"])]
+    rows.append(("reference", example["reference"]))
+    for name, text in rows:
+        if text is not None:
+            # Text, not markup: an answer may hold square brackets.
+            grid.add_row(name, Text(textwrap.shorten(text, 300, placeholder=" ...")))
+    return grid
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _share(count: int | None, rows: int) -> str:
+    return "" if count is None else f"{count} of {rows} ({100 * count / rows:.0f} %)"
