@@ -1,0 +1,274 @@
+"""What a row means: its format, told from its columns, and the one Example that it becomes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from fastft.data.example import Example, Message
+from fastft.errors import DataError, Problem, Where, nearest
+
+Columns = Mapping[str, Any]
+
+# Names that data sets in use give to the four roles that chat templates know.
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "ipython": "tool",
+    "observation": "tool",
+}
+# Columns that a format cannot do without.
+NEEDS = {
+    "messages": ("messages",),
+    "sharegpt": ("conversations",),
+    "alpaca": ("instruction", "output"),
+    "prompt_completion": ("prompt", "completion"),
+    "text": ("text",),
+}
+# What chat templates ask for besides role and content.
+EXTRAS = ("tool_calls", "tool_call_id", "name", "reasoning_content")
+# Who may speak after whom; None is the beginning.
+FOLLOWS: dict[str | None, tuple[str, ...]] = {
+    None: ("system", "user"),
+    "system": ("user",),
+    "user": ("assistant",),
+    "assistant": ("user", "tool"),
+    "tool": ("assistant", "tool", "user"),
+}
+
+
+def detect(columns: Iterable[str]) -> str | None:
+    """The format that rows with these columns have, the more telling columns first, or None."""
+    present = set(columns)
+    return next((name for name, needed in NEEDS.items() if present.issuperset(needed)), None)
+
+
+def detect_or_fail(row: Columns, where: Where, chosen: str = "auto") -> str:
+    """The format of `row`: `chosen`, whose columns must be there, or what the columns say.
+
+    Raises:
+        DataError: a column is missing, or the columns fit no format.
+    """
+    present = ", ".join(row) or "none"
+    if chosen == "auto":
+        found = detect(row)
+        if found is None:
+            instead = "rename columns to one of: " + "; ".join(f"{', '.join(n)} ({f})" for f, n in NEEDS.items())
+            raise DataError(Problem(where, "data.format", "these columns fit no known format", instead, got=present))
+        return found
+    missing = [name for name in NEEDS[chosen] if name not in row]
+    if missing:
+        near = nearest(missing[0], row)
+        found = detect(row)
+        hint = f'did you mean "{near}"?' if near else "give the column, or set data.format"
+        instead = f'{hint} The columns fit format = "{found}"' if found else hint
+        raise DataError(Problem(where, "data.format", f'no column "{missing[0]}" for {chosen}', instead, got=present))
+    return chosen
+
+
+def to_example(row: Columns, data_format: str, where: Where) -> Example:
+    """The Example that `row`, read as `data_format`, stands for.
+
+    Raises:
+        DataError: the row is not what the format says, or nothing can be learnt from it.
+    """
+    for name in NEEDS[data_format]:
+        if name not in row:
+            near = nearest(name, row)
+            instead = f'did you mean "{near}"?' if near else f"every row of the {data_format} format needs it"
+            raise DataError(Problem(where, name, "the column is missing", instead, got=", ".join(row) or "no column"))
+    if data_format == "text":
+        text = _text(row["text"], where, "text")
+        _not_blank(text, where, "text")
+        return Example(where, text=text)
+    messages = _CONVERTERS[data_format](row, where)
+    _check_turns(messages, where)
+    return Example(where, messages=tuple(messages), tools=_tools(row.get("tools"), where))
+
+
+def _from_messages(row: Columns, where: Where) -> list[Message]:
+    return _messages(row["messages"], where, "messages")
+
+
+def _from_sharegpt(row: Columns, where: Where) -> list[Message]:
+    messages = _messages(row["conversations"], where, "conversations")
+    return _system(row, where) + messages
+
+
+def _from_alpaca(row: Columns, where: Where) -> list[Message]:
+    messages = _system(row, where)
+    for index, pair in enumerate(_list(row.get("history") or [], where, "history")):
+        field = f"history[{index}]"
+        if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
+            raise DataError(Problem(where, field, "not a pair", 'write ["question", "answer"]', got=_kind(pair)))
+        messages.append(Message("user", _text(pair[0], where, f"{field}[0]")))
+        messages.append(Message("assistant", _text(pair[1], where, f"{field}[1]")))
+    instruction = _text(row["instruction"], where, "instruction")
+    given = row.get("input")
+    question = "\n".join(part for part in (instruction, _text(given, where, "input") if given else "") if part)
+    messages.append(Message("user", question))
+    messages.append(Message("assistant", _text(row["output"], where, "output")))
+    return messages
+
+
+def _from_prompt_completion(row: Columns, where: Where) -> list[Message]:
+    messages = _system(row, where)
+    for name, role in (("prompt", "user"), ("completion", "assistant")):
+        value = row[name]
+        if isinstance(value, str):
+            messages.append(Message(role, _text(value, where, name)))
+        else:
+            messages.extend(_messages(value, where, name))
+    return messages
+
+
+_CONVERTERS: dict[str, Callable[[Columns, Where], list[Message]]] = {
+    "messages": _from_messages,
+    "sharegpt": _from_sharegpt,
+    "alpaca": _from_alpaca,
+    "prompt_completion": _from_prompt_completion,
+}
+
+
+def _messages(value: object, where: Where, field: str) -> list[Message]:
+    """The turns of an OpenAI (`role`, `content`) or ShareGPT (`from`, `value`) list; CSV cells hold it as JSON."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise DataError(Problem(where, field, f"not valid JSON: {error}", "write a JSON list")) from error
+    turns = _list(value, where, field)
+    if not turns:
+        raise DataError(Problem(where, field, "there are no messages", "write at least one question and one answer"))
+    return [_message(turn, where, f"{field}[{index}]") for index, turn in enumerate(turns)]
+
+
+def _message(turn: object, where: Where, field: str) -> Message:
+    if not isinstance(turn, Mapping):
+        instead = 'write {"role": "user", "content": "..."}'
+        raise DataError(Problem(where, field, "not a message", instead, got=_kind(turn)))
+    role_key, content_key = ("from", "value") if "from" in turn else ("role", "content")
+    if role_key not in turn:
+        instead = 'say who speaks: {"role": "user", "content": "..."}'
+        raise DataError(Problem(where, field, 'no "role"', instead, got=", ".join(map(str, turn)) or "an empty object"))
+    given = turn[role_key]
+    role = ROLES.get(given) if isinstance(given, str) else None
+    if role is None:
+        near = nearest(given, ROLES) if isinstance(given, str) else None
+        instead = f'did you mean "{near}"?' if near else "write system, user, assistant or tool"
+        got = f'"{given}"' if isinstance(given, str) else _kind(given)
+        raise DataError(Problem(where, f"{field}.{role_key}", "unknown role", instead, got=got))
+    extra = {name: turn[name] for name in EXTRAS if turn.get(name) is not None}
+    calls = bool(extra.get("tool_calls"))
+    if content_key not in turn and not calls:
+        raise DataError(Problem(where, field, f'no "{content_key}"', "give the text of the message"))
+    content = turn.get(content_key)
+    text = "" if content is None and calls else _text(_joined(content, where, field), where, f"{field}.{content_key}")
+    weight = turn.get("weight", 1)
+    if weight not in (None, 0, 1):
+        raise DataError(
+            Problem(where, f"{field}.weight", "not 0 or 1", "write 0 to keep it out of the loss", str(weight))
+        )
+    return Message(role, text, extra, trained=weight != 0)
+
+
+def _joined(content: object, where: Where, field: str) -> object:
+    """The text of OpenAI content parts; anything else as it is."""
+    if not isinstance(content, list):
+        return content
+    parts = []
+    for index, part in enumerate(content):
+        if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            got = str(part.get("type")) if isinstance(part, Mapping) else _kind(part)
+            wrong = "only text parts can be trained on"
+            raise DataError(
+                Problem(where, f"{field}.content[{index}]", wrong, 'write {"type": "text", "text": "..."}', got)
+            )
+        parts.append(part["text"])
+    return "".join(parts)
+
+
+def _system(row: Columns, where: Where) -> list[Message]:
+    """The system turn of a `system` column; an empty cell is none."""
+    value = row.get("system")
+    return [Message("system", _text(value, where, "system"))] if value else []
+
+
+def _tools(value: object, where: Where) -> tuple[Mapping[str, Any], ...]:
+    if isinstance(value, str) and value.strip():
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise DataError(Problem(where, "tools", f"not valid JSON: {error}", "write a JSON list")) from error
+    if not value:
+        return ()
+    tools = _list(value, where, "tools")
+    for index, tool in enumerate(tools):
+        if not isinstance(tool, Mapping):
+            raise DataError(Problem(where, f"tools[{index}]", "not a tool", "write a JSON schema", got=_kind(tool)))
+    return tuple(tools)
+
+
+def _text(value: object, where: Where, field: str) -> str:
+    if not isinstance(value, str):
+        raise DataError(Problem(where, field, "not text", "write a string", got=_kind(value)))
+    if "\x00" in value:
+        raise DataError(Problem(where, field, "holds a NUL character", "remove it: the text is damaged"))
+    if not value.isascii():
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            wrong = f"holds half a character at position {error.start}"
+            raise DataError(
+                Problem(where, field, wrong, "write the whole character: a lone surrogate is no text")
+            ) from error
+    return value
+
+
+def _not_blank(text: str, where: Where, field: str) -> None:
+    if not text.strip():
+        raise DataError(Problem(where, field, "is empty", "write text, or remove the row"))
+
+
+def _list(value: object, where: Where, field: str) -> Sequence[Any]:
+    if not isinstance(value, list | tuple):
+        raise DataError(Problem(where, field, "not a list", "write a list", got=_kind(value)))
+    return value
+
+
+def _check_turns(messages: Sequence[Message], where: Where) -> None:
+    """Every turn says something, follows one that it may follow, and an answer is among them.
+
+    Raises:
+        DataError: at the first turn that does not.
+    """
+    before: str | None = None
+    for number, message in enumerate(messages, start=1):
+        field = f"message {number}"
+        if message.role not in FOLLOWS[before]:
+            wrong = f"{message.role} follows {before}" if before else f"the conversation begins with {message.role}"
+            expected = " or ".join(FOLLOWS[before])
+            raise DataError(Problem(where, field, wrong, f"expected {expected} here: join or remove turns"))
+        if message.role in ("user", "assistant") and not message.extra.get("tool_calls"):
+            _not_blank(message.content, where, f"{field} ({message.role})")
+        before = message.role
+    if not any(message.role == "assistant" for message in messages):
+        raise DataError(Problem(where, "", "there is no assistant turn to learn from", "add the answer"))
+    if not any(message.role == "assistant" and message.trained for message in messages):
+        raise DataError(Problem(where, "", "every assistant turn has weight 0", "leave one to learn from"))
+
+
+def _kind(value: object) -> str:
+    """What `value` is, in JSON's words."""
+    kinds = {type(None): "null", bool: "true or false", list: "a list", dict: "an object", str: "a string"}
+    return kinds.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)

@@ -1,0 +1,77 @@
+"""Rows of a Hub dataset, through `datasets`; the only place of the data layer that needs the network."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from fastft.errors import DataError, MachineError, Problem, Where
+
+# One answer within this time says that the Hub is there; the libraries' own retries take a minute and a half to say
+# that it is not.
+REACHABLE_WITHIN_SECONDS = 5.0
+
+
+def read_hub_rows(source: str, field: str = "data.train") -> Iterator[tuple[Where, dict[str, Any] | Problem]]:
+    """The rows of `org/name`, `org/name:split` or `org/name/configuration:split` (split "train" when not given).
+
+    Where `HF_HUB_OFFLINE` is set or the Hub does not answer, only what is cached is read.
+
+    Raises:
+        DataError: there is no such dataset, configuration or split.
+        MachineError: the Hub cannot be reached and the dataset is not cached, or `datasets` is not installed.
+    """
+    dataset_id, _, split = source.partition(":")
+    organisation, name, *configuration = dataset_id.split("/")
+    where = Where(source)
+    try:
+        import datasets
+    except ImportError as error:
+        wrong = "Hub datasets need the package datasets"
+        raise MachineError(Problem(where, field, wrong, 'pip install "fastft[train]"')) from error
+    reachable = _is_reachable(f"{organisation}/{name}", where, field)
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = before or not reachable
+    try:
+        rows = datasets.load_dataset(f"{organisation}/{name}", *configuration, split=split or "train")
+    except (datasets.exceptions.DatasetNotFoundError, ConnectionError, OSError) as error:
+        if reachable:
+            raise DataError(Problem(where, field, f"cannot be loaded: {_line(error)}", "check the id")) from error
+        wrong = "the Hub cannot be reached, and this dataset is not in its cache"
+        instead = "write a local file, or fetch it once where there is a network"
+        raise MachineError(Problem(where, field, wrong, instead)) from error
+    except ValueError as error:
+        wrong = f"cannot be loaded: {_line(error)}"
+        raise DataError(Problem(where, field, wrong, "write org/name/configuration:split")) from error
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
+    for number, row in enumerate(rows, start=1):
+        yield Where(source, number), dict(row)
+
+
+def _is_reachable(dataset_id: str, where: Where, field: str) -> bool:
+    """Whether the Hub answers for this dataset.
+
+    Raises:
+        DataError: the Hub answers that there is none, or not for this user.
+    """
+    import huggingface_hub
+    from huggingface_hub import constants, errors
+
+    if constants.HF_HUB_OFFLINE or os.environ.get("HF_DATASETS_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        return False
+    try:
+        huggingface_hub.HfApi().dataset_info(dataset_id, timeout=REACHABLE_WITHIN_SECONDS)
+    except (errors.RepositoryNotFoundError, errors.GatedRepoError) as error:
+        wrong = "no such Hub dataset, or it is private or gated"
+        raise DataError(Problem(where, field, wrong, "check the id, and log in with `hf auth login`")) from error
+    except Exception:
+        # Whatever the network library raises (no name, no route, time-out, proxy): the cache is asked next, and what is
+        # not there is reported by the caller.
+        return False
+    return True
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]

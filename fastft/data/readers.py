@@ -1,0 +1,318 @@
+"""Rows of files and Hub datasets, one at a time, each with the file and line it stands in.
+
+A row that cannot be read comes out as a `Problem` in its place, so that the caller can count it, list it and go on; a
+file that cannot be read at all is a `DataError`.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import gzip
+import hashlib
+import json
+import os
+import re
+import sys
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from fastft.errors import DataError, Problem, Where, nearest
+
+Row = tuple[Where, "dict[str, Any] | Problem"]
+
+FILE_KINDS = (".jsonl", ".ndjson", ".json", ".csv")
+COMPRESSIONS = (".gz",)
+UTF8_BOM = b"\xef\xbb\xbf"
+# "org/name", "org/name:split" or "org/name/configuration:split".
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(/[\w.-]+)?(:[\w.%\[\]:-]+)?")
+
+
+def file_kind(path: str) -> str | None:
+    """The extension that says how to read `path`, compression aside, or None when it is none that fastft reads."""
+    name = path.lower()
+    for compression in COMPRESSIONS:
+        name = name.removesuffix(compression)
+    return next((kind for kind in FILE_KINDS if name.endswith(kind)), None)
+
+
+def is_hub_id(source: str, recipe_dir: Path) -> bool:
+    """Whether `source` names a Hub dataset rather than files: it looks like an id, and no such path is here."""
+    if file_kind(source) or any(character in source for character in "*?\\") or source.startswith((".", "/", "~")):
+        return False
+    return HUB_ID.fullmatch(source) is not None and not (recipe_dir / source).exists()
+
+
+def find_files(source: str, recipe_dir: Path, field: str = "data.train") -> list[Path]:
+    """The files that `source` (a path, a glob, or a folder of data files, relative to the recipe) stands for, sorted.
+
+    Raises:
+        DataError: nothing is there, or what is there is no kind of file that fastft reads.
+    """
+    path = recipe_dir / Path(source).expanduser()
+    if path.is_file():
+        files = [path]
+    elif path.is_dir():
+        files = sorted(child for child in path.iterdir() if child.is_file() and file_kind(child.name))
+    else:
+        # Path.glob takes no absolute pattern.
+        files = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())  # noqa: PTH207
+    if not files:
+        raise DataError(_nothing_found(source, path, field))
+    for file in files:
+        if file_kind(file.name) is None:
+            kinds = ", ".join(FILE_KINDS)
+            raise DataError(
+                Problem(Where(_shown(file)), field, "not a kind of file that fastft reads", f"give one of {kinds}")
+            )
+    return files
+
+
+def read_rows(source: str, recipe_dir: Path, field: str = "data.train") -> Iterator[Row]:
+    """Every row of `source`, streamed: `(where, columns)`, or `(where, problem)` for a row that cannot be read.
+
+    Raises:
+        DataError: the source or one of its files cannot be read at all, or holds no rows.
+        MachineError: the Hub cannot be reached, or `datasets` is not installed.
+    """
+    if is_hub_id(source, recipe_dir):
+        from fastft.data.hub import read_hub_rows
+
+        yield from read_hub_rows(source, field)
+        return
+    for file in find_files(source, recipe_dir, field):
+        yield from read_file(file)
+
+
+def read_file(file: Path) -> Iterator[Row]:
+    """Every row of one file.
+
+    Raises:
+        DataError: the file is empty, damaged or not what its name says.
+    """
+    kind = file_kind(file.name)
+    shown = _shown(file)
+    reader = {".csv": _read_csv, ".json": _read_json}.get(kind or "", _read_jsonl)
+    rows = 0
+    try:
+        with _open(file) as stream:
+            for row in reader(stream, shown):
+                rows += 1
+                yield row
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(Problem(Where(shown), "", f"cannot be read: {error}", "check the file")) from error
+    if rows == 0:
+        raise DataError(Problem(Where(shown), "", "holds no rows", "give a file with at least one row"))
+
+
+def count_rows(source: str, recipe_dir: Path, field: str = "data.train") -> int | None:
+    """How many rows `source` holds, broken ones too, without parsing JSON lines; None for a Hub dataset.
+
+    Raises:
+        DataError: as `read_rows`.
+    """
+    if is_hub_id(source, recipe_dir):
+        return None
+    total = 0
+    for file in find_files(source, recipe_dir, field):
+        if file_kind(file.name) in (".jsonl", ".ndjson"):
+            with _open(file) as stream:
+                total += sum(1 for line in stream if line.strip(b" \t\r\n\xef\xbb\xbf"))
+        else:
+            total += sum(1 for _ in read_file(file))
+    return total
+
+
+def fingerprint(files: Iterable[Path]) -> str:
+    """SHA-256 of the contents, in hex: of the bytes for one file, of the digests in order for several."""
+    digests = []
+    for file in files:
+        with file.open("rb") as stream:
+            digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
+    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def _open(file: Path) -> IO[bytes]:
+    if file.name.lower().endswith(".gz"):
+        return gzip.open(file, "rb")  # type: ignore[return-value]  # GzipFile is a binary stream
+    return file.open("rb")
+
+
+def _shown(file: Path) -> str:
+    """The path as a user would type it here: relative where the file is below the current directory."""
+    absolute = os.path.abspath(file)  # noqa: PTH100 -- Path.resolve would follow links and show another name
+    below = os.path.relpath(absolute)
+    return absolute if below.startswith("..") else below
+
+
+def _nothing_found(source: str, path: Path, field: str) -> Problem:
+    folder = path.parent
+    if any(character in source for character in "*?["):
+        return Problem(Where(source), field, "no file matches", f"write a path or glob that matches files in {folder}")
+    if not folder.is_dir():
+        return Problem(
+            Where(source), field, f"no such file, and no folder {folder}", "paths are relative to the recipe"
+        )
+    near = nearest(path.name, (child.name for child in folder.iterdir()))
+    instead = f"did you mean {near}?" if near else f"write the name of a file in {folder}"
+    return Problem(Where(source), field, "no such file", instead)
+
+
+def _read_jsonl(stream: IO[bytes], shown: str) -> Iterator[Row]:
+    for number, raw in enumerate(stream, start=1):
+        line = raw.removeprefix(UTF8_BOM) if number == 1 else raw
+        if line.isspace() or not line:
+            continue
+        where = Where(shown, number)
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            yield where, _not_utf8(where, line[error.start], error.start + 1)
+            continue
+        yield where, _parse(text, where)
+
+
+def _read_json(stream: IO[bytes], shown: str) -> Iterator[Row]:
+    """The objects of one JSON array; a file of JSON lines that is named `.json` is read as such."""
+    raw = stream.read().removeprefix(UTF8_BOM)
+    start = raw.lstrip()[:1]
+    if start == b"{":
+        yield from _read_jsonl(iter(raw.splitlines(keepends=True)), shown)  # type: ignore[arg-type]
+        return
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        column = error.start - raw.rfind(b"\n", 0, error.start)
+        raise DataError(_not_utf8(Where(shown, line), raw[error.start], column)) from error
+    del raw
+    if start and start != b"[":
+        instead = "write a list of objects, or one object a line in a .jsonl file"
+        raise DataError(Problem(Where(shown, 1), "", "not a JSON array of rows", instead, got=text.strip()[:20]))
+    yield from _array_items(text, shown)
+
+
+def _array_items(text: str, shown: str) -> Iterator[Row]:
+    space = re.compile(r"[\s,]*")
+    position, line, counted = text.find("[") + 1, 1, 0
+    while True:
+        found = space.match(text, position)
+        position = found.end() if found else position
+        line += text.count("\n", counted, position)
+        counted = position
+        where = Where(shown, line)
+        if position >= len(text):
+            if text.strip():
+                raise DataError(
+                    Problem(where, "", "the JSON array is not closed", "is the file complete? end it with ]")
+                )
+            return
+        if text[position] == "]":
+            return
+        try:
+            value, position = _DECODER.raw_decode(text, position)
+        except ValueError as error:
+            if isinstance(error, json.JSONDecodeError):
+                where = Where(shown, error.lineno)
+            # Where an array is broken, nothing says where its next row begins.
+            raise DataError(_not_json(where, error)) from error
+        yield where, value if isinstance(value, dict) else _not_an_object(where, value)
+
+
+def _read_csv(stream: IO[bytes], shown: str) -> Iterator[Row]:
+    csv.field_size_limit(sys.maxsize)  # the default of 128 KiB is shorter than a long document
+    first = True
+
+    def lines() -> Iterator[str]:
+        nonlocal first
+        for raw in stream:
+            line = raw.removeprefix(UTF8_BOM) if first else raw
+            first = False
+            yield line.decode("utf-8", "surrogateescape")
+
+    reader = csv.reader(lines(), strict=True)
+    columns: list[str] | None = None
+    start = 1
+    while True:
+        where = Where(shown, start)
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            raise DataError(
+                Problem(where, "", f"not CSV: {error}", "quote the cell, and double quotes in it")
+            ) from error
+        if cells is None:
+            return
+        start = reader.line_num + 1
+        if not cells:
+            continue
+        if columns is None:
+            columns = cells
+            doubled = sorted({name for name in columns if columns.count(name) > 1})
+            if doubled:
+                raise DataError(
+                    Problem(where, "", "two columns have one name", "rename one of them", got=", ".join(doubled))
+                )
+            continue
+        yield where, _csv_row(where, columns, cells)
+
+
+def _csv_row(where: Where, columns: list[str], cells: list[str]) -> dict[str, Any] | Problem:
+    if len(cells) != len(columns):
+        wrong = f"the row has {len(cells)} cells, the header names {len(columns)} columns"
+        return Problem(where, "", wrong, "quote cells that hold a comma or a line break")
+    for name, cell in zip(columns, cells, strict=True):
+        if not cell.isascii():
+            try:
+                cell.encode("utf-8")
+            except UnicodeEncodeError:
+                return Problem(where, name, "not valid UTF-8", "save the file as UTF-8")
+    return dict(zip(columns, cells, strict=True))
+
+
+def _parse(text: str, where: Where) -> dict[str, Any] | Problem:
+    try:
+        value = _DECODER.decode(text)
+    except ValueError as error:
+        return _not_json(where, error)
+    except RecursionError:
+        return Problem(where, "", "the JSON is nested too deeply to be a row", "write one plain object a line")
+    return value if isinstance(value, dict) else _not_an_object(where, value)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        names = [name for name, _ in pairs]
+        doubled = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f'the key "{doubled}" stands twice in one object')
+    return made
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_constant)
+
+
+def _not_json(where: Where, error: ValueError) -> Problem:
+    if isinstance(error, json.JSONDecodeError):
+        wrong = f"not valid JSON: {error.msg} at column {error.colno}"
+        return Problem(where, "", wrong, "write one complete JSON object a line")
+    return Problem(where, "", str(error), "keep one value of each, in plain JSON")
+
+
+def _not_an_object(where: Where, value: object) -> Problem:
+    kinds = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}
+    return Problem(
+        where, "", "a row is a JSON object", 'write {"messages": [...]}', got=kinds.get(type(value), "a number")
+    )
+
+
+def _not_utf8(where: Where, byte: int, column: int) -> Problem:
+    return Problem(
+        where, "", f"not valid UTF-8: byte 0x{byte:02x} at byte {column} of the line", "save the file as UTF-8"
+    )

@@ -1,0 +1,301 @@
+"""The one place that turns an Example into token ids and says which of them carry loss.
+
+Which tokens the assistant must produce is told by the template's `{% generation %}` blocks where it has them. Where it
+has none it is derived: an answer begins where the text rendered up to its generation prompt ends, which must be a
+prefix of the whole text, and ends with the first control token that the template writes after an answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from fastft.data.example import Example, Message
+from fastft.data.template import ChatTemplate, Span
+from fastft.data.tokenizer import TokenizerFacts
+from fastft.errors import DataError, Problem, RecipeError, Where
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+
+NO_LOSS = -100
+TrainOn = Literal["assistant", "all"]
+
+# Stand-ins that no template changes and no real text holds, to learn how a template frames an answer.
+_PROBE = ("fastftquestionone", "fastftanswerone", "fastftquestiontwo", "fastftanswertwo")
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One example as the model sees it. input_ids and labels: (length,), labels are -100 where there is no loss."""
+
+    input_ids: list[int]
+    labels: list[int]
+    where: Where
+
+    @property
+    def trained_tokens(self) -> int:
+        """How many tokens carry loss."""
+        return len(self.labels) - self.labels.count(NO_LOSS)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """The last question of a conversation as the model is asked it, and the answer that the row gives."""
+
+    text: str
+    input_ids: list[int]
+    reference: str
+    where: Where
+
+
+@dataclass(frozen=True)
+class Renderer:
+    """A tokenizer and a chat template that were proven to fit each other (`make_renderer`), or text alone."""
+
+    tokenizer: TokenizerFacts
+    template: ChatTemplate | None
+    train_on: TrainOn
+    # The control tokens that end an answer under this template, the usual one first.
+    end_of_turn: tuple[str, ...]
+    # What the template writes before an answer, for templates whose generation prompt differs from their history.
+    header: str = ""
+
+
+def make_renderer(
+    template: ChatTemplate | None, tokenizer: TokenizerFacts, train_on: TrainOn, where: Where
+) -> Renderer:
+    """The renderer for conversations, or for plain text when `template` is None.
+
+    Raises:
+        RecipeError: the template cannot be trained with: it fails on a plain conversation, drops an answer, or writes
+            no control token of this tokenizer after one, so that the model would never learn to stop.
+    """
+    if template is None:
+        return Renderer(tokenizer, None, train_on, ())
+    question, answer, question_two, answer_two = _PROBE
+    turns = tuple(Message(role, text) for role, text in zip(("user", "assistant") * 2, _PROBE, strict=True))
+    tokens = tokenizer.template_tokens
+    field = "data.chat_template"
+    try:
+        first_question = template.render(turns[:1], tokens, where=where)
+        first_answer = template.render(turns[:2], tokens, where=where)
+        whole = template.render(turns, tokens, where=where)
+    except DataError as error:
+        problem = error.problems[0]
+        raise RecipeError(Problem(where, field, problem.wrong, "correct the template")) from error
+    lost = next((text for text in _PROBE if whole.count(text) != 1), None)
+    if (
+        lost is not None
+        or whole.index(answer) > whole.index(question_two)
+        or whole.index(question) > whole.index(answer)
+    ):
+        wrong = "the template does not write each message of a conversation once, in order"
+        raise RecipeError(Problem(where, field, wrong, "correct the template", got=template.name))
+    tails = (whole.split(answer)[1].split(question_two)[0], whole.split(answer_two)[1])
+    ends = [_first_token(tail, tokenizer) for tail in tails]
+    if None in ends:
+        tail = tails[ends.index(None)].strip()
+        wrong = "the template writes no control token of this model after an answer, so the model would never stop"
+        instead = 'use the model\'s own template ("model") or one that ends answers with a token of its tokenizer'
+        raise RecipeError(Problem(where, field, wrong, instead, got=repr(tail[:40]) if tail else "nothing"))
+    found = [end for end in ends if end is not None]
+    header = first_answer[len(first_question) : first_answer.index(answer)]
+    if not first_answer.startswith(first_question):
+        header = ""
+    stops = [token for token in tokenizer.stop_tokens if token != tokenizer.bos_token]
+    return Renderer(tokenizer, template, train_on, tuple(dict.fromkeys(found + stops)), header)
+
+
+def encode(example: Example, renderer: Renderer) -> Encoded:
+    """The ids and labels of one example.
+
+    Raises:
+        DataError: the example cannot be rendered, or its loss mask cannot be proven right.
+    """
+    made = encode_batch([example], renderer)[0]
+    if isinstance(made, Problem):
+        raise DataError(made)
+    return made
+
+
+def encode_batch(examples: Sequence[Example], renderer: Renderer) -> list[Encoded | Problem]:
+    """The ids and labels of each example, or why it has none. A thousand at a time is fastest."""
+    drawn: list[tuple[str, list[Span]] | Problem] = []
+    for example in examples:
+        try:
+            drawn.append(render(example, renderer))
+        except DataError as error:
+            drawn.append(error.problems[0])
+    texts = [entry[0] for entry in drawn if not isinstance(entry, Problem)]
+    encodings = iter(renderer.tokenizer.tokenizer.encode_batch(texts, add_special_tokens=False))
+    return [
+        entry if isinstance(entry, Problem) else _labelled(example, renderer, next(encodings), entry[1])
+        for example, entry in zip(examples, drawn, strict=True)
+    ]
+
+
+def render(example: Example, renderer: Renderer) -> tuple[str, list[Span]]:
+    """The text of an example, begun with the BOS token where the model wants one, and its spans that carry loss.
+
+    Raises:
+        DataError: the template refuses the example, or a span cannot be proven right.
+    """
+    facts = renderer.tokenizer
+    spans: list[Span] = []
+    if example.text is not None:
+        text = example.text
+        if facts.end_of_text and not text.endswith(facts.end_of_text):
+            text += facts.end_of_text
+    elif renderer.template is None:
+        raise DataError(Problem(example.where, "", "a conversation needs a chat template", "set data.chat_template"))
+    else:
+        _refuse_control_tokens(example, facts)
+        if renderer.template.marks_answers and renderer.train_on == "assistant":
+            text, spans = renderer.template.render_marked(example, facts.template_tokens)
+            spans = _chosen_spans(example, spans)
+        else:
+            text = renderer.template.render(
+                example.messages, facts.template_tokens, where=example.where, tools=example.tools
+            )
+            spans = _derived_spans(example, renderer, text) if renderer.train_on == "assistant" else []
+    if facts.adds_bos and facts.bos_token and not text.startswith(facts.bos_token):
+        text = facts.bos_token + text
+        spans = [(start + len(facts.bos_token), end + len(facts.bos_token)) for start, end in spans]
+    return text, spans
+
+
+def render_prompt(example: Example, renderer: Renderer) -> Prompt:
+    """What the model is asked with before the last assistant turn, and the answer of that turn.
+
+    Raises:
+        DataError: the example has no assistant turn, or the template refuses it.
+    """
+    answers = [index for index, message in enumerate(example.messages) if message.role == "assistant"]
+    if not answers or renderer.template is None:
+        wrong = "there is no question and answer to compare with"
+        raise DataError(Problem(example.where, "", wrong, "exact match needs conversations"))
+    facts = renderer.tokenizer
+    text = renderer.template.render(
+        example.messages[: answers[-1]],
+        facts.template_tokens,
+        where=example.where,
+        tools=example.tools,
+        add_generation_prompt=True,
+    )
+    if facts.adds_bos and facts.bos_token and not text.startswith(facts.bos_token):
+        text = facts.bos_token + text
+    ids = facts.tokenizer.encode(text, add_special_tokens=False).ids
+    return Prompt(text, ids, example.messages[answers[-1]].content, example.where)
+
+
+def _derived_spans(example: Example, renderer: Renderer, text: str) -> list[Span]:
+    """The character span of each trained answer, its end-of-turn token included, in the rendered `text`."""
+    where, messages = example.where, example.messages
+    answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
+    starts = [_answer_start(example, renderer, text, index) for index in answers]
+    spans = []
+    for start, index, limit in zip(starts, answers, [*starts[1:], len(text)], strict=True):
+        field = f"message {index + 1} (assistant)"
+        first = _first_of(text, renderer.end_of_turn, start)
+        if first is None or first[1] > limit:
+            wrong = (
+                f"the template writes no {renderer.end_of_turn[0]} after this answer: the model would not learn to stop"
+            )
+            raise DataError(Problem(where, field, wrong, "use a template that ends every answer"))
+        if not text[start : first[0]].strip():
+            raise DataError(Problem(where, field, "the template leaves nothing of this answer", "change the row"))
+        if messages[index].trained:
+            spans.append((start, first[1]))
+    return spans
+
+
+def _answer_start(example: Example, renderer: Renderer, text: str, index: int) -> int:
+    """Where the answer `index` begins in `text`: where the prompt for it, which must be a prefix, ends."""
+    template, tokens = renderer.template, renderer.tokenizer.template_tokens
+    assert template is not None  # noqa: S101 -- only called for conversations
+    before = example.messages[:index]
+    prompt = template.render(before, tokens, where=example.where, tools=example.tools, add_generation_prompt=True)
+    if text.startswith(prompt):
+        return len(prompt)
+    history = template.render(before, tokens, where=example.where, tools=example.tools)
+    if renderer.header and text.startswith(history + renderer.header):
+        return len(history) + len(renderer.header)
+    wrong = "the template writes what leads to this answer differently once it is given, so its beginning is unclear"
+    instead = 'put {% generation %} marks into the template, or set data.train_on = "all"'
+    raise DataError(Problem(example.where, f"message {index + 1} (assistant)", wrong, instead))
+
+
+def _chosen_spans(example: Example, spans: list[Span]) -> list[Span]:
+    """The template's own spans, without those of turns that carry no loss."""
+    answers = [message for message in example.messages if message.role == "assistant"]
+    if len(spans) != len(answers):
+        wrong = f"the template marks {len(spans)} generated parts for {len(answers)} assistant turns"
+        raise DataError(Problem(example.where, "", wrong, "put one {% generation %} block around each answer"))
+    return [span for span, message in zip(spans, answers, strict=True) if message.trained]
+
+
+def _labelled(example: Example, renderer: Renderer, encoding: Encoding, spans: list[Span]) -> Encoded | Problem:
+    ids: list[int] = encoding.ids
+    facts, where = renderer.tokenizer, example.where
+    bos_id = facts.id_of(facts.bos_token) if facts.bos_token else None
+    if bos_id is not None and ids[:2] == [bos_id, bos_id]:
+        return Problem(where, "", f"the text begins with two {facts.bos_token}", "let only the template write it")
+    if renderer.train_on == "all" or example.text is not None:
+        return Encoded(ids, list(ids), where)
+    labels = [NO_LOSS] * len(ids)
+    stops = {facts.id_of(token) for token in renderer.end_of_turn}
+    for start, end in spans:
+        first, last = _token_at(encoding, start, 1, end), _token_at(encoding, end - 1, -1, start)
+        if first is None or last is None or stops.isdisjoint(ids[first : last + 1]):
+            wrong = f"a trained answer has no {renderer.end_of_turn[0]} with loss: the model would not learn to stop"
+            return Problem(where, "", wrong, "put it inside the {% generation %} block of the template")
+        labels[first : last + 1] = ids[first : last + 1]
+    if not spans:
+        return Problem(where, "", "no token carries loss", "add an assistant turn")
+    return Encoded(ids, labels, where)
+
+
+def _token_at(encoding: Encoding, position: int, step: int, limit: int) -> int | None:
+    """The token over the character at `position`, or over the next one towards `limit` that any token covers.
+
+    Some tokenizers leave white space out of their offsets.
+    """
+    while position != limit:
+        token: int | None = encoding.char_to_token(position)
+        if token is not None:
+            return token
+        position += step
+    return None
+
+
+def _refuse_control_tokens(example: Example, facts: TokenizerFacts) -> None:
+    """Fail where the text of a message would become a control token."""
+    for number, message in enumerate(example.messages, start=1):
+        if not any(opening in message.content for opening in facts.special_openings):
+            continue
+        forged = _first_of(message.content, tuple(facts.special_tokens), 0)
+        if forged is not None:
+            token = message.content[forged[0] : forged[1]]
+            wrong = f"the text holds {token}, which this tokenizer reads as a control token"
+            instead = "remove it, or write it with a space inside"
+            raise DataError(Problem(example.where, f"message {number} ({message.role})", wrong, instead))
+
+
+def _first_token(text: str, facts: TokenizerFacts) -> str | None:
+    """The first token in `text` that can stop the model: a control or added one, not the one that begins texts."""
+    added = {token.content for token in facts.tokenizer.get_added_tokens_decoder().values() if token.content.strip()}
+    candidates = (added | facts.special_tokens) - ({facts.bos_token} - set(facts.stop_tokens))
+    found = _first_of(text, tuple(token for token in candidates if token), 0)
+    return text[found[0] : found[1]] if found else None
+
+
+def _first_of(text: str, tokens: Sequence[str], start: int) -> Span | None:
+    """The span of the first of `tokens` in `text` from `start` on, the longest where several begin there."""
+    best: Span | None = None
+    for token in tokens:
+        at = text.find(token, start)
+        if at >= 0 and (best is None or (at, -at - len(token)) < (best[0], -best[1])):
+            best = (at, at + len(token))
+    return best

@@ -1,0 +1,218 @@
+"""Chat templates: found by name, file or model, and rendered as transformers renders them, in jinja2's sandbox."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastft.data.example import Example, Message
+from fastft.errors import DataError, Problem, RecipeError, Where, nearest
+
+if TYPE_CHECKING:
+    from jinja2 import Environment, Template
+
+FOLDER = Path(__file__).with_name("templates")
+Span = tuple[int, int]
+
+
+def known_templates() -> tuple[str, ...]:
+    """The names of the chat templates that fastft brings, sorted."""
+    return tuple(sorted(path.stem for path in FOLDER.glob("*.jinja")))
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """The Jinja source that turns messages into text, and where it came from ("model", a known name, or a file)."""
+
+    name: str
+    source: str
+
+    @property
+    def sha256(self) -> str:
+        """Of the source: the same text for the same messages."""
+        return hashlib.sha256(self.source.encode()).hexdigest()
+
+    @cached_property
+    def compiled(self) -> Template:
+        """The compiled template.
+
+        Raises:
+            RecipeError: the source is not valid Jinja.
+        """
+        import jinja2
+
+        try:
+            return _environment().from_string(self.source)
+        except jinja2.TemplateSyntaxError as error:
+            where = Where(self.name, error.lineno)
+            wrong = f"the chat template is not valid Jinja: {error.message}"
+            raise RecipeError(Problem(where, "data.chat_template", wrong, "correct the template")) from error
+
+    @cached_property
+    def marks_answers(self) -> bool:
+        """Whether the template itself says, by `{% generation %}`, what the assistant generates."""
+        import re
+
+        return re.search(r"\{%-?\s*generation\s*-?%\}", self.source) is not None
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        tokens: Mapping[str, str],
+        *,
+        where: Where,
+        tools: Sequence[Mapping[str, Any]] = (),
+        add_generation_prompt: bool = False,
+    ) -> str:
+        """The text of `messages`; `tokens` are the control tokens by name.
+
+        Raises:
+            DataError: the template refuses these messages (its own reason is told), or fails on them.
+        """
+        values = _values(messages, tools, tokens, add_generation_prompt)
+        try:
+            return self.compiled.render(values)
+        except Exception as error:
+            raise DataError(_refused(where, error)) from error
+
+    def render_marked(self, example: Example, tokens: Mapping[str, str]) -> tuple[str, list[Span]]:
+        """The text of `example`, and the character spans inside `{% generation %}` blocks.
+
+        Raises:
+            DataError: the template refuses these messages, or a block's place in the text cannot be told.
+        """
+        spans: list[Span] = []
+        pieces: list[str] = []
+        length = 0
+        environment: Any = self.compiled.environment
+        values = _values(example.messages, example.tools, tokens, add_generation_prompt=False)
+
+        def opened(block: str) -> None:
+            spans.append((length, length + len(block)))
+            blocks.append(block)
+
+        blocks: list[str] = []
+        environment.on_generation_block = opened
+        try:
+            for piece in self.compiled.generate(values):
+                pieces.append(piece)
+                length += len(piece)
+        except Exception as error:
+            raise DataError(_refused(example.where, error)) from error
+        finally:
+            environment.on_generation_block = None
+        text = "".join(pieces)
+        # Inside a macro or a filter the text is put together later, and the place is not the block's own.
+        if any(text[start:end] != block for (start, end), block in zip(spans, blocks, strict=True)):
+            wrong = "a {% generation %} block stands where its place in the text cannot be told"
+            raise DataError(Problem(example.where, "", wrong, "move it out of macros and filters of the template"))
+        return text, spans
+
+
+def load_template(choice: str, recipe_dir: Path, model_template: str | None, where: Where) -> ChatTemplate:
+    """The chat template that `data.chat_template` names: "model", a known name, or a `.jinja` file.
+
+    Raises:
+        RecipeError: it is unknown, missing or not valid Jinja, or the model has none of its own.
+    """
+    field = "data.chat_template"
+    if choice == "model":
+        if model_template is None:
+            wrong = "this model has no chat template of its own"
+            instead = f"name the one it was trained with: {', '.join(known_templates())}"
+            raise RecipeError(Problem(where, field, wrong, instead, got='"model"'))
+        template = ChatTemplate("model", model_template)
+    elif choice.endswith(".jinja"):
+        path = recipe_dir / Path(choice).expanduser()
+        if not path.is_file():
+            near = nearest(path.name, (p.name for p in path.parent.glob("*.jinja")))
+            instead = f"did you mean {near}?" if near else "paths are relative to the recipe"
+            raise RecipeError(Problem(where, field, "no such file", instead, got=choice))
+        template = ChatTemplate(choice, path.read_text(encoding="utf-8"))
+    elif choice in known_templates():
+        template = ChatTemplate(choice, (FOLDER / f"{choice}.jinja").read_text(encoding="utf-8"))
+    else:
+        near = nearest(choice.lower(), known_templates())
+        instead = (
+            f'did you mean "{near}"?' if near else f"known: model, {', '.join(known_templates())}, or a .jinja file"
+        )
+        raise RecipeError(Problem(where, field, "unknown chat template", instead, got=f'"{choice}"'))
+    _ = template.compiled
+    return template
+
+
+def _values(
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]],
+    tokens: Mapping[str, str],
+    add_generation_prompt: bool,
+) -> dict[str, Any]:
+    return {
+        **tokens,
+        "messages": [message.as_template_value() for message in messages],
+        "tools": list(tools) or None,
+        "documents": None,
+        "add_generation_prompt": add_generation_prompt,
+    }
+
+
+def _refused(where: Where, error: Exception) -> Problem:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return Problem(where, "", f"the chat template refuses these messages: {reason}", "change the row or the template")
+
+
+@lru_cache(maxsize=1)
+def _environment() -> Environment:
+    """A sandbox with exactly what transformers gives a chat template (its apply_chat_template, checked by a test)."""
+    from jinja2 import TemplateError, nodes
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.parser import Parser
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """`{% generation %} ... {% endgeneration %}`: prints its body and reports it to `on_generation_block`."""
+
+        tags = {"generation"}  # noqa: RUF012 -- jinja2's own way to declare it
+
+        def parse(self, parser: Parser) -> nodes.Node:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.CallBlock(self.call_method("_report"), [], [], body).set_lineno(line)
+
+        def _report(self, caller: Any) -> str:
+            block: str = caller()
+            listener = self.environment.on_generation_block  # type: ignore[attr-defined]
+            if listener is not None:
+                listener(block)
+            return block
+
+    def raise_exception(message: str) -> None:
+        raise TemplateError(message)
+
+    def tojson(
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
+        # jinja2's own filter escapes HTML, which would teach the model to.
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+    def strftime_now(pattern: str) -> str:
+        return datetime.now().strftime(pattern)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = tojson
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = strftime_now
+    environment.extend(on_generation_block=None)
+    return environment

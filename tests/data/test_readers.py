@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastft.data.readers import count_rows, fingerprint, is_hub_id, read_rows
+from fastft.errors import DataError, Problem
+
+Write = Callable[[str, "str | bytes"], Path]
+
+
+def rows(path: Path, source: str | None = None) -> list[tuple[int | None, Any]]:
+    return [(where.line, value) for where, value in read_rows(source or path.name, path.parent)]
+
+
+def broken_row(path: Path) -> tuple[int | None, str]:
+    """The line and text of the only problem in the file."""
+    problems = [(line, value) for line, value in rows(path) if isinstance(value, Problem)]
+    assert len(problems) == 1
+    return problems[0][0], str(problems[0][1])
+
+
+def test_each_line_of_jsonl_is_a_row_with_its_line_number(write: Write) -> None:
+    path = write("a.jsonl", '{"text": "one"}\n{"text": "two"}\n')
+    assert rows(path) == [(1, {"text": "one"}), (2, {"text": "two"})]
+
+
+def test_a_byte_order_mark_crlf_and_blank_lines_are_no_part_of_a_row(write: Write) -> None:
+    path = write("a.jsonl", b'\xef\xbb\xbf{"text": "one"}\r\n\r\n  \n{"text": "two"}')
+    assert rows(path) == [(1, {"text": "one"}), (4, {"text": "two"})]
+    assert count_rows("a.jsonl", path.parent) == 2
+
+
+def test_gzip_is_read_and_counted_as_its_content(write: Write) -> None:
+    path = write("a.jsonl.gz", gzip.compress(b'{"text": "one"}\n{"text": "two"}\n'))
+    assert rows(path) == [(1, {"text": "one"}), (2, {"text": "two"})]
+    assert count_rows("a.jsonl.gz", path.parent) == 2
+
+
+def test_a_cut_off_gzip_file_is_refused(write: Write) -> None:
+    path = write("a.jsonl.gz", gzip.compress(b'{"text": "one"}\n' * 1000)[:-20])
+    with pytest.raises(DataError, match="cannot be read"):
+        rows(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (b'{"text": "a\xff"}', "not valid UTF-8: byte 0xff at byte 12 of the line"),
+        (b'{"text": "a"', "not valid JSON"),
+        (b'{"text": "a"} x', "not valid JSON"),
+        (b'{"text": "a", "text": "b"}', 'the key "text" stands twice'),
+        (b'{"text": NaN}', "NaN is not JSON"),
+        (b'["a"]', "a row is a JSON object (got a list)"),
+        (b'"a"', "a row is a JSON object (got a string)"),
+        (b"null", "a row is a JSON object (got null)"),
+        (b"7", "a row is a JSON object (got a number)"),
+        (b"[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_a_broken_line_is_a_problem_at_its_line_and_the_rest_is_read(write: Write, line: bytes, expected: str) -> None:
+    path = write("a.jsonl", b'{"text": "one"}\n' + line + b'\n{"text": "three"}\n')
+    number, problem = broken_row(path)
+    assert number == 2
+    assert expected in problem
+    assert len(rows(path)) == 3
+
+
+def test_a_json_array_gives_its_objects_with_the_lines_they_begin_on(write: Write) -> None:
+    path = write("a.json", '[\n  {"text": "one"},\n  {\n    "text": "two"\n  },\n  5\n]\n')
+    found = rows(path)
+    assert found[:2] == [(2, {"text": "one"}), (3, {"text": "two"})]
+    assert found[2][0] == 6
+    assert isinstance(found[2][1], Problem)
+    assert count_rows("a.json", path.parent) == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ('[{"text": "one"},\n', "not closed"),
+        ('[{"text": "one"},\n{"text" "two"}]', "not valid JSON"),
+        ('"text"', "not a JSON array"),
+    ],
+)
+def test_a_broken_json_array_is_refused_as_a_whole(write: Write, content: str, expected: str) -> None:
+    path = write("a.json", content)
+    with pytest.raises(DataError, match=expected):
+        rows(path)
+
+
+def test_json_lines_in_a_json_file_are_read(write: Write) -> None:
+    assert rows(write("a.json", '{"text": "one"}\n{"text": "two"}\n'))[1] == (2, {"text": "two"})
+
+
+def test_csv_cells_may_hold_commas_quotes_and_line_breaks(write: Write) -> None:
+    path = write("a.csv", 'prompt,completion\r\n"a, b","says ""c""\nand d"\r\nx,y\r\n')
+    assert rows(path) == [
+        (2, {"prompt": "a, b", "completion": 'says "c"\nand d'}),
+        (4, {"prompt": "x", "completion": "y"}),
+    ]
+
+
+def test_a_csv_row_with_a_cell_too_few_is_a_problem(write: Write) -> None:
+    number, problem = broken_row(write("a.csv", "prompt,completion\na,b\nc\n"))
+    assert (number, "1 cells" in problem) == (3, True)
+
+
+def test_a_csv_row_that_is_not_utf8_is_a_problem(write: Write) -> None:
+    number, problem = broken_row(write("a.csv", b"prompt,completion\na,b\nc,\xff\n"))
+    assert (number, "not valid UTF-8" in problem) == (3, True)
+
+
+def test_two_csv_columns_of_one_name_are_refused(write: Write) -> None:
+    with pytest.raises(DataError, match=r"two columns have one name \(got text\)"):
+        rows(write("a.csv", "text,text\na,b\n"))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
+def test_an_empty_file_is_refused(write: Write, name: str) -> None:
+    with pytest.raises(DataError, match="holds no rows"):
+        rows(write(name, ""))
+
+
+def test_a_missing_file_names_the_nearest_one_that_is_there(write: Write) -> None:
+    path = write("train.jsonl", '{"text": "one"}\n')
+    with pytest.raises(DataError, match=r"no such file; did you mean train\.jsonl\?"):
+        rows(path, "trian.jsonl")
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no folder"):
+        rows(tmp_path / "x", "nowhere/train.jsonl")
+
+
+def test_a_glob_reads_its_files_in_order_and_one_without_a_match_is_refused(write: Write) -> None:
+    write("b.jsonl", '{"text": "two"}\n')
+    path = write("a.jsonl", '{"text": "one"}\n')
+    assert [value["text"] for _, value in rows(path, "*.jsonl")] == ["one", "two"]
+    with pytest.raises(DataError, match="no file matches"):
+        rows(path, "*.csv")
+
+
+def test_a_kind_of_file_that_is_not_read_is_refused(write: Write) -> None:
+    with pytest.raises(DataError, match="not a kind of file that fastft reads"):
+        rows(write("a.xlsx", "x"))
+
+
+def test_the_fingerprint_follows_the_content_and_not_the_name(write: Write) -> None:
+    one, same, other = write("a", "1"), write("b", "1"), write("c", "2")
+    assert fingerprint([one]) == fingerprint([same]) != fingerprint([other])
+    assert fingerprint([one, other]) != fingerprint([other, one])
+
+
+def test_hub_ids_are_told_from_paths(write: Write) -> None:
+    folder = write("train.jsonl", "{}").parent
+    (folder / "data").mkdir()
+    (folder / "data" / "set").mkdir()
+    ids = ["org/name", "org/name:test", "org/name/config:test"]
+    assert [is_hub_id(source, folder) for source in ids] == [True] * 3
+    paths = ["train.jsonl", "data/train.jsonl", "./org/name", "/org/name", "data/set", "org/*", "name"]
+    assert [is_hub_id(source, folder) for source in paths] == [False] * 7
+
+
+def test_every_row_of_a_big_object_file_is_streamed(write: Write) -> None:
+    path = write("a.jsonl", "".join(json.dumps({"text": str(n)}) + "\n" for n in range(1000)))
+    stream = read_rows(path.name, path.parent)
+    assert next(stream)[1] == {"text": "0"}
