@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +19,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+if TYPE_CHECKING:
+    from fastft.data.inspect import SourceFacts
 
 RecipePath = Annotated[Path, typer.Argument(help="The recipe, a .toml file.", show_default=False)]
 Overrides = Annotated[
@@ -70,9 +73,14 @@ def check(
             for problem in failed[path].problems if path in failed else ():
                 print(problem, file=sys.stderr)
             if path not in failed:
-                print(f"{path}: sound; {'; '.join(map(str, seen[path].sources))}")
+                print(f"{path}: sound; " + "; ".join(_source(source) for source in seen[path].sources))
     if failed:
         raise typer.Exit(min(error.exit_code for error in failed.values()))
+
+
+def _source(source: SourceFacts) -> str:
+    """One data source as `data.train: rows.jsonl (messages)`."""
+    return f"{source.key}: {source.source} ({source.format or 'on the Hub, not looked at'})"
 
 
 def _checked(path: Path, error: FastftError | None) -> dict[str, object]:

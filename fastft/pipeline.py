@@ -248,7 +248,7 @@ class _Attempt:
             train=prepared.train.rows,
             eval=None if prepared.eval is None else prepared.eval.rows,
             prompts=prompts,
-            stop_ids=[facts.tokenizer.token_to_id(token) for token in facts.stop_tokens],
+            stop_ids=[token for text in prepared.renderer.end_of_turn if (token := facts.id_of(text)) is not None],
             max_new_tokens=recipe.eval.max_new_tokens,
             early_stopping_patience=recipe.train.early_stopping_patience,
         )

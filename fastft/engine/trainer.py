@@ -49,7 +49,7 @@ class EpochSampler(Sampler[int]):
             yield from get_length_grouped_indices(self._lengths, self._batch, generator=generator)
 
 
-class RunTrainer(SFTTrainer):  # type: ignore[misc]
+class RunTrainer(SFTTrainer):
     """An SFTTrainer that writes sealed `step-N` checkpoints into a run directory and counts what it really trained."""
 
     def __init__(self, *args: Any, run: RunDir, lengths: list[int] | None, **kwargs: Any) -> None:
@@ -123,7 +123,7 @@ def _cannot_save(folder: Path, error: OSError) -> TrainingError:
     return TrainingError(Problem(Where(str(folder)), "train.save_strategy", wrong, instead))
 
 
-class Watcher(TrainerCallback):  # type: ignore[misc]
+class Watcher(TrainerCallback):
     """Reports each logged step, stops at a loss that is no number, and saves and stops when `stop_asked` says so."""
 
     def __init__(
