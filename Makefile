@@ -1,0 +1,45 @@
+# make quickstart   install, then train a real 135M model on two cores in minutes
+# make test         install if needed, then every check and every test
+# Both can be run again at no cost.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# A GPU host is one where the driver answers.
+LIST := $(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu)
+
+.PHONY: quickstart test light lint docs golden clean
+
+quickstart: $(VENV)/installed
+	$(BIN)/fastft run recipes/quickstart.toml --resume
+
+test: lint
+	$(BIN)/python -m pytest
+
+# The tests that need no torch: seconds.
+light: $(VENV)/installed
+	$(BIN)/python -m pytest --ignore tests/engine --ignore tests/gpu -m "not slow"
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# docs/reference is made by the program; a test fails when it is stale.
+docs: $(VENV)/installed
+	$(BIN)/python -m tests.docs
+
+# The plan of each shipped recipe; a test fails when it changes, so that review sees what a default does.
+golden: $(VENV)/installed
+	$(BIN)/python -m tests.golden
+
+# torch first, with what it needs; then pinned lists without dependencies: see requirements/cpu.txt.
+$(VENV)/installed: requirements/$(LIST).txt requirements/cpu.txt requirements/dev.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet --no-deps -r requirements/$(LIST).txt -r requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
