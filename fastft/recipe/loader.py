@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from fastft.errors import Problem, RecipeError, Where, nearest
-from fastft.recipe.locate import line_of, line_of_nearest
+from fastft.recipe.locate import line_of, line_of_nearest, line_of_statement
 from fastft.recipe.model import Recipe
 from fastft.recipe.names import ELSEWHERE
 from fastft.recipe.reference import allowed, fields, sections
@@ -107,27 +108,21 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         message = str(error)
-        place = re.search(r"\(at line (\d+), column (\d+)\)|\(at end of document\)", message)
-        line = int(place.group(1)) if place and place.group(1) else _last_line(text)
+        place = re.search(r"\(at line (\d+), column \d+\)$", message)
+        begins = line_of_statement(text, int(place.group(1)) if place else None)
+        line = int(place.group(1)) if place else begins
         wrong = "is not valid TOML: " + re.sub(r" \(at .*\)$", "", message)
-        instead = (
-            'write `key = value` lines under [section] headers; text in "double quotes", true and false in lower case'
-        )
+        if begins < line:
+            wrong += f", in what begins on line {begins}"
+        if message.startswith("Cannot "):  # overwrite a value, declare a table twice, ...
+            instead = "write each [section] once, and each key once in it"
+        else:
+            lines = "write `key = value` lines under [section] headers"
+            instead = f'{lines}; text in "double quotes", true and false in lower case'
     except (RecursionError, ValueError) as error:
-        line, wrong, instead = 1, f"cannot be parsed: {error}", "a recipe holds plain values in six tables"
+        line, instead = line_of_statement(text, None), "a recipe holds plain values in six tables"
+        wrong = "is nested too deeply" if isinstance(error, RecursionError) else "holds a number of too many digits"
     raise RecipeError(Problem(Where(str(path), line), "", wrong, instead))
-
-
-def _last_line(text: str) -> int:
-    """The line where an unfinished statement begins: the first line after which no prefix of the file parses."""
-    lines = text.splitlines(keepends=True)
-    for end in range(len(lines) - 1, 0, -1):
-        try:
-            tomllib.loads("".join(lines[:end]))
-        except tomllib.TOMLDecodeError:
-            continue
-        return end + 1
-    return 1
 
 
 def _parse_overrides(overrides: Iterable[str]) -> dict[str, tuple[str, Any]]:
@@ -200,14 +195,18 @@ def _set_aside(tree: dict[str, Any], paths: Iterable[tuple[str, ...]]) -> bool:
             del table[key]
             changed = True
         elif path in _STAND_INS and isinstance(table, dict):
-            section, _, name = ".".join(path).partition(".")
-            tree.setdefault(section, {}) if not name else table.update({name: _STAND_INS[path]})
+            table[key] = copy.deepcopy(_STAND_INS[path])
             changed = True
     return changed
 
 
 # Values that let the rest of a recipe be checked when a required one is missing or wrong. Never returned to a caller.
-_STAND_INS: dict[tuple[str, ...], str] = {("model",): "", ("data",): "", ("model", "id"): "-", ("data", "train"): "-"}
+_STAND_INS: dict[tuple[str, ...], Any] = {
+    ("model",): {"id": "-"},
+    ("data",): {"train": "-"},
+    ("model", "id"): "-",
+    ("data", "train"): "-",
+}
 
 
 def _explain(
@@ -279,5 +278,7 @@ def _where(path: Path, text: str, overrides: Mapping[str, str], field: str) -> W
 
 def _shown(value: Any) -> str:
     """A value as it would be written in TOML, cut to a readable length."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 80 else text[:77] + "..."
