@@ -59,8 +59,10 @@ class Renderer:
     train_on: TrainOn
     # The control tokens that end an answer under this template, the usual one first.
     end_of_turn: tuple[str, ...]
-    # What the template writes before an answer, for templates whose generation prompt differs from their history.
+    # What the template writes between a question and its answer.
     header: str = ""
+    # Whether it writes that for a question without an answer too, as `add_generation_prompt` asks.
+    writes_prompt: bool = True
 
 
 def make_renderer(
@@ -81,6 +83,7 @@ def make_renderer(
     try:
         first_question = template.render(turns[:1], tokens, where=where)
         first_answer = template.render(turns[:2], tokens, where=where)
+        prompt = template.render(turns[:1], tokens, where=where, add_generation_prompt=True)
         whole = template.render(turns, tokens, where=where)
     except DataError as error:
         problem = error.problems[0]
@@ -105,7 +108,8 @@ def make_renderer(
     if not first_answer.startswith(first_question):
         header = ""
     stops = [token for token in tokenizer.stop_tokens if token != tokenizer.bos_token]
-    return Renderer(tokenizer, template, train_on, tuple(dict.fromkeys(found + stops)), header)
+    writes_prompt = prompt != first_question or not header.strip()
+    return Renderer(tokenizer, template, train_on, tuple(dict.fromkeys(found + stops)), header, writes_prompt)
 
 
 def encode(example: Example, renderer: Renderer) -> Encoded:
@@ -154,7 +158,7 @@ def render(example: Example, renderer: Renderer) -> tuple[str, list[Span]]:
         _refuse_control_tokens(example, facts)
         if renderer.template.marks_answers and renderer.train_on == "assistant":
             text, spans = renderer.template.render_marked(example, facts.template_tokens)
-            spans = _chosen_spans(example, spans)
+            spans = _proven_spans(example, renderer, text, spans)
         else:
             text = renderer.template.render(
                 example.messages, facts.template_tokens, where=example.where, tools=example.tools
@@ -177,13 +181,7 @@ def render_prompt(example: Example, renderer: Renderer) -> Prompt:
         wrong = "there is no question and answer to compare with"
         raise DataError(Problem(example.where, "", wrong, "exact match needs conversations"))
     facts = renderer.tokenizer
-    text = renderer.template.render(
-        example.messages[: answers[-1]],
-        facts.template_tokens,
-        where=example.where,
-        tools=example.tools,
-        add_generation_prompt=True,
-    )
+    text = _prompt_text(example, renderer, answers[-1])
     if facts.adds_bos and facts.bos_token and not text.startswith(facts.bos_token):
         text = facts.bos_token + text
     ids = facts.tokenizer.encode(text, add_special_tokens=False).ids
@@ -213,13 +211,10 @@ def _derived_spans(example: Example, renderer: Renderer, text: str) -> list[Span
 
 def _answer_start(example: Example, renderer: Renderer, text: str, index: int) -> int:
     """Where the answer `index` begins in `text`: where the prompt for it, which must be a prefix, ends."""
-    template, tokens = renderer.template, renderer.tokenizer.template_tokens
-    assert template is not None  # noqa: S101 -- only called for conversations
-    before = example.messages[:index]
-    prompt = template.render(before, tokens, where=example.where, tools=example.tools, add_generation_prompt=True)
+    prompt = _prompt_text(example, renderer, index)
     if text.startswith(prompt):
         return len(prompt)
-    history = template.render(before, tokens, where=example.where, tools=example.tools)
+    history = _rendered(example, renderer, index, add_generation_prompt=False)
     if renderer.header and text.startswith(history + renderer.header):
         return len(history) + len(renderer.header)
     wrong = "the template writes what leads to this answer differently once it is given, so its beginning is unclear"
@@ -227,13 +222,49 @@ def _answer_start(example: Example, renderer: Renderer, text: str, index: int) -
     raise DataError(Problem(example.where, f"message {index + 1} (assistant)", wrong, instead))
 
 
-def _chosen_spans(example: Example, spans: list[Span]) -> list[Span]:
-    """The template's own spans, without those of turns that carry no loss."""
-    answers = [message for message in example.messages if message.role == "assistant"]
-    if len(spans) != len(answers):
-        wrong = f"the template marks {len(spans)} generated parts for {len(answers)} assistant turns"
-        raise DataError(Problem(example.where, "", wrong, "put one {% generation %} block around each answer"))
-    return [span for span, message in zip(spans, answers, strict=True) if message.trained]
+def _proven_spans(example: Example, renderer: Renderer, text: str, marked: list[Span]) -> list[Span]:
+    """The template's own spans, each held against the prompt before it and ended with its end-of-turn token.
+
+    A span may begin behind white space that the format puts before an answer; what follows its end token is cut off.
+    """
+    where = example.where
+    answers = [index for index, message in enumerate(example.messages) if message.role == "assistant"]
+    if len(marked) != len(answers):
+        wrong = f"the template marks {len(marked)} generated parts for {len(answers)} assistant turns"
+        raise DataError(Problem(where, "", wrong, "put one {% generation %} block around each answer"))
+    spans = []
+    for (start, end), index in zip(marked, answers, strict=True):
+        prompt = _prompt_text(example, renderer, index)
+        if text.startswith(prompt) and (start < len(prompt) or text[len(prompt) : start].strip()):
+            shift = start - len(prompt)
+            side = f"{-shift} characters before" if shift < 0 else f"{shift} characters after"
+            wrong = f"the {{% generation %}} block begins {side} the end of its prompt"
+            field = f"message {index + 1} (assistant)"
+            raise DataError(Problem(where, field, wrong, "begin it right after the generation prompt"))
+        stop = _first_of(text, renderer.end_of_turn, start)
+        if stop is not None and stop[1] < end and not text[stop[1] : end].strip():
+            end = stop[1]
+        if example.messages[index].trained:
+            spans.append((start, end))
+    return spans
+
+
+def _prompt_text(example: Example, renderer: Renderer, index: int) -> str:
+    """What the model is given before it writes answer `index`, written out for templates that leave it out."""
+    text = _rendered(example, renderer, index, add_generation_prompt=True)
+    return text if renderer.writes_prompt else text + renderer.header
+
+
+def _rendered(example: Example, renderer: Renderer, count: int, *, add_generation_prompt: bool) -> str:
+    """The first `count` messages as text."""
+    assert renderer.template is not None  # noqa: S101 -- only called for conversations
+    return renderer.template.render(
+        example.messages[:count],
+        renderer.tokenizer.template_tokens,
+        where=example.where,
+        tools=example.tools,
+        add_generation_prompt=add_generation_prompt,
+    )
 
 
 def _labelled(example: Example, renderer: Renderer, encoding: Encoding, spans: list[Span]) -> Encoded | Problem:

@@ -222,3 +222,21 @@ def test_tool_calls_carry_loss_and_tool_results_do_not(every_token: TokenizerFac
         assert '"name": "add"' in runs[0]
         assert runs[1].endswith(f"It is 2.{ENDS[name]}")
         assert "1+1" not in "".join(runs)
+
+
+def test_generation_marks_with_a_line_break_after_the_end_token_do_not_train_it(
+    chatml: TokenizerFacts, conversation: Conversation
+) -> None:
+    source = GENERATION.replace("INSIDE", "<|im_end|>\n").replace("OUTSIDE", "")
+    renderer = make_renderer(ChatTemplate("x.jinja", source), chatml, "assistant", HERE)
+    assert trained_text(encode(conversation("Hi", "Hello"), renderer), chatml) == ["Hello<|im_end|>"]
+
+
+def test_a_template_that_writes_no_generation_prompt_still_trains_only_the_answer(
+    chatml: TokenizerFacts, conversation: Conversation
+) -> None:
+    source = "{% for m in messages %}{{ '<|im_start|>' ~ m.role ~ '\n' ~ m.content ~ '<|im_end|>\n' }}{% endfor %}"
+    renderer = make_renderer(ChatTemplate("x.jinja", source), chatml, "assistant", HERE)
+    example = conversation("Hi", "Hello", "Bye", "Goodbye")
+    assert trained_text(encode(example, renderer), chatml) == ["Hello<|im_end|>", "Goodbye<|im_end|>"]
+    assert render_prompt(example, renderer).text.endswith("Bye<|im_end|>\n<|im_start|>assistant\n")
