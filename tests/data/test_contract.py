@@ -192,7 +192,7 @@ def test_fault_12_truncated_to_no_target(bench: Bench) -> None:
 @pytest.mark.parametrize(
     "row",
     [
-        {"messages": [{"role": "system", "content": ""}, *CLEAN["messages"], *two_turns("<b>&lt;</b> <|x|>")["messages"]]},
+        {"messages": [{"role": "system", "content": ""}, *two_turns("<b>&lt; <|x|>")["messages"], *CLEAN["messages"]]},
         {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
         {"instruction": "a", "input": None, "output": "b\n\n", "history": []},
         {"prompt": "a", "completion": " b"},
