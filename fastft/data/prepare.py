@@ -6,11 +6,12 @@ import hashlib
 import random
 from array import array
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastft.data import cache
 from fastft.data.contract import check_encoded
 from fastft.data.example import Example
 from fastft.data.formats import detect_or_fail, rename, to_example
@@ -42,6 +43,8 @@ class Prepared:
     renderer: Renderer
     train_sha256: str | None
     eval_sha256: str | None
+    # Where train.arrow and eval.arrow lie, in the form of `datasets`; None without a cache.
+    folder: Path | None = None
 
     @property
     def template(self) -> ChatTemplate | None:
@@ -64,29 +67,35 @@ def prepare(
     recipe_dir: Path,
     locate: Callable[[str], Where],
     progress: Progress | None = None,
+    cache_dir: Path | None = None,
 ) -> Prepared:
     """The rows of `[data]`, rendered and tokenized; `locate` tells where the recipe sets a key.
 
-    `progress` is called with the number of rows read so far.
+    `progress` is called with the number of rows read so far. With `cache_dir` the rows are written there as Arrow files
+    (which needs pyarrow), and a later call with the same contents and settings maps them.
 
     Raises:
         DataError: a source cannot be read, more than data.max_reject_fraction of its rows are broken, or none is left.
         RecipeError: the chat template is unknown or does not fit the tokenizer.
         MachineError: a Hub dataset cannot be reached.
     """
-    made = gather(
-        data,
-        tokenizer,
-        max_seq_length=max_seq_length,
-        seed=seed,
-        recipe_dir=recipe_dir,
-        locate=locate,
-        progress=progress,
-    )
+    opened = _open(data, tokenizer, recipe_dir, locate)
+    folder = None
+    if cache_dir is not None and None not in opened.digests:
+        digests = [digest for digest in opened.digests if digest is not None]
+        folder = cache_dir / cache.cache_key(data, opened.renderer, digests, max_seq_length, seed, recipe_dir)
+        sets = cache.load(folder)
+        if sets is not None:
+            return opened.prepared(sets["train"], sets.get("eval"), folder)
+    made = _gather(data, opened, max_seq_length, seed, recipe_dir, locate, progress)
     _refuse_if_broken(made.train, "data.train" if data.train else "data.sources", data, max_seq_length, locate)
     if made.eval is not None:
         key = "data.eval" if data.eval is not None else "data.eval_fraction"
         _refuse_if_broken(made.eval, key, data, max_seq_length, locate)
+    if folder is not None:
+        named = {"train": made.train} if made.eval is None else {"train": made.train, "eval": made.eval}
+        if cache.save(folder, named):
+            return replace(made, folder=folder)
     return made
 
 
@@ -105,39 +114,70 @@ def gather(
     Raises:
         DataError, RecipeError, MachineError: as `prepare`, for what is wrong with a source or template as a whole.
     """
+    opened = _open(data, tokenizer, recipe_dir, locate)
+    return _gather(data, opened, max_seq_length, seed, recipe_dir, locate, progress)
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """What is known before the rows are read: formats, the renderer, and the digests of the sources, training first."""
+
+    format: str
+    renderer: Renderer
+    digests: list[str | None]
+    has_evaluation_source: bool
+
+    def prepared(self, train: RowSet, held_out: RowSet | None, folder: Path | None) -> Prepared:
+        """The result for these rows."""
+        trained = self.digests[:-1] if self.has_evaluation_source else self.digests
+        return Prepared(
+            train=train,
+            eval=held_out,
+            format=self.format,
+            renderer=self.renderer,
+            train_sha256=trained[0] if len(trained) == 1 else _joint(trained),
+            eval_sha256=self.digests[-1] if self.has_evaluation_source else None,
+            folder=folder,
+        )
+
+
+def _open(data: DataSection, tokenizer: TokenizerFacts, recipe_dir: Path, locate: Callable[[str], Where]) -> _Opened:
     where = locate("data.chat_template")
-    sources = training_sources(data)
-    formats = {_format_of(source, data, recipe_dir) for source in sources}
-    held_out_source = evaluation_source(data)
-    found = " + ".join(sorted(formats))
-    if held_out_source is not None:
-        formats.add(_format_of(held_out_source, data, recipe_dir))
-    if "text" in formats and len(formats) > 1:
-        wrong = f"plain text and conversations are mixed: {', '.join(sorted(formats))}"
+    held_out = evaluation_source(data)
+    sources = (*training_sources(data), *((held_out,) if held_out else ()))
+    formats = [_format_of(source, data, recipe_dir) for source in sources]
+    if "text" in formats and set(formats) != {"text"}:
+        wrong = f"plain text and conversations are mixed: {', '.join(sorted(set(formats)))}"
         raise DataError(Problem(locate("data.format"), "data.format", wrong, "give rows of one kind"))
     template = None
     if "text" not in formats:
         template = load_template(data.chat_template, recipe_dir, tokenizer.chat_template, where)
     renderer = make_renderer(template, tokenizer, data.train_on, where)
-    filler = _Filler(data, renderer, max_seq_length, seed, recipe_dir, progress)
+    found = " + ".join(dict.fromkeys(formats[:-1] if held_out else formats))
+    return _Opened(found, renderer, [source.sha256(recipe_dir) for source in sources], held_out is not None)
+
+
+def _gather(
+    data: DataSection,
+    opened: _Opened,
+    max_seq_length: int,
+    seed: int,
+    recipe_dir: Path,
+    locate: Callable[[str], Where],
+    progress: Progress | None,
+) -> Prepared:
+    filler = _Filler(data, opened.renderer, max_seq_length, seed, recipe_dir, progress)
     held_out = None if data.eval is None and data.eval_fraction is None else RowSet()
     chosen = _held_out_rows(data, seed, recipe_dir, locate)
     train = RowSet()
-    for source in sources:
+    for source in training_sources(data):
         filler.fill(source, train, held_out if chosen else None, chosen)
+    held_out_source = evaluation_source(data)
     if held_out is not None and held_out_source is not None:
         filler.fill(held_out_source, held_out, held_out, frozenset())
     if held_out is not None:
         held_out = _without_leaks(train, held_out)
-    digests = [source.sha256(recipe_dir) for source in sources]
-    return Prepared(
-        train=train,
-        eval=held_out,
-        format=found,
-        renderer=renderer,
-        train_sha256=digests[0] if len(digests) == 1 else _joint(digests),
-        eval_sha256=held_out_source.sha256(recipe_dir) if held_out_source else None,
-    )
+    return opened.prepared(train, held_out, None)
 
 
 @dataclass

@@ -5,30 +5,49 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import overload
+from itertools import pairwise
+from typing import Any, overload
 
 from fastft.data.example import Example
-from fastft.data.render import NO_LOSS, Encoded
+from fastft.data.render import Encoded
 from fastft.errors import Problem, Where
 
 
 class Rows(Sequence[Encoded]):
-    """Encoded examples, stored flat: 8 bytes a token instead of some 70 as Python lists."""
+    """Encoded examples, stored flat: 8 bytes a token instead of some 70 as Python lists.
+
+    The storage is either arrays that grow, or views of a file that is mapped into memory (fastft.data.cache).
+    """
 
     def __init__(self) -> None:
-        self._ids = array("i")
-        self._labels = array("i")
-        self._ends = array("q", [0])
-        self._where: list[Where] = []
+        self.ids: array[int] | memoryview[int] = array("i")
+        self.labels: array[int] | memoryview[int] = array("i")
+        # Row n is ids[ends[n]:ends[n + 1]].
+        self.ends: array[int] | memoryview[int] = array("i", [0])
+        self.paths: list[str] = []
+        self.path_numbers: array[int] | memoryview[int] = array("i")
+        self.lines: array[int] | memoryview[int] = array("i")
+        self.trained_tokens = 0
+        """How many tokens of all rows carry loss."""
+        self._path_number: dict[str, int] = {}
 
     def append(self, row: Encoded) -> None:
-        self._ids.extend(row.input_ids)
-        self._labels.extend(row.labels)
-        self._ends.append(len(self._ids))
-        self._where.append(row.where)
+        """Add one row at the end."""
+        stores = (self.ids, self.labels, self.ends, self.path_numbers, self.lines)
+        ids, labels, ends, path_numbers, lines = stores
+        assert all(isinstance(store, array) for store in stores), "rows of a mapped file do not grow"  # noqa: S101
+        ids.extend(row.input_ids)  # type: ignore[union-attr]
+        labels.extend(row.labels)  # type: ignore[union-attr]
+        ends.append(len(ids))  # type: ignore[union-attr]
+        number = self._path_number.setdefault(row.where.path, len(self.paths))
+        if number == len(self.paths):
+            self.paths.append(row.where.path)
+        path_numbers.append(number)  # type: ignore[union-attr]
+        lines.append(row.where.line or 0)  # type: ignore[union-attr]
+        self.trained_tokens += row.trained_tokens
 
     def __len__(self) -> int:
-        return len(self._where)
+        return len(self.lines)
 
     @overload
     def __getitem__(self, index: int) -> Encoded: ...
@@ -38,23 +57,23 @@ class Rows(Sequence[Encoded]):
         if isinstance(index, slice):
             return [self[position] for position in range(*index.indices(len(self)))]
         position = range(len(self))[index]
-        start, end = self._ends[position], self._ends[position + 1]
-        return Encoded(self._ids[start:end].tolist(), self._labels[start:end].tolist(), self._where[position])
+        start, end = self.ends[position], self.ends[position + 1]
+        return Encoded(self.ids[start:end].tolist(), self.labels[start:end].tolist(), self.where(position))
+
+    def where(self, index: int) -> Where:
+        """Where the row stands in its file."""
+        return Where(self.paths[self.path_numbers[index]], self.lines[index] or None)
 
     @property
     def lengths(self) -> list[int]:
         """The tokens of each row."""
-        return [end - start for start, end in zip(self._ends, self._ends[1:], strict=False)]
+        ends = self.ends.tolist()
+        return [end - start for start, end in pairwise(ends)]
 
     @property
     def tokens(self) -> int:
         """The tokens of all rows."""
-        return len(self._ids)
-
-    @property
-    def trained_tokens(self) -> int:
-        """How many of them carry loss."""
-        return len(self._labels) - self._labels.count(NO_LOSS)
+        return len(self.ids)
 
 
 @dataclass(frozen=True)
@@ -83,3 +102,9 @@ class RowSet:
     by_source: dict[str, int] = field(default_factory=dict)
     # Kept for evaluation rows only, in the order of `rows`: what the model is asked, and the right answer.
     examples: list[Example] = field(default_factory=list)
+
+
+def reject_record(problem: Problem) -> dict[str, Any]:
+    """The line of rejects.jsonl for a row that is not trained."""
+    where = {"file": problem.where.path, "line": problem.where.line}
+    return {**where, "field": problem.field, "reason": problem.wrong, "got": problem.got, "instead": problem.instead}
