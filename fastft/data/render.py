@@ -7,6 +7,7 @@ prefix of the whole text, and ends with the first control token that the templat
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -61,8 +62,15 @@ class Renderer:
     end_of_turn: tuple[str, ...]
     # What the template writes between a question and its answer.
     header: str = ""
-    # Whether it writes that for a question without an answer too, as `add_generation_prompt` asks.
-    writes_prompt: bool = True
+    # What it adds to a question for `add_generation_prompt`.
+    generation_prompt: str = ""
+    # Whether that can stand nowhere but before an answer: it holds a control token, which no message may.
+    is_unmistakable: bool = False
+
+    @property
+    def writes_prompt(self) -> bool:
+        """Whether the template leads to an answer that is not there yet, as `add_generation_prompt` asks."""
+        return bool(self.generation_prompt) or not self.header.strip()
 
 
 def make_renderer(
@@ -108,8 +116,16 @@ def make_renderer(
     if not first_answer.startswith(first_question):
         header = ""
     stops = [token for token in tokenizer.stop_tokens if token != tokenizer.bos_token]
-    writes_prompt = prompt != first_question or not header.strip()
-    return Renderer(tokenizer, template, train_on, tuple(dict.fromkeys(found + stops)), header, writes_prompt)
+    added = prompt[len(first_question) :] if prompt.startswith(first_question) else ""
+    return Renderer(
+        tokenizer,
+        template,
+        train_on,
+        end_of_turn=tuple(dict.fromkeys(found + stops)),
+        header=header,
+        generation_prompt=added,
+        is_unmistakable=header.startswith(added) and any(token in added for token in tokenizer.special_tokens),
+    )
 
 
 def encode(example: Example, renderer: Renderer) -> Encoded:
@@ -192,7 +208,10 @@ def _derived_spans(example: Example, renderer: Renderer, text: str) -> list[Span
     """The character span of each trained answer, its end-of-turn token included, in the rendered `text`."""
     where, messages = example.where, example.messages
     answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
-    starts = [_answer_start(example, renderer, text, index) for index in answers]
+    # Where a generation prompt can stand only before an answer and there is one for each, it need not be rendered.
+    starts = _ends_of(renderer.generation_prompt, text) if renderer.is_unmistakable else []
+    if len(starts) != len(answers):
+        starts = [_answer_start(example, renderer, text, index) for index in answers]
     spans = []
     for start, index, limit in zip(starts, answers, [*starts[1:], len(text)], strict=True):
         field = f"message {index + 1} (assistant)"
@@ -220,6 +239,15 @@ def _answer_start(example: Example, renderer: Renderer, text: str, index: int) -
     wrong = "the template writes what leads to this answer differently once it is given, so its beginning is unclear"
     instead = 'put {% generation %} marks into the template, or set data.train_on = "all"'
     raise DataError(Problem(example.where, f"message {index + 1} (assistant)", wrong, instead))
+
+
+def _ends_of(part: str, text: str) -> list[int]:
+    ends = []
+    at = text.find(part)
+    while at >= 0:
+        ends.append(at + len(part))
+        at = text.find(part, ends[-1])
+    return ends
 
 
 def _proven_spans(example: Example, renderer: Renderer, text: str, marked: list[Span]) -> list[Span]:
@@ -303,15 +331,17 @@ def _token_at(encoding: Encoding, position: int, step: int, limit: int) -> int |
 
 def _refuse_control_tokens(example: Example, facts: TokenizerFacts) -> None:
     """Fail where the text of a message would become a control token."""
-    for number, message in enumerate(example.messages, start=1):
-        if not any(opening in message.content for opening in facts.special_openings):
+    said = [(f"message {number} ({message.role})", message) for number, message in enumerate(example.messages, start=1)]
+    texts = [(field, message.content) for field, message in said]
+    texts += [(field, json.dumps(message.extra, ensure_ascii=False)) for field, message in said if message.extra]
+    texts += [("tools", json.dumps(example.tools, ensure_ascii=False))] if example.tools else []
+    for field, text in texts:
+        if not any(opening in text for opening in facts.special_openings):
             continue
-        forged = _first_of(message.content, tuple(facts.special_tokens), 0)
+        forged = _first_of(text, tuple(facts.special_tokens), 0)
         if forged is not None:
-            token = message.content[forged[0] : forged[1]]
-            wrong = f"the text holds {token}, which this tokenizer reads as a control token"
-            instead = "remove it, or write it with a space inside"
-            raise DataError(Problem(example.where, f"message {number} ({message.role})", wrong, instead))
+            wrong = f"the text holds {text[forged[0] : forged[1]]}, which this tokenizer reads as a control token"
+            raise DataError(Problem(example.where, field, wrong, "remove it, or write it with a space inside"))
 
 
 def _first_token(text: str, facts: TokenizerFacts) -> str | None:
