@@ -6,21 +6,24 @@ import tomllib
 from collections.abc import Iterator, Sequence
 
 
-def line_of(text: str, path: Sequence[str]) -> int | None:
+def line_of(text: str, path: Sequence[str | int]) -> int | None:
     """The 1-based line of the statement that defines `path` in valid TOML `text`, or None when nothing does.
 
-    A statement defines a path when it contains it, read below its own [header], and no statement before it does.
+    A statement defines a path when it contains it, read below its own [header], and no statement before it does. A
+    number in `path` counts the tables of a list from 0.
     """
-    header = ""
+    header, lists = "", ""  # `lists`: the [[headers]] so far, which number the tables
     for first, statement in statements(text):
-        if _contains(tomllib.loads(header + statement), path):
+        if _contains(tomllib.loads(lists + header + statement), path):
             return first
-        if statement.lstrip().startswith("["):
+        if statement.lstrip().startswith("[["):
+            header, lists = "", lists + statement
+        elif statement.lstrip().startswith("["):
             header = statement
     return None
 
 
-def line_of_nearest(text: str, path: Sequence[str]) -> int:
+def line_of_nearest(text: str, path: Sequence[str | int]) -> int:
     """The line of `path`, or of the closest table around it that the file has, or 1."""
     for length in range(len(path), 0, -1):
         line = line_of(text, path[:length])
@@ -34,7 +37,7 @@ def line_of_statement(text: str, line: int | None) -> int:
     for first, statement in statements(text):
         if line is None and not _parses(statement):
             return first
-        if line is not None and line < first + len(statement.splitlines()):
+        if line is not None and line < first + statement.count("\n"):
             return first
     return 1
 
@@ -44,7 +47,8 @@ def statements(text: str) -> Iterator[tuple[int, str]]:
 
     When a statement is broken, it comes out last, together with all that follows it.
     """
-    lines = text.splitlines(keepends=True)
+    # Not splitlines: it also breaks at characters that no editor counts, such as U+2028.
+    lines = [f"{line}\n" for line in text.split("\n")]
     first = 0
     for end in range(1, len(lines) + 1):
         statement = "".join(lines[first:end])
@@ -63,9 +67,10 @@ def _parses(text: str) -> bool:
     return True
 
 
-def _contains(tree: object, path: Sequence[str]) -> bool:
+def _contains(tree: object, path: Sequence[str | int]) -> bool:
     for key in path:
-        if not isinstance(tree, dict) or key not in tree:
+        held = tree if isinstance(tree, dict) else dict(enumerate(tree)) if isinstance(tree, list) else {}
+        if key not in held:
             return False
-        tree = tree[key]
+        tree = held[key]
     return True
