@@ -28,6 +28,11 @@ class Reference:
     allowed: str
     notes: dict[str, str]
 
+    @property
+    def summary(self) -> str:
+        """The first sentence of the text; "Liu et al. 2024" ends none."""
+        return re.split(r"(?<=\.) (?=[A-Z\"`])", self.text, maxsplit=1)[0]
+
 
 @cache
 def sections() -> dict[str, type[Section]]:
@@ -141,14 +146,17 @@ def explain(key: str | None) -> str:
         RecipeError: there is no such key; names the nearest.
     """
     if key is None:
-        lines = [f"[{name}]  {' '.join((model.__doc__ or '').split())}" for name, model in sections().items()]
+        width = max(len(name) for name in sections()) + 2
+        lines = [
+            f"{f'[{name}]':<{width}}  {' '.join((model.__doc__ or '').split())}" for name, model in sections().items()
+        ]
         return "\n".join(
             [*lines, "", "`fastft explain train` lists a section's keys, `fastft explain lora.r` tells one."]
         )
     if key in sections():
         rows = [field for field in fields() if field.startswith(key + ".")]
         width = max(len(field) for field in rows)
-        return "\n".join(f"{field:<{width}}  {reference(field).text.split('. ')[0].rstrip('.')}." for field in rows)
+        return "\n".join(f"{field:<{width}}  {reference(field).summary}" for field in rows)
     matches = [field for field in (*fields(), *source_fields()) if key in (field, field.rsplit(".", 1)[1])]
     if not matches:
         raise RecipeError(_unknown(key))
