@@ -46,7 +46,9 @@ def run(
     from fastft.pipeline import run as run_recipe
     from fastft.report.result import print_result
 
-    finished = run_recipe(recipe, overrides or [], runs_dir, resume=resume, console=own_console())
+    console = own_console()
+    with console.file:
+        finished = run_recipe(recipe, overrides or [], runs_dir, resume=resume, console=console)
     print_result(Console(), finished.result or {}, str(finished.path))
 
 
@@ -197,7 +199,7 @@ def _top(
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 training failed, 2 recipe or usage, 3 data, 4 machine, 75 stopped."""
     try:
-        app()
+        app(prog_name="fastft")
     except FastftError as error:
         for problem in error.problems:
             print(problem, file=sys.stderr)

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from fastft.facts import Facts
-from fastft.plan.plan import make_plan
+from fastft.plan.plan import Plan, make_plan
 from fastft.probe.base_model import BaseModel
 from fastft.probe.device import GIB, Device
 from fastft.probe.software import TESTED
@@ -28,8 +28,8 @@ CPU = Device("cpu", "CPU (x86_64, 2 cores)", 4 * GIB, 1, computes_bfloat16=False
 DEVICES = {"quickstart": CPU}
 
 
-def golden_plan(recipe: Path) -> str:
-    """The plan of a shipped recipe as JSON: 480 rows of 60 to 100 tokens, 50 held out, nothing downloaded yet."""
+def golden_plan(recipe: Path) -> Plan:
+    """The plan of a shipped recipe: 480 rows of 60 to 100 tokens, 50 held out, nothing downloaded yet."""
     with contextlib.chdir(ROOT):
         loaded = load(recipe.relative_to(ROOT))
     facts = Facts(
@@ -41,11 +41,15 @@ def golden_plan(recipe: Path) -> str:
         free_disk_bytes=100 * GIB,
         lengths=[60 + number % 41 for number in range(480)],
     )
-    plan = make_plan(loaded, facts, f"runs/{run_name(recipe)}")
-    return json.dumps(plan.as_json(), indent=2, ensure_ascii=False) + "\n"
+    return make_plan(loaded, facts, f"runs/{run_name(recipe)}")
+
+
+def golden_text(recipe: Path) -> str:
+    """That plan as JSON."""
+    return json.dumps(golden_plan(recipe).as_json(), indent=2, ensure_ascii=False) + "\n"
 
 
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
     for path in RECIPES:
-        (FOLDER / f"{path.stem}.json").write_text(golden_plan(path), encoding="utf-8")
+        (FOLDER / f"{path.stem}.json").write_text(golden_text(path), encoding="utf-8")

@@ -9,7 +9,7 @@ import pytest
 
 from fastft.check import check
 from fastft.recipe.loader import load
-from tests.golden import FOLDER, RECIPES, golden_plan
+from tests.golden import FOLDER, RECIPES, golden_text
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
@@ -30,7 +30,7 @@ def test_a_shipped_recipe_begins_with_its_exact_command(recipe: Path) -> None:
 def test_the_plan_of_a_shipped_recipe_is_the_reviewed_one(recipe: Path) -> None:
     reviewed = json.loads((FOLDER / f"{recipe.stem}.json").read_text(encoding="utf-8"))
 
-    assert json.loads(golden_plan(recipe)) == reviewed, "changed on purpose? then run `make golden` and review the diff"
+    assert json.loads(golden_text(recipe)) == reviewed, "changed on purpose? then run `make golden` and review the diff"
 
 
 def test_no_reviewed_plan_is_left_over() -> None:
