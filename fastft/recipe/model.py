@@ -7,9 +7,9 @@ Each field is documented by the string below it: first what it does, then lines 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Auto = Literal["auto"]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -46,7 +46,17 @@ ExportFormat = Literal["adapter", "merged_16bit", "gguf"]
 class Section(BaseModel):
     """A table of the recipe: unknown keys are errors, values keep the type they were written with, nothing mutates."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    @field_validator("*")
+    @classmethod
+    def _is_a_toml_number(cls, value: Any) -> Any:
+        """TOML integers have 64 bits; Python reads longer ones, on which the arithmetic of the plan would overflow."""
+        if isinstance(value, int) and value >= 2**63:
+            raise ValueError("more than 64 bits")
+        return value
 
 
 class ModelSection(Section):
@@ -57,7 +67,7 @@ class ModelSection(Section):
     GGUF file inside an installed Python package.
     Upstream: FastLanguageModel.from_pretrained(model_name=)"""
 
-    revision: str | None = None
+    revision: str | None = Field(default=None, min_length=1)
     """The Hub branch, tag or commit to load. A commit makes the run repeatable: a branch can move.
     Upstream: FastLanguageModel.from_pretrained(revision=)"""
 
@@ -66,7 +76,7 @@ class ModelSection(Section):
     installed. Plain transformers is the slower reference, for models that Unsloth does not know.
     Upstream: none (fastft's own choice)"""
 
-    max_seq_length: int = Field(default=2048, ge=8)
+    max_seq_length: int = Field(default=2048, ge=8, le=2**24)
     """The longest example that is trained. An example that is longer never reaches the model unseen: it is dropped,
     counted and listed.
     Unit: tokens
@@ -193,7 +203,7 @@ class DataSection(Section):
     `limit` and `name`.
     Upstream: SFTTrainer(train_dataset=), tokenized by fastft"""
 
-    eval: str | None = None
+    eval: str | None = Field(default=None, min_length=1)
     """The held-out rows, never trained: a file, glob or Hub dataset id as in `train`. Without it and without
     `eval_fraction` nothing is evaluated.
     Upstream: SFTTrainer(eval_dataset=), tokenized by fastft"""
@@ -244,12 +254,6 @@ class DataSection(Section):
     deduplicate: Literal["no", "exact"] = "no"
     """Leave out repeated training rows. "exact" keeps the first of rows whose rendered tokens are the same.
     Upstream: none (fastft compares before training)"""
-
-    @model_validator(mode="after")
-    def _one_way_to_name_the_rows(self) -> Self:
-        if (self.train is None) == (not self.sources):
-            raise ValueError("write either train or [[data.sources]]")
-        return self
 
 
 class TrainSection(Section):
