@@ -265,7 +265,7 @@ def test_run_without_the_training_packages_says_what_to_install(
 
     assert (done.returncode, done.stdout) == (4, "")
     assert done.stderr == (
-        f"{path}: model.engine: torch, transformers, trl, peft, accelerate, datasets, unsloth not installed "
+        f"{path}:1: model.engine: torch, transformers, trl, peft, accelerate, datasets, unsloth not installed "
         '(got "auto"); run: pip install "fastft[train]"\n'
     )
     assert not (tmp_path / "runs").exists()

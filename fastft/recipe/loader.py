@@ -162,9 +162,9 @@ def _validate(path: Path, text: str, tree: dict[str, Any], overrides: Mapping[st
         try:
             recipe = Recipe.model_validate(sound)
         except ValidationError as error:
-            faults = [fault for entry in error.errors(include_url=False) if (fault := find_fault(entry, sound))]
+            faults = [find_fault(entry) for entry in error.errors(include_url=False)]
             for fault in faults:
-                if fault.key not in wrong and not (fault.kind == "missing" and wrong & set(fault.instead_of)):
+                if fault.key not in wrong:
                     problems.append(describe(fault, sound, _where(path, text, overrides, fault.field)))
             wrong |= {fault.key for fault in faults}
             if not _set_aside(sound, {fault.key for fault in faults}):
@@ -197,7 +197,7 @@ def _set_aside(tree: dict[str, Any], keys: Iterable[str]) -> bool:
 
 
 # Values that let the rest of a recipe be checked when a required one is missing or wrong. Never returned to a caller.
-_STAND_INS: dict[str, Any] = {"model": {"id": "-"}, "data": {"train": "-"}, "model.id": "-", "data.train": "-"}
+_STAND_INS: dict[str, Any] = {"model": {"id": "-"}, "data": {"train": "-"}, "model.id": "-"}
 
 
 def _where(path: Path, text: str, overrides: Mapping[str, str], field: str) -> Where:

@@ -7,9 +7,9 @@ Each field is documented by the string below it: first what it does, then lines 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Auto = Literal["auto"]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -254,12 +254,6 @@ class DataSection(Section):
     deduplicate: Literal["no", "exact"] = "no"
     """Leave out repeated training rows. "exact" keeps the first of rows whose rendered tokens are the same.
     Upstream: none (fastft compares before training)"""
-
-    @model_validator(mode="after")
-    def _one_way_to_name_the_rows(self) -> Self:
-        if (self.train is None) == (not self.sources):
-            raise ValueError("write either train or [[data.sources]]")
-        return self
 
 
 class TrainSection(Section):

@@ -222,6 +222,15 @@ def _model(recipe: Recipe, _: Given) -> Iterator[Finding]:
 _ID_FORMS = "write a Hub id, a local folder, or package:NAME/FILE.gguf for a file inside an installed package"
 
 
+def _data(recipe: Recipe, _: Given) -> Iterator[Finding]:
+    train, sources = recipe.data.train, recipe.data.sources
+    if train is None and not sources:
+        yield Finding("data.train", "is missing", 'add train = "rows.jsonl" under [data]', None, ("data.sources",))
+    if train is not None and sources:
+        instead = "keep one of them: more sources are more [[data.sources]] tables"
+        yield Finding("data.train", "is given together with [[data.sources]]", instead, json.dumps(train))
+
+
 def _precision(recipe: Recipe, given: Given) -> Iterator[Finding]:
     train, dtype = recipe.train, recipe.model.dtype
     if train.fp16 is True and train.bf16 is True:
@@ -419,6 +428,7 @@ def _export(recipe: Recipe, _: Given) -> Iterator[Finding]:
 
 _RULES: tuple[Callable[[Recipe, Given], Iterator[Finding]], ...] = (
     _model,
+    _data,
     _precision,
     _batch,
     _schedule,

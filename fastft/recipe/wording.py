@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pydantic_core import ErrorDetails
 
@@ -18,32 +18,26 @@ from fastft.recipe.reference import allowed, fields, sections, source_fields
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault: `field` as it is shown (`data.sources[0].weight`), `key` the section or `section.key` that it is in.
+    """One fault: `field` as it is shown (`data.sources[0].weight`), `key` the section or `section.key` of it."""
 
-    `kind`: "missing", "unknown", "table", "together" or "value". `instead_of`: keys any of which would do as well.
-    """
-
-    kind: str
+    kind: Literal["missing", "unknown", "table", "value"]
     key: str
     field: str
     path: tuple[str | int, ...]
-    instead_of: tuple[str, ...] = ()
 
 
-def find_fault(entry: ErrorDetails, tree: Mapping[str, Any]) -> Fault | None:
-    """The fault behind one pydantic error of `tree`; None when another error tells of it."""
-    path = entry["loc"]
+def find_fault(entry: ErrorDetails) -> Fault:
+    """The fault behind one pydantic error of a recipe."""
     # Below a list or a table of values, pydantic goes on to name positions and types: the key says enough.
-    path = path[:4] if path[:2] == ("data", "sources") else path[:2]
-    if entry["type"] == "value_error" and path == ("data",):
-        ways = ("data.train", "data.sources")
-        if "train" in tree["data"]:
-            return Fault("together", "data.sources", "data.sources", ("data", "sources"))
-        return Fault("missing", "data.train", "data.train", ("data", "train"), ways)
+    path = entry["loc"][:4] if entry["loc"][:2] == ("data", "sources") else entry["loc"][:2]
     field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
-    kinds = {"missing": "missing", "extra_forbidden": "unknown"}
-    kind = kinds.get(entry["type"], "table" if len(path) == 1 else "value")
-    return Fault(kind, ".".join(str(part) for part in path[:2]), field, path)
+    kinds: dict[str, Literal["missing", "unknown"]] = {"missing": "missing", "extra_forbidden": "unknown"}
+    return Fault(
+        kinds.get(entry["type"], "table" if len(path) == 1 else "value"),
+        ".".join(str(part) for part in path[:2]),
+        field,
+        path,
+    )
 
 
 def describe(fault: Fault, tree: Mapping[str, Any], where: Where) -> Problem:
@@ -56,9 +50,6 @@ def describe(fault: Fault, tree: Mapping[str, Any], where: Where) -> Problem:
         return Problem(where, field, "is missing", f"add {_EXAMPLES[named]}")
     if fault.kind == "table":
         return Problem(where, field, "is not a table", f"write a [{field}] header and its keys below it")
-    if fault.kind == "together":
-        wrong = f"is given together with train = {shown(tree['data']['train'])}"
-        return Problem(where, field, wrong, "keep one of them: train may be the path of a source")
     value: Any = tree
     for part in path:
         value = value[part]
@@ -72,7 +63,6 @@ _EXAMPLES = {
     "model": '[model] with id = "a Hub id or a folder"',
     "data": '[data] with train = "rows.jsonl"',
     "model.id": 'id = "a Hub id, a folder or package:NAME/FILE.gguf" under [model]',
-    "data.train": 'train = "rows.jsonl" under [data]',
     "data.sources.path": 'path = "rows.jsonl" under [[data.sources]]',
 }
 

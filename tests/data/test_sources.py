@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
 from fastft.data.inspect import inspect
 from fastft.data.prepare import Prepared, prepare
@@ -48,12 +47,6 @@ def test_weights_repeat_and_draw_rows_and_limits_cut_the_source(
     assert often == {2: 20, 3: 20}
     again = run(tmp_path, chatml, locate, data)
     assert [row.where for row in again.train.rows] == [row.where for row in made.train.rows]
-
-
-def test_train_and_sources_exclude_each_other() -> None:
-    for keys in ({}, {"train": "a.jsonl", "sources": [{"path": "b.jsonl"}]}):
-        with pytest.raises(ValidationError, match="write either train or"):
-            DataSection.model_validate(keys)
 
 
 def test_sources_of_text_and_conversations_do_not_mix(tmp_path: Path, chatml: TokenizerFacts, locate: Locate) -> None:
