@@ -6,7 +6,8 @@ masks padding by its token id, for instance, would take the loss from every real
 
 from __future__ import annotations
 
-from fastft.data.render import NO_LOSS, Encoded, Renderer
+from fastft.data.encode import NO_LOSS, Encoded
+from fastft.data.render import Renderer
 from fastft.errors import Problem
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from fastft.data.contract import check_encoded
+from fastft.data.encode import NO_LOSS, Encoded
 from fastft.data.prepare import Prepared, gather
-from fastft.data.render import NO_LOSS, Encoded
 from fastft.data.template import load_template
 from fastft.data.tokenizer import TokenizerFacts
 from fastft.errors import FastftError, Problem, Where

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from fastft.data.encode import Encoded
 from fastft.data.prepare import Prepared, prepare
-from fastft.data.render import Encoded
 from fastft.data.rows import Rows
 from fastft.data.tokenizer import TokenizerFacts
 from fastft.errors import DataError, Where
