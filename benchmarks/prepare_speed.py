@@ -40,7 +40,7 @@ def write_rows(path: Path, count: int) -> None:
     with path.open("w", encoding="utf-8") as stream:
         for _ in range(count):
             # At most some 2,000 tokens, so that neither side drops or cuts a row.
-            words = max(6, min(300, round(source.lognormvariate(4.3, 0.8))))
+            words = max(6, min(200, round(source.lognormvariate(4.2, 0.8))))
             messages = []
             for _ in range(source.choice((1, 1, 2, 3))):
                 for role, share in (("user", 3), ("assistant", 2)):
