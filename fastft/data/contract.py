@@ -57,8 +57,9 @@ def _check_answers(row: Encoded, renderer: Renderer, runs: list[tuple[int, int]]
             return _broken(row, wrong, "was it cut off, or its end masked as padding?")
         if len(answer) == 1:
             return _broken(row, f"the answer at token {start} is nothing but {name}", "was the mask shifted?")
-        if not stops.isdisjoint(answer[:-1]):
-            return _broken(row, f"the loss at tokens {start} to {end - 1} runs on after {name}", "train answers only")
+        if not stops.isdisjoint(answer[:-1]) or not renderer.frame_ids.isdisjoint(answer):
+            wrong = f"the loss at tokens {start} to {end - 1} runs on into another turn"
+            return _broken(row, wrong, "end every answer with its own token, and train answers only")
     return None
 
 

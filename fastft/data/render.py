@@ -49,6 +49,8 @@ class Renderer:
     # Its ids, where it stands only before answers: it begins with a control token, which no message may hold. Empty
     # where the template marks the answers itself.
     prompt_ids: tuple[int, ...] = ()
+    # The control tokens that frame turns and end none: no answer may hold one.
+    frame_ids: frozenset[int] = frozenset()
 
     @property
     def writes_prompt(self) -> bool:
@@ -107,6 +109,7 @@ def make_renderer(
         end_of_turn=tuple(dict.fromkeys(found + stops)),
         header=header,
         generation_prompt=added,
+        frame_ids=_frame_ids(whole, {*found, *stops}, tokenizer),
         prompt_ids=_prompt_ids(added, tokenizer) if header.startswith(added) and not template.marks_answers else (),
     )
 
@@ -254,6 +257,11 @@ def _refuse_control_tokens(example: Example, facts: TokenizerFacts) -> None:
         if forged is not None:
             wrong = f"the text holds {text[forged[0] : forged[1]]}, which this tokenizer reads as a control token"
             raise DataError(Problem(example.where, field, wrong, "remove it, or write it with a space inside"))
+
+
+def _frame_ids(text: str, ends: set[str], facts: TokenizerFacts) -> frozenset[int]:
+    found = (facts.id_of(token) for token in facts.special_tokens - ends if token in text)
+    return frozenset(token for token in found if token is not None)
 
 
 def _prompt_ids(generation_prompt: str, facts: TokenizerFacts) -> tuple[int, ...]:

@@ -267,3 +267,11 @@ def test_the_short_way_to_the_answers_finds_what_rendering_prefixes_finds(
         assert encode(example, renderer) == encode(example, replace(renderer, prompt_ids=()))
     assert {"chatml", "llama-3.1", "gemma", "qwen3"} <= set(shortened)
     assert "vicuna" not in shortened
+
+
+def test_the_token_that_begins_texts_does_not_pass_for_an_end(chatml: TokenizerFacts) -> None:
+    # As a converted GGUF file has it: eos_token is the token that begins turns, and something else stops the model.
+    odd = replace(chatml, bos_token="<|im_start|>", eos_token="<|im_start|>", stop_tokens=("<|im_end|>",))
+    with pytest.raises(RecipeError, match="would never stop"):
+        renderer_for("alpaca", odd)
+    assert renderer_for("model", odd).end_of_turn == ("<|im_end|>",)
