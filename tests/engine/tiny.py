@@ -1,0 +1,174 @@
+"""A tiny random Llama, its tokenizer, its rows and its recipes, all made in code, and runs of them in seconds."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from fastft.pipeline import run as run_pipeline
+from fastft.run import RunDir
+
+ROOT = Path(__file__).resolve().parents[2]
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+COLOURS = ("red", "green", "blue", "black", "white", "grey", "brown", "pink")
+
+
+def make_model(folder: Path, seed: int = 0) -> Path:
+    """Save a Llama of 2 layers and width 64 that reads one token a byte: some 100,000 random weights."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({character: number for number, character in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIAL])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    fast.chat_template = CHATML
+    fast.save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=len(fast),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        eos_token_id=fast.eos_token_id,
+        pad_token_id=fast.pad_token_id,
+        bos_token_id=None,
+        tie_word_embeddings=False,
+        # Ten times the usual width of random weights: with it, adapters alone can move the output to any token.
+        initializer_range=0.2,
+    )
+    torch.manual_seed(seed)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def make_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Conversations of one or two turns and of very different lengths, no two alike."""
+    chance = random.Random(seed)  # noqa: S311 -- not for secrets
+    rows = []
+    for number in range(count):
+        question = f"{number}: " + " ".join(chance.choices(COLOURS, k=chance.choice((1, 2, 3, 8, 16))))
+        messages = [{"role": "user", "content": question}, {"role": "assistant", "content": question.split()[1]}]
+        if number % 3 == 0:
+            messages += [
+                {"role": "user", "content": "and last?"},
+                {"role": "assistant", "content": question.split()[-1]},
+            ]
+        rows.append({"messages": messages})
+    return rows
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def write_recipe(folder: Path, model: Path, changes: Mapping[str, Any] | None = None, name: str = "tiny") -> Path:
+    """Write a recipe for `model` on `folder`/train.jsonl; `changes` are {"section.key": value}, None takes a key away.
+
+    Its defaults: an adapter of rank 4, 4 rows an optimizer step, 12 steps over 2 epochs of 24 rows, a checkpoint and a
+    metrics line at each step.
+    """
+    values: dict[str, Any] = {
+        "model.id": str(model),
+        "model.max_seq_length": 256,
+        "lora.r": 4,
+        "lora.lora_alpha": 8,
+        "data.train": "train.jsonl",
+        "train.per_device_train_batch_size": 4,
+        "train.num_train_epochs": 2,
+        "train.learning_rate": 1e-2,
+        "train.optim": "adamw_torch",
+        "train.gradient_checkpointing": False,
+        "train.save_strategy": "steps",
+        "train.save_steps": 1,
+        "train.save_total_limit": 20,
+        "train.seed": 11,
+        **(changes or {}),
+    }
+    lines = []
+    for section in ("model", "lora", "data", "train", "eval", "export"):
+        lines.append(f"[{section}]")
+        for key, value in values.items():
+            if key.startswith(f"{section}.") and value is not None:
+                # JSON is TOML for strings, numbers, booleans and flat arrays.
+                lines.append(f"{key.partition('.')[2]} = {json.dumps(value)}")
+    if not (folder / "train.jsonl").exists():
+        write_rows(folder / "train.jsonl", make_rows(24))
+    recipe = folder / f"{name}.toml"
+    recipe.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return recipe
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A finished run: its folder, and what the user saw meanwhile."""
+
+    folder: RunDir
+    shown: str
+
+    @property
+    def steps(self) -> list[dict[str, Any]]:
+        """The metrics line of each logged step."""
+        return [event for event in events(self.folder) if event["event"] == "step"]
+
+    @property
+    def losses(self) -> list[str]:
+        """The loss of each logged step, every bit of it."""
+        return [float(step["loss"]).hex() for step in self.steps]
+
+    @property
+    def result(self) -> dict[str, Any]:
+        assert self.folder.result is not None
+        return self.folder.result
+
+
+def events(folder: RunDir) -> list[dict[str, Any]]:
+    """metrics.jsonl."""
+    return [json.loads(line) for line in folder.metrics.read_text(encoding="utf-8").splitlines()]
+
+
+def run(recipe: Path, *, resume: bool = False, shown: io.StringIO | None = None) -> Ran:
+    """`fastft run` in this process, into `runs` beside the recipe. What the user sees goes to `shown`."""
+    shown = io.StringIO() if shown is None else shown
+    console = Console(file=shown, width=200)
+    folder = run_pipeline(recipe, [], recipe.parent / "runs", resume=resume, console=console)
+    return Ran(folder, shown.getvalue())
+
+
+def command(recipe: Path, *more: str, cwd: Path, **environment: str) -> subprocess.Popen[str]:
+    """`fastft run` as a process of its own, in `cwd`, with a cache of its own there."""
+    values = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "XDG_CACHE_HOME": str(cwd / "cache"),
+        "OMP_NUM_THREADS": "1",
+        **environment,
+    }
+    values.pop("FASTFT_ENGINE", None)
+    return subprocess.Popen(
+        [sys.executable, "-m", "fastft", "run", str(recipe), *more],
+        cwd=cwd,
+        env=values,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
