@@ -12,7 +12,12 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import fastft.engine  # noqa: F401
 
+import torch
+
 from tests.engine.tiny import make_model
+
+# Sums in float32 depend on how they are split among threads: one thread here and in the processes that tests start.
+torch.set_num_threads(1)
 
 HERE = Path(__file__).parent
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -13,13 +15,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from rich.console import Console
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from fastft.data.prepare import Prepared, prepare
+from fastft.data.tokenizer import load_tokenizer
+from fastft.engine.model import load_model
+from fastft.engine.train import Hooks, Material
+from fastft.engine.train import _trainer as make_trainer
+from fastft.engine.trainer import RunTrainer, Watcher
+from fastft.errors import Interrupted
+from fastft.facts import find_facts
 from fastft.pipeline import run as run_pipeline
-from fastft.run import RunDir
+from fastft.plan.plan import Plan, make_plan
+from fastft.recipe.loader import load
+from fastft.run import RunDir, create_run_dir
 
 ROOT = Path(__file__).resolve().parents[2]
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -152,6 +165,72 @@ def run(recipe: Path, *, resume: bool = False, shown: io.StringIO | None = None)
     console = Console(file=shown, width=200)
     folder = run_pipeline(recipe, [], recipe.parent / "runs", resume=resume, console=console)
     return Ran(folder, shown.getvalue())
+
+
+class SignalAt(io.StringIO):
+    """What a user sees, and a signal to this very process as soon as `text` is shown: a kill at a known moment."""
+
+    def __init__(self, text: str, number: signal.Signals) -> None:
+        super().__init__()
+        self._text, self._number = text, number
+
+    def write(self, text: str) -> int:
+        if self._text in text and self._text not in self.getvalue():
+            os.kill(os.getpid(), self._number)
+        return super().write(text)
+
+
+def stop(recipe: Path, step: int) -> tuple[RunDir, Interrupted]:
+    """Run `recipe` and end it with a SIGTERM that arrives after optimizer step `step - 1` and before `step` is done."""
+    with pytest.raises(Interrupted) as stopped:
+        run(recipe, shown=SignalAt(f"step {step - 1}/", signal.SIGTERM))
+    return RunDir(recipe.parent / "runs" / recipe.stem), stopped.value
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything that the engine is given for a run."""
+
+    plan: Plan
+    prepared: Prepared
+    material: Material
+    hooks: Hooks
+    folder: RunDir
+
+    def load(self) -> tuple[Any, Any]:
+        """The model with its adapter, and the tokenizer."""
+        template = self.prepared.template
+        return load_model(self.plan, None if template is None else template.source)
+
+    def trainer(self) -> RunTrainer:
+        """The trainer of the run, with a freshly loaded model."""
+        model, tokenizer = self.load()
+        watcher = Watcher(self.hooks.step, self.hooks.evaluated, self.hooks.stop_asked)
+        return make_trainer(self.plan, model, tokenizer, self.material, self.folder, watcher)
+
+
+def make_parts(recipe: Path) -> Parts:
+    """What `fastft run` makes of a recipe before the engine starts."""
+    loaded = load(recipe)
+    runs = recipe.parent / "runs"
+    facts = find_facts(loaded, runs)
+    assert facts.base_model.folder is not None
+    tokenizer = load_tokenizer(facts.base_model.folder)
+    section = loaded.recipe
+    prepared = prepare(
+        section.data,
+        tokenizer,
+        max_seq_length=section.model.max_seq_length,
+        seed=section.train.seed,
+        recipe_dir=loaded.folder,
+        locate=loaded.where,
+    )
+    folder = create_run_dir(runs, loaded)
+    plan = make_plan(loaded, dataclasses.replace(facts, lengths=prepared.train.rows.lengths), str(folder.path))
+    held_out = None if prepared.eval is None else prepared.eval.rows
+    material = Material(prepared.train.rows, held_out, (), (), 8, section.train.early_stopping_patience)
+    hooks = Hooks(lambda _: None, lambda _: None, lambda _: None, lambda: False)
+    return Parts(plan, prepared, material, hooks, folder)
 
 
 def command(recipe: Path, *more: str, cwd: Path, **environment: str) -> subprocess.Popen[str]:
