@@ -34,7 +34,7 @@ def _steps_and_epochs(loaded: LoadedRecipe, found: Inspection) -> list[Problem]:
         return []
     rows = None if found.data_problems else example_counts(loaded)[0]
     if not rows:
-        instead = "keep one of them: max_steps would override num_train_epochs"
+        instead = "keep one of them: max_steps would override num_train_epochs without a word"
     else:
         batch = train.per_device_train_batch_size
         accumulation = train.gradient_accumulation_steps or max(1, (train.effective_batch_size or batch) // batch)
@@ -54,9 +54,9 @@ def _deepspeed(loaded: LoadedRecipe) -> list[Problem]:
         return []
     path = loaded.folder / name
     if not path.is_file():
-        return [loaded.problem("train.deepspeed", "no such file", "name a DeepSpeed configuration (.json)")]
+        return [loaded.problem("train.deepspeed", "no such file", "paths are relative to the recipe")]
     try:
         json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         return [loaded.problem("train.deepspeed", f"is not valid JSON: {error}", "mend the file")]
     return []

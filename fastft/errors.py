@@ -32,7 +32,10 @@ class Where:
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong, and what to write instead: `<where>: <field>: <wrong> (got <got>); <instead>`."""
+    """One thing that is wrong, and what to write instead: `<where>: <field>: <wrong> (got <got>); <instead>`.
+
+    Always one line: what a terminal would obey instead of showing it (line breaks, escape sequences) is escaped.
+    """
 
     where: Where
     field: str
@@ -43,7 +46,8 @@ class Problem:
     def __str__(self) -> str:
         place = f"{self.where}: {self.field}" if self.field else str(self.where)
         got = "" if self.got is None else f" (got {self.got})"
-        return f"{place}: {self.wrong}{got}; {self.instead}"
+        text = f"{place}: {self.wrong}{got}; {self.instead}"
+        return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 class FastftError(Exception):

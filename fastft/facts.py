@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastft.data.readers import count_rows
+from fastft.data.sources import count_training_rows, evaluation_source
 from fastft.probe.base_model import BaseModel, find_base_model
 from fastft.probe.device import Device, find_device
 from fastft.probe.software import installed
@@ -53,14 +53,16 @@ def find_facts(loaded: LoadedRecipe, runs_dir: Path) -> Facts:
 
 def example_counts(loaded: LoadedRecipe) -> tuple[int | None, int | None]:
     """Training and held-out rows in the data; None where only the Hub could tell."""
-    data = loaded.recipe.data
-    rows = count_rows(data.train, loaded.folder, "data.train")
-    if data.eval is not None:
-        return rows, count_rows(data.eval, loaded.folder, "data.eval")
-    if data.eval_fraction is None or rows is None:
-        return rows, None
-    held_out = max(1, round(rows * data.eval_fraction))
-    return rows - held_out, held_out
+    data, folder = loaded.recipe.data, loaded.folder
+    train = count_training_rows(data, folder)
+    held_out = evaluation_source(data)
+    if held_out is not None:
+        return train, held_out.count(folder)
+    if data.eval_fraction is None or train is None:
+        return train, None
+    # count_training_rows took the held-out share off; the rest of its sources is that share.
+    whole = count_training_rows(data.model_copy(update={"eval_fraction": None}), folder)
+    return train, None if whole is None else whole - train
 
 
 def _existing(folder: Path) -> Path:

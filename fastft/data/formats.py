@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fastft.data.example import Example, Message
@@ -31,6 +32,7 @@ ROLES = {
 NEEDS = {
     "messages": ("messages",),
     "sharegpt": ("conversations",),
+    "belle": ("instruction", "output"),
     "alpaca": ("instruction", "output"),
     "prompt_completion": ("prompt", "completion"),
     "text": ("text",),
@@ -47,10 +49,35 @@ FOLLOWS: dict[str | None, tuple[str, ...]] = {
 }
 
 
-def detect(columns: Iterable[str]) -> str | None:
-    """The format that rows with these columns have, the more telling columns first, or None."""
-    present = set(columns)
-    return next((name for name, needed in NEEDS.items() if present.issuperset(needed)), None)
+# BELLE writes a whole conversation into `instruction`: Human:...\nAssistant:...\nHuman:...\nAssistant:
+BELLE_TURN = re.compile(r"^(Human|Assistant)[:：]", re.MULTILINE)
+
+
+def rename(row: Columns, columns: Mapping[str, str], where: Where) -> Columns:
+    """The row with the file's columns under the names that `data.columns` gives them.
+
+    Raises:
+        DataError: a column that `data.columns` names is not there.
+    """
+    if not columns:
+        return row
+    for name in columns.values():
+        if name not in row:
+            near = nearest(name, row)
+            instead = f'did you mean "{near}"?' if near else "name a column of the file"
+            got = ", ".join(row) or "no column"
+            raise DataError(Problem(where, "data.columns", f'there is no column "{name}"', instead, got=got))
+    kept = {name: value for name, value in row.items() if name not in columns.values()}
+    return {**kept, **{new: row[old] for new, old in columns.items()}}
+
+
+def detect(row: Columns) -> str | None:
+    """The format that `row` has, the more telling columns first, or None."""
+    found = [name for name, needed in NEEDS.items() if row.keys() >= set(needed)]
+    instruction = row.get("instruction")
+    if "belle" in found and not (isinstance(instruction, str) and instruction.startswith(("Human:", "Human："))):
+        found.remove("belle")
+    return found[0] if found else None
 
 
 def detect_or_fail(row: Columns, where: Where, chosen: str = "auto") -> str:
@@ -63,7 +90,8 @@ def detect_or_fail(row: Columns, where: Where, chosen: str = "auto") -> str:
     if chosen == "auto":
         found = detect(row)
         if found is None:
-            instead = "rename columns to one of: " + "; ".join(f"{', '.join(n)} ({f})" for f, n in NEEDS.items())
+            fits = (f"{', '.join(needed)} ({name})" for name, needed in NEEDS.items() if name != "belle")
+            instead = f"name yours in data.columns as one of: {'; '.join(fits)}"
             raise DataError(Problem(where, "data.format", "these columns fit no known format", instead, got=present))
         return found
     missing = [name for name in NEEDS[chosen] if name not in row]
@@ -121,6 +149,22 @@ def _from_alpaca(row: Columns, where: Where) -> list[Message]:
     return messages
 
 
+def _from_belle(row: Columns, where: Where) -> list[Message]:
+    text = _text(row["instruction"], where, "instruction")
+    marks = list(BELLE_TURN.finditer(text))
+    if not marks or text[: marks[0].start()].strip():
+        wrong = "does not begin with Human:"
+        raise DataError(Problem(where, "instruction", wrong, "write Human:...\\nAssistant: or use the alpaca format"))
+    messages = _system(row, where)
+    for mark, following in zip(marks, [*marks[1:], None], strict=True):
+        said = text[mark.end() : following.start() if following else None].strip()
+        if following is None and mark[1] == "Assistant" and not said:
+            break
+        messages.append(Message(ROLES["human" if mark[1] == "Human" else "assistant"], said))
+    messages.append(Message("assistant", _text(row["output"], where, "output")))
+    return messages
+
+
 def _from_prompt_completion(row: Columns, where: Where) -> list[Message]:
     messages = _system(row, where)
     for name, role in (("prompt", "user"), ("completion", "assistant")):
@@ -136,6 +180,7 @@ _CONVERTERS: dict[str, Callable[[Columns, Where], list[Message]]] = {
     "messages": _from_messages,
     "sharegpt": _from_sharegpt,
     "alpaca": _from_alpaca,
+    "belle": _from_belle,
     "prompt_completion": _from_prompt_completion,
 }
 

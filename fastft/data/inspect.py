@@ -8,10 +8,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastft.data.formats import detect_or_fail
+from fastft.data.formats import detect_or_fail, rename
 from fastft.data.readers import find_files, is_hub_id, read_file
+from fastft.data.sources import Source, evaluation_source, training_sources
 from fastft.data.template import load_template
-from fastft.errors import DataError, FastftError, Problem, RecipeError, Where
+from fastft.errors import DataError, FastftError, Problem, Where
 
 if TYPE_CHECKING:
     from fastft.recipe.model import DataSection
@@ -46,15 +47,14 @@ def inspect(data: DataSection, recipe_dir: Path, locate: Callable[[str], Where])
     sources: list[SourceFacts] = []
     wrong_recipe: list[Problem] = []
     wrong_data: list[Problem] = []
-    for key, source in (("data.train", data.train), ("data.eval", data.eval)):
-        if source is None:
-            continue
+    held_out = evaluation_source(data)
+    for source in (*training_sources(data), *([held_out] if held_out else [])):
         try:
-            sources.append(_look_at(source, key, data.format, recipe_dir))
-        except RecipeError as error:
-            wrong_recipe.extend(error.problems)
+            sources.append(_look_at(source, data, recipe_dir))
         except DataError as error:
-            wrong_data.extend(_placed(problem, key, locate) for problem in error.problems)
+            wrong_data.extend(_placed(problem, source.key, locate) for problem in error.problems)
+        except FastftError as error:  # a package that this kind of file needs is not installed
+            wrong_data.extend(replace(problem, where=locate(source.key)) for problem in error.problems)
     key = "data.chat_template"
     if data.chat_template != "model":
         try:
@@ -64,23 +64,23 @@ def inspect(data: DataSection, recipe_dir: Path, locate: Callable[[str], Where])
     return Inspection(tuple(sources), tuple(wrong_recipe), tuple(wrong_data))
 
 
-def _look_at(source: str, key: str, chosen: str, recipe_dir: Path) -> SourceFacts:
-    if is_hub_id(source, recipe_dir):
-        return SourceFacts(key, source, (), 0, None)
-    files = find_files(source, recipe_dir, key)
+def _look_at(source: Source, data: DataSection, recipe_dir: Path) -> SourceFacts:
+    if is_hub_id(source.path, recipe_dir):
+        return SourceFacts(source.key, source.path, (), 0, None)
+    files = find_files(source.path, recipe_dir, source.key)
     found = None
     for file in files:
         # A broken row is the business of the full check; here one that can be read says what the columns are.
         first: Problem | None = None
         for where, row in islice(read_file(file), ROWS_LOOKED_AT):
             if not isinstance(row, Problem):
-                found = detect_or_fail(row, where, chosen)
+                found = detect_or_fail(rename(row, data.columns, where), where, data.format)
                 break
             first = first or row
         else:
             if first is not None:
                 raise DataError(first)
-    return SourceFacts(key, source, tuple(files), sum(file.stat().st_size for file in files), found)
+    return SourceFacts(source.key, source.path, tuple(files), sum(file.stat().st_size for file in files), found)
 
 
 def _placed(problem: Problem, key: str, locate: Callable[[str], Where]) -> Problem:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from array import array
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING
 
+from fastft.data import cache
+from fastft.data.contract import check_encoded
 from fastft.data.example import Example
-from fastft.data.formats import detect_or_fail, to_example
-from fastft.data.readers import Row, count_rows, find_files, fingerprint, is_hub_id, read_rows
-from fastft.data.render import NO_LOSS, Encoded, Renderer, encode_batch, make_renderer
+from fastft.data.formats import detect_or_fail, rename, to_example
+from fastft.data.overlong import fit
+from fastft.data.readers import Row
+from fastft.data.render import Encoded, Renderer, encode_batch, make_renderer
+from fastft.data.rows import Overlong, RowSet
+from fastft.data.sources import Source, copies, evaluation_source, training_sources
 from fastft.data.template import ChatTemplate, load_template
 from fastft.data.tokenizer import TokenizerFacts
 from fastft.errors import DataError, Problem, Where
@@ -23,72 +29,8 @@ if TYPE_CHECKING:
 
 # Measured: batches of 1,000 through the tokenizer run a quarter faster than one call for all, in flat memory.
 BATCH_ROWS = 1000
-MAX_REJECT_FRACTION = 0.01
 LISTED_PROBLEMS = 20
 Progress = Callable[[int], None]
-
-
-class Rows(Sequence[Encoded]):
-    """Encoded examples, stored flat: 8 bytes a token instead of some 70 as Python lists."""
-
-    def __init__(self) -> None:
-        self._ids = array("i")
-        self._labels = array("i")
-        self._ends = array("q", [0])
-        self._where: list[Where] = []
-
-    def append(self, row: Encoded) -> None:
-        self._ids.extend(row.input_ids)
-        self._labels.extend(row.labels)
-        self._ends.append(len(self._ids))
-        self._where.append(row.where)
-
-    def __len__(self) -> int:
-        return len(self._where)
-
-    @overload
-    def __getitem__(self, index: int) -> Encoded: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Encoded]: ...
-    def __getitem__(self, index: int | slice) -> Encoded | list[Encoded]:
-        if isinstance(index, slice):
-            return [self[position] for position in range(*index.indices(len(self)))]
-        position = range(len(self))[index]
-        start, end = self._ends[position], self._ends[position + 1]
-        return Encoded(self._ids[start:end].tolist(), self._labels[start:end].tolist(), self._where[position])
-
-    @property
-    def lengths(self) -> list[int]:
-        """The tokens of each row."""
-        return [end - start for start, end in zip(self._ends, self._ends[1:], strict=False)]
-
-    @property
-    def tokens(self) -> int:
-        return len(self._ids)
-
-    @property
-    def trained_tokens(self) -> int:
-        return len(self._labels) - self._labels.count(NO_LOSS)
-
-
-@dataclass(frozen=True)
-class Overlong:
-    """A row that is longer than max_seq_length and is not trained."""
-
-    where: Where
-    tokens: int
-
-
-@dataclass
-class RowSet:
-    """The training or the evaluation rows, and what became of every row that was read."""
-
-    rows: Rows = field(default_factory=Rows)
-    read: int = 0
-    overlong: list[Overlong] = field(default_factory=list)
-    rejected: list[Problem] = field(default_factory=list)
-    # Kept for evaluation rows only, in the order of `rows`: what the model is asked, and the right answer.
-    examples: list[Example] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -101,11 +43,19 @@ class Prepared:
     renderer: Renderer
     train_sha256: str | None
     eval_sha256: str | None
+    # Where train.arrow and eval.arrow lie, in the form of `datasets`; None without a cache.
+    folder: Path | None = None
 
     @property
     def template(self) -> ChatTemplate | None:
         """The chat template in use, None for plain text."""
         return self.renderer.template
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """Every row that is not trained because something is wrong with it, training rows first."""
+        sets = (self.train,) if self.eval is None else (self.train, self.eval)
+        return tuple(problem for rows in sets for problem in (*rows.rejected, *rows.leaked))
 
 
 def prepare(
@@ -117,78 +67,209 @@ def prepare(
     recipe_dir: Path,
     locate: Callable[[str], Where],
     progress: Progress | None = None,
+    cache_dir: Path | None = None,
 ) -> Prepared:
     """The rows of `[data]`, rendered and tokenized; `locate` tells where the recipe sets a key.
 
-    `progress` is called with the number of rows read so far.
+    `progress` is called with the number of rows read so far. With `cache_dir` the rows are written there as Arrow files
+    (which needs pyarrow), and a later call with the same contents and settings maps them.
 
     Raises:
-        DataError: a source cannot be read, more than 1 % of its rows are broken, or no row is left.
+        DataError: a source cannot be read, more than data.max_reject_fraction of its rows are broken, or none is left.
         RecipeError: the chat template is unknown or does not fit the tokenizer.
         MachineError: a Hub dataset cannot be reached.
     """
+    opened = _open(data, tokenizer, recipe_dir, locate)
+    folder = None
+    if cache_dir is not None and None not in opened.digests:
+        digests = [digest for digest in opened.digests if digest is not None]
+        folder = cache_dir / cache.cache_key(data, opened.renderer, digests, max_seq_length, seed, recipe_dir)
+        sets = cache.load(folder)
+        if sets is not None:
+            return opened.prepared(sets["train"], sets.get("eval"), folder)
+    made = _gather(data, opened, max_seq_length, seed, recipe_dir, locate, progress)
+    _refuse_if_broken(made.train, "data.train" if data.train else "data.sources", data, max_seq_length, locate)
+    if made.eval is not None:
+        key = "data.eval" if data.eval is not None else "data.eval_fraction"
+        _refuse_if_broken(made.eval, key, data, max_seq_length, locate)
+    if folder is not None:
+        named = {"train": made.train} if made.eval is None else {"train": made.train, "eval": made.eval}
+        if cache.save(folder, named):
+            return replace(made, folder=folder)
+    return made
+
+
+def gather(
+    data: DataSection,
+    tokenizer: TokenizerFacts,
+    *,
+    max_seq_length: int,
+    seed: int,
+    recipe_dir: Path,
+    locate: Callable[[str], Where],
+    progress: Progress | None = None,
+) -> Prepared:
+    """As `prepare`, but however many rows are broken: what `fastft check --data` lists.
+
+    Raises:
+        DataError, RecipeError, MachineError: as `prepare`, for what is wrong with a source or template as a whole.
+    """
+    opened = _open(data, tokenizer, recipe_dir, locate)
+    return _gather(data, opened, max_seq_length, seed, recipe_dir, locate, progress)
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """What is known before the rows are read: formats, the renderer, and the digests of the sources, training first."""
+
+    format: str
+    renderer: Renderer
+    digests: list[str | None]
+    has_evaluation_source: bool
+
+    def prepared(self, train: RowSet, held_out: RowSet | None, folder: Path | None) -> Prepared:
+        """The result for these rows."""
+        trained = self.digests[:-1] if self.has_evaluation_source else self.digests
+        return Prepared(
+            train=train,
+            eval=held_out,
+            format=self.format,
+            renderer=self.renderer,
+            train_sha256=trained[0] if len(trained) == 1 else _joint(trained),
+            eval_sha256=self.digests[-1] if self.has_evaluation_source else None,
+            folder=folder,
+        )
+
+
+def _open(data: DataSection, tokenizer: TokenizerFacts, recipe_dir: Path, locate: Callable[[str], Where]) -> _Opened:
     where = locate("data.chat_template")
-    found = _format_of(data.train, data.format, recipe_dir, "data.train")
+    held_out = evaluation_source(data)
+    sources = (*training_sources(data), *((held_out,) if held_out else ()))
+    formats = [_format_of(source, data, recipe_dir) for source in sources]
+    if "text" in formats and set(formats) != {"text"}:
+        wrong = f"plain text and conversations are mixed: {', '.join(sorted(set(formats)))}"
+        raise DataError(Problem(locate("data.format"), "data.format", wrong, "give rows of one kind"))
     template = None
-    if found != "text":
+    if "text" not in formats:
         template = load_template(data.chat_template, recipe_dir, tokenizer.chat_template, where)
     renderer = make_renderer(template, tokenizer, data.train_on, where)
-    train, held_out = RowSet(), None
+    found = " + ".join(dict.fromkeys(formats[:-1] if held_out else formats))
+    return _Opened(found, renderer, [source.sha256(recipe_dir) for source in sources], held_out is not None)
+
+
+def _gather(
+    data: DataSection,
+    opened: _Opened,
+    max_seq_length: int,
+    seed: int,
+    recipe_dir: Path,
+    locate: Callable[[str], Where],
+    progress: Progress | None,
+) -> Prepared:
+    filler = _Filler(data, opened.renderer, max_seq_length, seed, recipe_dir, progress)
+    held_out = None if data.eval is None and data.eval_fraction is None else RowSet()
     chosen = _held_out_rows(data, seed, recipe_dir, locate)
-    if chosen is not None:
-        held_out = RowSet()
-    _fill(data.train, found, renderer, max_seq_length, recipe_dir, "data.train", train, held_out, chosen, progress)
-    if data.eval is not None:
-        held_out = RowSet()
-        eval_format = _format_of(data.eval, data.format, recipe_dir, "data.eval")
-        if (eval_format == "text") != (found == "text"):
-            wrong = f"the evaluation rows are {eval_format}, the training rows {found}"
-            raise DataError(Problem(Where(data.eval), "data.eval", wrong, "give rows of one kind"))
-        _fill(
-            data.eval,
-            eval_format,
-            renderer,
-            max_seq_length,
-            recipe_dir,
-            "data.eval",
-            held_out,
-            held_out,
-            None,
-            progress,
-        )
-    _refuse_if_broken(train, data.train, "data.train", max_seq_length)
+    train = RowSet()
+    for source in training_sources(data):
+        filler.fill(source, train, held_out if chosen else None, chosen)
+    held_out_source = evaluation_source(data)
+    if held_out is not None and held_out_source is not None:
+        filler.fill(held_out_source, held_out, held_out, frozenset())
     if held_out is not None:
-        source, name = (data.eval, "data.eval") if data.eval else (data.train, "data.eval_fraction")
-        _refuse_if_broken(held_out, source, name, max_seq_length)
-    return Prepared(
-        train=train,
-        eval=held_out,
-        format=found,
-        renderer=renderer,
-        train_sha256=_sha256(data.train, recipe_dir),
-        eval_sha256=_sha256(data.eval, recipe_dir) if data.eval else None,
-    )
+        held_out = _without_leaks(train, held_out)
+    return opened.prepared(train, held_out, None)
 
 
-def _format_of(source: str, chosen: str, recipe_dir: Path, field_name: str) -> str:
+@dataclass
+class _Filler:
+    """Reads sources into row sets, one batch at a time."""
+
+    data: DataSection
+    renderer: Renderer
+    max_seq_length: int
+    seed: int
+    recipe_dir: Path
+    progress: Progress | None
+    seen: int = 0
+    first_of: dict[bytes, Where] = field(default_factory=dict)
+
+    def fill(self, source: Source, kept: RowSet, held_out: RowSet | None, chosen: frozenset[int]) -> None:
+        """Read `source` into `kept`, and the rows whose number over all sources is in `chosen` into `held_out`."""
+        data_format = _format_of(source, self.data, self.recipe_dir)
+        repeats = copies(source, self.recipe_dir, self.seed)
+        before = len(kept.rows)
+        for batch in _batches(source.rows(self.recipe_dir)):
+            waiting: list[tuple[Example, RowSet, int]] = []
+            for number, (where, row) in enumerate(batch, start=self.seen):
+                times = next(repeats)
+                target = held_out if held_out is not None and number in chosen else kept
+                if not times:
+                    continue
+                target.read += 1
+                try:
+                    if isinstance(row, Problem):
+                        raise DataError(row)  # noqa: TRY301 -- one way for all that is wrong with a row
+                    renamed = rename(row, self.data.columns, where)
+                    waiting.append((to_example(renamed, data_format, where), target, times))
+                except DataError as error:
+                    target.rejected.append(error.problems[0])
+            made = encode_batch([example for example, _, _ in waiting], self.renderer)
+            for (example, target, times), encoded in zip(waiting, made, strict=True):
+                self._keep(example, encoded, target, times if target is kept else 1, target is held_out)
+            self.seen += len(batch)
+            if self.progress is not None:
+                self.progress(self.seen)
+        kept.by_source[source.name] = len(kept.rows) - before
+
+    def _keep(
+        self, example: Example, encoded: Encoded | Problem, target: RowSet, times: int, with_example: bool
+    ) -> None:
+        if isinstance(encoded, Problem):
+            target.rejected.append(encoded)
+            return
+        parts = [encoded]
+        if len(encoded.input_ids) > self.max_seq_length:
+            parts = fit(example, encoded, self.renderer, self.max_seq_length, self.data.overlong)
+            kept_tokens = sum(len(part.input_ids) for part in parts)
+            target.overlong.append(Overlong(encoded.where, len(encoded.input_ids), kept_tokens))
+        for part in parts:
+            broken = check_encoded(part, self.renderer, plain_text=example.text is not None)
+            if broken is not None:
+                target.rejected.append(broken)
+            elif self.data.deduplicate == "exact" and not with_example and self._is_repeated(part, target):
+                continue
+            else:
+                for _ in range(times):
+                    target.rows.append(part)
+                if with_example:
+                    target.examples.append(example)
+
+    def _is_repeated(self, row: Encoded, target: RowSet) -> bool:
+        first = self.first_of.setdefault(_digest(row), row.where)
+        if first is row.where:
+            return False
+        target.repeated.append((row.where, first))
+        return True
+
+
+def _format_of(source: Source, data: DataSection, recipe_dir: Path) -> str:
     """The format of the first row that can be read."""
     broken: list[Problem] = []
-    for where, row in islice(read_rows(source, recipe_dir, field_name), BATCH_ROWS):
+    for where, row in islice(source.rows(recipe_dir), BATCH_ROWS):
         if not isinstance(row, Problem):
-            return detect_or_fail(row, where, chosen)
+            return detect_or_fail(rename(row, data.columns, where), where, data.format)
         broken.append(row)
     raise DataError(broken[:LISTED_PROBLEMS])
 
 
-def _held_out_rows(
-    data: DataSection, seed: int, recipe_dir: Path, locate: Callable[[str], Where]
-) -> frozenset[int] | None:
-    """The 0-based numbers of the training rows that `eval_fraction` holds out, None without it."""
+def _held_out_rows(data: DataSection, seed: int, recipe_dir: Path, locate: Callable[[str], Where]) -> frozenset[int]:
+    """The numbers, from 0 over all sources, of the training rows that `eval_fraction` holds out."""
     if data.eval_fraction is None:
-        return None
-    total = count_rows(data.train, recipe_dir)
-    if total is None:
-        total = sum(1 for _ in read_rows(data.train, recipe_dir))
+        return frozenset()
+    total = 0
+    for source in training_sources(data):
+        count = source.count(recipe_dir)
+        total += sum(1 for _ in source.rows(recipe_dir)) if count is None else count
     count = max(1, round(total * data.eval_fraction))
     if count >= total:
         wrong = f"{data.eval_fraction} of {total} rows leaves nothing to train on"
@@ -197,45 +278,29 @@ def _held_out_rows(
     return frozenset(random.Random(seed).sample(range(total), count))  # noqa: S311
 
 
-def _fill(
-    source: str,
-    data_format: str,
-    renderer: Renderer,
-    max_seq_length: int,
-    recipe_dir: Path,
-    field_name: str,
-    kept: RowSet,
-    held_out: RowSet | None,
-    chosen: frozenset[int] | None,
-    progress: Progress | None,
-) -> None:
-    """Read `source` into `kept`, and the rows numbered in `chosen` into `held_out`."""
-    seen = 0
-    for batch in _batches(read_rows(source, recipe_dir, field_name)):
-        waiting: list[tuple[Example, RowSet]] = []
-        for number, (where, row) in enumerate(batch, start=seen):
-            target = held_out if chosen is not None and held_out is not None and number in chosen else kept
-            target.read += 1
-            if isinstance(row, Problem):
-                target.rejected.append(row)
-                continue
-            try:
-                waiting.append((to_example(row, data_format, where), target))
-            except DataError as error:
-                target.rejected.append(error.problems[0])
-        encoded = encode_batch([example for example, _ in waiting], renderer)
-        for (example, target), made in zip(waiting, encoded, strict=True):
-            if isinstance(made, Problem):
-                target.rejected.append(made)
-            elif len(made.input_ids) > max_seq_length:
-                target.overlong.append(Overlong(made.where, len(made.input_ids)))
-            else:
-                target.rows.append(made)
-                if target is held_out:
-                    target.examples.append(example)
-        seen += len(batch)
-        if progress is not None:
-            progress(seen)
+def _without_leaks(train: RowSet, held_out: RowSet) -> RowSet:
+    """`held_out` without the rows that stand in `train` too, which would only measure memory."""
+    trained = {_digest(row): row.where for row in train.rows}
+    clean = RowSet(read=held_out.read, overlong=held_out.overlong, rejected=held_out.rejected)
+    clean.by_source = held_out.by_source
+    for row, example in zip(held_out.rows, held_out.examples, strict=True):
+        known = trained.get(_digest(row))
+        if known is None:
+            clean.rows.append(row)
+            clean.examples.append(example)
+        else:
+            wrong = f"this evaluation row is also trained, at {known}"
+            clean.leaked.append(Problem(row.where, "", wrong, "remove it from one of the two"))
+    return clean
+
+
+def _digest(row: Encoded) -> bytes:
+    return hashlib.blake2b(array("i", row.input_ids).tobytes(), digest_size=16).digest()
+
+
+def _joint(digests: list[str | None]) -> str | None:
+    known = [digest for digest in digests if digest is not None]
+    return hashlib.sha256("\n".join(known).encode()).hexdigest() if len(known) == len(digests) else None
 
 
 def _batches(items: Iterator[Row]) -> Iterator[list[Row]]:
@@ -243,23 +308,35 @@ def _batches(items: Iterator[Row]) -> Iterator[list[Row]]:
         yield batch
 
 
-def _refuse_if_broken(rows: RowSet, source: str, field_name: str, max_seq_length: int) -> None:
-    broken = len(rows.rejected)
-    if broken > MAX_REJECT_FRACTION * rows.read:
-        problems = rows.rejected[:LISTED_PROBLEMS]
-        wrong = f"{broken} of {rows.read} rows are broken, more than {MAX_REJECT_FRACTION:.0%}"
-        listed = f"; the first {LISTED_PROBLEMS} are listed above" if broken > LISTED_PROBLEMS else ""
-        raise DataError([*problems, Problem(Where(source), field_name, wrong, f"correct or remove them{listed}")])
+def _refuse_if_broken(
+    rows: RowSet, key: str, data: DataSection, max_seq_length: int, locate: Callable[[str], Where]
+) -> None:
+    broken, where = len(rows.rejected), locate(key)
+    if broken > data.max_reject_fraction * rows.read:
+        allowed = f"data.max_reject_fraction = {data.max_reject_fraction:g} allows {data.max_reject_fraction:.1%}"
+        wrong = f"{broken} of {rows.read} rows ({broken / rows.read:.1%}) are broken; {allowed}"
+        more = f"; the first {LISTED_PROBLEMS} are listed above" if broken > LISTED_PROBLEMS else ""
+        last = Problem(where, key, wrong, f"correct or remove them{more}")
+        raise DataError([*rows.rejected[:LISTED_PROBLEMS], last])
+    if data.overlong == "error" and rows.overlong:
+        listed = [_too_long(row, max_seq_length) for row in rows.overlong[:LISTED_PROBLEMS]]
+        longest = max(row.tokens for row in rows.overlong)
+        wrong = (
+            f"{len(rows.overlong)} of {rows.read} rows are longer than {max_seq_length} tokens, the longest {longest}"
+        )
+        instead = "raise model.max_seq_length, or choose drop, truncate or split"
+        raise DataError([*listed, Problem(locate("data.overlong"), "data.overlong", wrong, instead)])
     if not rows.rows:
         wrong = (
             f"no row is left of {rows.read}: {len(rows.overlong)} longer than {max_seq_length} tokens, {broken} broken"
         )
+        wrong += f", {len(rows.leaked)} also trained" if rows.leaked else ""
         longest = max((row.tokens for row in rows.overlong), default=0)
         instead = (
             f"raise model.max_seq_length (the longest row has {longest} tokens)" if longest else "correct the rows"
         )
-        raise DataError(Problem(Where(source), field_name, wrong, instead))
+        raise DataError([*rows.leaked[:LISTED_PROBLEMS], Problem(where, key, wrong, instead)])
 
 
-def _sha256(source: str, recipe_dir: Path) -> str | None:
-    return None if is_hub_id(source, recipe_dir) else fingerprint(find_files(source, recipe_dir))
+def _too_long(row: Overlong, limit: int) -> Problem:
+    return Problem(row.where, "", f"{row.tokens} tokens, {limit} fit", "shorten it")

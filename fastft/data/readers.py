@@ -10,6 +10,7 @@ import csv
 import glob
 import gzip
 import hashlib
+import io
 import json
 import os
 import re
@@ -19,12 +20,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from fastft.errors import DataError, Problem, Where, nearest
+from fastft.errors import DataError, MachineError, Problem, Where, nearest
 
 Row = tuple[Where, "dict[str, Any] | Problem"]
 
-FILE_KINDS = (".jsonl", ".ndjson", ".json", ".csv")
-COMPRESSIONS = (".gz",)
+FILE_KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
+COMPRESSIONS = (".gz", ".zst")
 UTF8_BOM = b"\xef\xbb\xbf"
 # "org/name", "org/name:split" or "org/name/configuration:split".
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(/[\w.-]+)?(:[\w.%\[\]:-]+)?")
@@ -94,7 +95,7 @@ def read_file(file: Path) -> Iterator[Row]:
     """
     kind = file_kind(file.name)
     shown = _shown(file)
-    reader = {".csv": _read_csv, ".json": _read_json}.get(kind or "", _read_jsonl)
+    reader = {".csv": _read_csv, ".json": _read_json, ".parquet": _read_parquet}.get(kind or "", _read_jsonl)
     rows = 0
     try:
         with _open(file) as stream:
@@ -117,7 +118,10 @@ def count_rows(source: str, recipe_dir: Path, field: str = "data.train") -> int 
         return None
     total = 0
     for file in find_files(source, recipe_dir, field):
-        if file_kind(file.name) in (".jsonl", ".ndjson"):
+        kind = file_kind(file.name)
+        if kind == ".parquet":
+            total += _arrow("Parquet files").parquet.ParquetFile(file).metadata.num_rows
+        elif kind in (".jsonl", ".ndjson"):
             with _open(file) as stream:
                 total += sum(1 for line in stream if line.strip(b" \t\r\n\xef\xbb\xbf"))
         else:
@@ -137,7 +141,25 @@ def fingerprint(files: Iterable[Path]) -> str:
 def _open(file: Path) -> IO[bytes]:
     if file.name.lower().endswith(".gz"):
         return gzip.open(file, "rb")  # type: ignore[return-value]  # GzipFile is a binary stream
+    if file.name.lower().endswith(".zst"):
+        # Arrow brings zstd, which Python has only from 3.14 on.
+        return io.BufferedReader(_arrow("Zstandard files").input_stream(str(file), compression="zstd"))
     return file.open("rb")
+
+
+def _arrow(needed_by: str) -> Any:
+    """pyarrow, loaded only where a file needs it.
+
+    Raises:
+        MachineError: it is not installed.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        wrong = f"{needed_by} need the package pyarrow"
+        raise MachineError(Problem(Where("this machine"), "", wrong, 'pip install "fastft[train]"')) from error
+    return pyarrow
 
 
 def _shown(file: Path) -> str:
@@ -257,6 +279,21 @@ def _read_csv(stream: IO[bytes], shown: str) -> Iterator[Row]:
                 )
             continue
         yield where, _csv_row(where, columns, cells)
+
+
+def _read_parquet(stream: IO[bytes], shown: str) -> Iterator[Row]:
+    """The rows of a Parquet file; the line of a row is its number, counted from 1."""
+    pyarrow = _arrow("Parquet files")
+    try:
+        number = 0
+        # Small batches: a row group, which a writer may make as large as the file, is not held as Python objects.
+        for batch in pyarrow.parquet.ParquetFile(stream).iter_batches(batch_size=1000):
+            for row in batch.to_pylist():
+                number += 1
+                yield Where(shown, number), row
+    except pyarrow.ArrowInvalid as error:
+        wrong = f"not a Parquet file: {' '.join(str(error).split())[:200]}"
+        raise DataError(Problem(Where(shown), "", wrong, "write it again")) from error
 
 
 def _csv_row(where: Where, columns: list[str], cells: list[str]) -> dict[str, Any] | Problem:

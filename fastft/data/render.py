@@ -7,6 +7,7 @@ prefix of the whole text, and ends with the first control token that the templat
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -59,8 +60,17 @@ class Renderer:
     train_on: TrainOn
     # The control tokens that end an answer under this template, the usual one first.
     end_of_turn: tuple[str, ...]
-    # What the template writes before an answer, for templates whose generation prompt differs from their history.
+    # What the template writes between a question and its answer.
     header: str = ""
+    # What it adds to a question for `add_generation_prompt`.
+    generation_prompt: str = ""
+    # Whether that can stand nowhere but before an answer: it holds a control token, which no message may.
+    is_unmistakable: bool = False
+
+    @property
+    def writes_prompt(self) -> bool:
+        """Whether the template leads to an answer that is not there yet, as `add_generation_prompt` asks."""
+        return bool(self.generation_prompt) or not self.header.strip()
 
 
 def make_renderer(
@@ -81,6 +91,7 @@ def make_renderer(
     try:
         first_question = template.render(turns[:1], tokens, where=where)
         first_answer = template.render(turns[:2], tokens, where=where)
+        prompt = template.render(turns[:1], tokens, where=where, add_generation_prompt=True)
         whole = template.render(turns, tokens, where=where)
     except DataError as error:
         problem = error.problems[0]
@@ -105,7 +116,16 @@ def make_renderer(
     if not first_answer.startswith(first_question):
         header = ""
     stops = [token for token in tokenizer.stop_tokens if token != tokenizer.bos_token]
-    return Renderer(tokenizer, template, train_on, tuple(dict.fromkeys(found + stops)), header)
+    added = prompt[len(first_question) :] if prompt.startswith(first_question) else ""
+    return Renderer(
+        tokenizer,
+        template,
+        train_on,
+        end_of_turn=tuple(dict.fromkeys(found + stops)),
+        header=header,
+        generation_prompt=added,
+        is_unmistakable=header.startswith(added) and any(token in added for token in tokenizer.special_tokens),
+    )
 
 
 def encode(example: Example, renderer: Renderer) -> Encoded:
@@ -154,7 +174,7 @@ def render(example: Example, renderer: Renderer) -> tuple[str, list[Span]]:
         _refuse_control_tokens(example, facts)
         if renderer.template.marks_answers and renderer.train_on == "assistant":
             text, spans = renderer.template.render_marked(example, facts.template_tokens)
-            spans = _chosen_spans(example, spans)
+            spans = _proven_spans(example, renderer, text, spans)
         else:
             text = renderer.template.render(
                 example.messages, facts.template_tokens, where=example.where, tools=example.tools
@@ -177,13 +197,7 @@ def render_prompt(example: Example, renderer: Renderer) -> Prompt:
         wrong = "there is no question and answer to compare with"
         raise DataError(Problem(example.where, "", wrong, "exact match needs conversations"))
     facts = renderer.tokenizer
-    text = renderer.template.render(
-        example.messages[: answers[-1]],
-        facts.template_tokens,
-        where=example.where,
-        tools=example.tools,
-        add_generation_prompt=True,
-    )
+    text = _prompt_text(example, renderer, answers[-1])
     if facts.adds_bos and facts.bos_token and not text.startswith(facts.bos_token):
         text = facts.bos_token + text
     ids = facts.tokenizer.encode(text, add_special_tokens=False).ids
@@ -194,7 +208,10 @@ def _derived_spans(example: Example, renderer: Renderer, text: str) -> list[Span
     """The character span of each trained answer, its end-of-turn token included, in the rendered `text`."""
     where, messages = example.where, example.messages
     answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
-    starts = [_answer_start(example, renderer, text, index) for index in answers]
+    # Where a generation prompt can stand only before an answer and there is one for each, it need not be rendered.
+    starts = _ends_of(renderer.generation_prompt, text) if renderer.is_unmistakable else []
+    if len(starts) != len(answers):
+        starts = [_answer_start(example, renderer, text, index) for index in answers]
     spans = []
     for start, index, limit in zip(starts, answers, [*starts[1:], len(text)], strict=True):
         field = f"message {index + 1} (assistant)"
@@ -213,13 +230,10 @@ def _derived_spans(example: Example, renderer: Renderer, text: str) -> list[Span
 
 def _answer_start(example: Example, renderer: Renderer, text: str, index: int) -> int:
     """Where the answer `index` begins in `text`: where the prompt for it, which must be a prefix, ends."""
-    template, tokens = renderer.template, renderer.tokenizer.template_tokens
-    assert template is not None  # noqa: S101 -- only called for conversations
-    before = example.messages[:index]
-    prompt = template.render(before, tokens, where=example.where, tools=example.tools, add_generation_prompt=True)
+    prompt = _prompt_text(example, renderer, index)
     if text.startswith(prompt):
         return len(prompt)
-    history = template.render(before, tokens, where=example.where, tools=example.tools)
+    history = _rendered(example, renderer, index, add_generation_prompt=False)
     if renderer.header and text.startswith(history + renderer.header):
         return len(history) + len(renderer.header)
     wrong = "the template writes what leads to this answer differently once it is given, so its beginning is unclear"
@@ -227,13 +241,58 @@ def _answer_start(example: Example, renderer: Renderer, text: str, index: int) -
     raise DataError(Problem(example.where, f"message {index + 1} (assistant)", wrong, instead))
 
 
-def _chosen_spans(example: Example, spans: list[Span]) -> list[Span]:
-    """The template's own spans, without those of turns that carry no loss."""
-    answers = [message for message in example.messages if message.role == "assistant"]
-    if len(spans) != len(answers):
-        wrong = f"the template marks {len(spans)} generated parts for {len(answers)} assistant turns"
-        raise DataError(Problem(example.where, "", wrong, "put one {% generation %} block around each answer"))
-    return [span for span, message in zip(spans, answers, strict=True) if message.trained]
+def _ends_of(part: str, text: str) -> list[int]:
+    ends = []
+    at = text.find(part)
+    while at >= 0:
+        ends.append(at + len(part))
+        at = text.find(part, ends[-1])
+    return ends
+
+
+def _proven_spans(example: Example, renderer: Renderer, text: str, marked: list[Span]) -> list[Span]:
+    """The template's own spans, each held against the prompt before it and ended with its end-of-turn token.
+
+    A span may begin behind white space that the format puts before an answer; what follows its end token is cut off.
+    """
+    where = example.where
+    answers = [index for index, message in enumerate(example.messages) if message.role == "assistant"]
+    if len(marked) != len(answers):
+        wrong = f"the template marks {len(marked)} generated parts for {len(answers)} assistant turns"
+        raise DataError(Problem(where, "", wrong, "put one {% generation %} block around each answer"))
+    spans = []
+    for (start, end), index in zip(marked, answers, strict=True):
+        prompt = _prompt_text(example, renderer, index)
+        if text.startswith(prompt) and (start < len(prompt) or text[len(prompt) : start].strip()):
+            shift = start - len(prompt)
+            side = f"{-shift} characters before" if shift < 0 else f"{shift} characters after"
+            wrong = f"the {{% generation %}} block begins {side} the end of its prompt"
+            field = f"message {index + 1} (assistant)"
+            raise DataError(Problem(where, field, wrong, "begin it right after the generation prompt"))
+        stop = _first_of(text, renderer.end_of_turn, start)
+        if stop is not None and stop[1] < end and not text[stop[1] : end].strip():
+            end = stop[1]
+        if example.messages[index].trained:
+            spans.append((start, end))
+    return spans
+
+
+def _prompt_text(example: Example, renderer: Renderer, index: int) -> str:
+    """What the model is given before it writes answer `index`, written out for templates that leave it out."""
+    text = _rendered(example, renderer, index, add_generation_prompt=True)
+    return text if renderer.writes_prompt else text + renderer.header
+
+
+def _rendered(example: Example, renderer: Renderer, count: int, *, add_generation_prompt: bool) -> str:
+    """The first `count` messages as text."""
+    assert renderer.template is not None  # noqa: S101 -- only called for conversations
+    return renderer.template.render(
+        example.messages[:count],
+        renderer.tokenizer.template_tokens,
+        where=example.where,
+        tools=example.tools,
+        add_generation_prompt=add_generation_prompt,
+    )
 
 
 def _labelled(example: Example, renderer: Renderer, encoding: Encoding, spans: list[Span]) -> Encoded | Problem:
@@ -272,15 +331,17 @@ def _token_at(encoding: Encoding, position: int, step: int, limit: int) -> int |
 
 def _refuse_control_tokens(example: Example, facts: TokenizerFacts) -> None:
     """Fail where the text of a message would become a control token."""
-    for number, message in enumerate(example.messages, start=1):
-        if not any(opening in message.content for opening in facts.special_openings):
+    said = [(f"message {number} ({message.role})", message) for number, message in enumerate(example.messages, start=1)]
+    texts = [(field, message.content) for field, message in said]
+    texts += [(field, json.dumps(message.extra, ensure_ascii=False)) for field, message in said if message.extra]
+    texts += [("tools", json.dumps(example.tools, ensure_ascii=False))] if example.tools else []
+    for field, text in texts:
+        if not any(opening in text for opening in facts.special_openings):
             continue
-        forged = _first_of(message.content, tuple(facts.special_tokens), 0)
+        forged = _first_of(text, tuple(facts.special_tokens), 0)
         if forged is not None:
-            token = message.content[forged[0] : forged[1]]
-            wrong = f"the text holds {token}, which this tokenizer reads as a control token"
-            instead = "remove it, or write it with a space inside"
-            raise DataError(Problem(example.where, f"message {number} ({message.role})", wrong, instead))
+            wrong = f"the text holds {text[forged[0] : forged[1]]}, which this tokenizer reads as a control token"
+            raise DataError(Problem(example.where, field, wrong, "remove it, or write it with a space inside"))
 
 
 def _first_token(text: str, facts: TokenizerFacts) -> str | None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
+from gguf import GGUFReader
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from fastft.errors import MachineError, Problem, Where
@@ -36,6 +39,7 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
         tokenizer.pad_token = tokenizer.eos_token
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
+        _restore_pre_tokenizer(partial / "tokenizer.json", GGUFReader(gguf))
         seal(partial, folder)
     except Exception as error:  # a damaged file breaks its reader in any way there is: struct.error, IndexError, ...
         wrong = f"the GGUF file cannot be converted: {' '.join(str(error).split())[:300]}"
@@ -43,3 +47,26 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
         raise MachineError(Problem(Where(str(gguf)), "model.id", wrong, instead)) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+# How byte-level BPE tokenizers cut text before merging, by the name that llama.cpp gives it (`tokenizer.ggml.pre`).
+_BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+_PRE_TOKENIZERS: dict[str, dict[str, Any]] = {
+    "smollm": {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, _BYTE_LEVEL]},
+}
+
+
+def _restore_pre_tokenizer(path: Path, reader: GGUFReader) -> None:
+    """Give tokenizer.json the cut that the GGUF names.
+
+    transformers 5.17 makes a plain ByteLevel cut with SentencePiece's byte fallback of every GGUF with BPE: digits may
+    then merge that the model never saw merged, and exporters take the tokenizer for a SentencePiece one.
+    """
+    field = reader.get_field("tokenizer.ggml.pre")
+    cut = None if field is None else _PRE_TOKENIZERS.get(str(field.contents()))
+    if cut is None:
+        return
+    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    tokenizer |= {"pre_tokenizer": cut, "normalizer": None, "decoder": _BYTE_LEVEL, "post_processor": None}
+    tokenizer["model"] |= {"byte_fallback": False, "fuse_unk": False, "unk_token": None}
+    path.write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")

@@ -11,6 +11,7 @@ from typing import Any
 
 from fastft.errors import MachineError, Problem, Where
 from fastft.probe.software import package_file
+from fastft.recipe.rules import is_hub_id
 
 HUB_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors")
 # Weights in these forms are pickles: loading them can run code.
@@ -67,7 +68,7 @@ def find_base_model(model_id: str, revision: str | None, recipe_folder: Path, wh
         return _package_model(model_id, where)
     folder = Path(model_id).expanduser()
     folder = folder if folder.is_absolute() else recipe_folder / folder
-    if model_id.startswith((".", "/", "~")) or folder.is_dir():
+    if not is_hub_id(model_id) or folder.is_dir():
         return _folder_model(model_id, folder, where)
     return BaseModel(model_id, "hub", _in_hub_cache(model_id, revision))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,8 +15,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from fastft.errors import Problem, RecipeError, Where, nearest
-from fastft.recipe.locate import line_of, line_of_nearest
-from fastft.recipe.model import Recipe
+from fastft.recipe.locate import line_of, line_of_entry, line_of_nearest, line_of_statement
+from fastft.recipe.model import DataSource, Recipe
 from fastft.recipe.names import ELSEWHERE
 from fastft.recipe.reference import allowed, fields, sections
 from fastft.recipe.rules import findings
@@ -107,27 +108,21 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         message = str(error)
-        place = re.search(r"\(at line (\d+), column (\d+)\)|\(at end of document\)", message)
-        line = int(place.group(1)) if place and place.group(1) else _last_line(text)
+        place = re.search(r"\(at line (\d+), column \d+\)$", message)
+        begins = line_of_statement(text, int(place.group(1)) if place else None)
+        line = int(place.group(1)) if place else begins
         wrong = "is not valid TOML: " + re.sub(r" \(at .*\)$", "", message)
-        instead = (
-            'write `key = value` lines under [section] headers; text in "double quotes", true and false in lower case'
-        )
+        if begins < line:
+            wrong += f", in what begins on line {begins}"
+        if message.startswith("Cannot "):  # overwrite a value, declare a table twice, ...
+            instead = "write each [section] once, and each key once in it"
+        else:
+            lines = "write `key = value` lines under [section] headers"
+            instead = f'{lines}; text in "double quotes", true and false in lower case'
     except (RecursionError, ValueError) as error:
-        line, wrong, instead = 1, f"cannot be parsed: {error}", "a recipe holds plain values in six tables"
+        line, instead = line_of_statement(text, None), "a recipe holds plain values in six tables"
+        wrong = "is nested too deeply" if isinstance(error, RecursionError) else "holds a number of too many digits"
     raise RecipeError(Problem(Where(str(path), line), "", wrong, instead))
-
-
-def _last_line(text: str) -> int:
-    """The line where an unfinished statement begins: the first line after which no prefix of the file parses."""
-    lines = text.splitlines(keepends=True)
-    for end in range(len(lines) - 1, 0, -1):
-        try:
-            tomllib.loads("".join(lines[:end]))
-        except tomllib.TOMLDecodeError:
-            continue
-        return end + 1
-    return 1
 
 
 def _parse_overrides(overrides: Iterable[str]) -> dict[str, tuple[str, Any]]:
@@ -162,6 +157,7 @@ def _assign(tree: dict[str, Any], field: str, value: Any) -> None:
 def _validate(path: Path, text: str, tree: dict[str, Any], overrides: Mapping[str, str]) -> LoadedRecipe:
     """Check the whole tree; what fails is put aside so that the rest is checked in the same pass."""
     problems: dict[str, Problem] = {}
+    broken: set[str] = set()
     sound = copy.deepcopy(tree)
     recipe: Recipe | None = None
     while recipe is None:
@@ -170,15 +166,17 @@ def _validate(path: Path, text: str, tree: dict[str, Any], overrides: Mapping[st
         except ValidationError as error:
             found = [(tuple(str(part) for part in entry["loc"]), entry) for entry in error.errors(include_url=False)]
             for loc, entry in found:
-                field = ".".join(loc[:2])
-                if field not in problems:
-                    problems[field] = _explain(path, text, overrides, loc[:2], dict(entry), sound)
+                broken.add(".".join(loc[:2]))
+                if len(loc) == 4:
+                    problems[".".join(loc)] = _explain_source(path, text, loc, dict(entry), sound)
+                elif ".".join(loc[:2]) not in problems:
+                    problems[".".join(loc[:2])] = _explain(path, text, overrides, loc[:2], dict(entry), sound)
             if not _set_aside(sound, [loc[:2] for loc, _ in found]):
                 break
     if recipe is not None:
         given = frozenset(f"{section}.{key}" for section, keys in sound.items() for key in keys)
         for finding in findings(recipe, given):
-            if not {finding.field, *finding.reads} & set(problems):
+            if not {finding.field, *finding.reads} & broken:
                 where = _where(path, text, overrides, finding.field)
                 problems.setdefault(
                     finding.field, Problem(where, finding.field, finding.wrong, finding.instead, finding.got)
@@ -200,14 +198,18 @@ def _set_aside(tree: dict[str, Any], paths: Iterable[tuple[str, ...]]) -> bool:
             del table[key]
             changed = True
         elif path in _STAND_INS and isinstance(table, dict):
-            section, _, name = ".".join(path).partition(".")
-            tree.setdefault(section, {}) if not name else table.update({name: _STAND_INS[path]})
+            table[key] = copy.deepcopy(_STAND_INS[path])
             changed = True
     return changed
 
 
 # Values that let the rest of a recipe be checked when a required one is missing or wrong. Never returned to a caller.
-_STAND_INS: dict[tuple[str, ...], str] = {("model",): "", ("data",): "", ("model", "id"): "-", ("data", "train"): "-"}
+_STAND_INS: dict[tuple[str, ...], Any] = {
+    ("model",): {"id": "-"},
+    ("data",): {"train": "-"},
+    ("model", "id"): "-",
+    ("data", "train"): "-",
+}
 
 
 def _explain(
@@ -235,6 +237,23 @@ def _explain(
     close = nearest(value, re.findall(r'"([^"]+)"', instead)) if isinstance(value, str) else None
     instead = f'did you mean "{close}"?' if close else f"write {instead}"
     return Problem(where, field, "is not a value it can have", instead, _shown(value))
+
+
+def _explain_source(
+    path: Path, text: str, loc: tuple[str, ...], entry: dict[str, Any], tree: Mapping[str, Any]
+) -> Problem:
+    """One pydantic error in a `[[data.sources]]` table: `loc` is data, sources, its number, the key."""
+    section, name, number, key = loc
+    where = Where(str(path), line_of_entry(text, (section, name), int(number), key) or line_of_nearest(text, loc[:2]))
+    field = f"{section}.{name}.{key}"
+    if entry["type"] == "extra_forbidden":
+        close = nearest(key, DataSource.model_fields)
+        known = f"did you mean {close}?" if close else f"its keys are {', '.join(DataSource.model_fields)}"
+        return Problem(where, field, "there is no such key", known)
+    if entry["type"] == "missing":
+        return Problem(where, field, "is missing", 'add path = "rows.jsonl" under [[data.sources]]')
+    value = tree[section][name][int(number)][key]
+    return Problem(where, field, "is not a value it can have", f"write {allowed(field)}", _shown(value))
 
 
 def _known(loc: tuple[str, ...]) -> str:
@@ -279,5 +298,7 @@ def _where(path: Path, text: str, overrides: Mapping[str, str], field: str) -> W
 
 def _shown(value: Any) -> str:
     """A value as it would be written in TOML, cut to a readable length."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 80 else text[:77] + "..."

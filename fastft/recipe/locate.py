@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 
 def line_of(text: str, path: Sequence[str]) -> int | None:
-    """The 1-based line of the statement that defines `path` in TOML `text`, or None when nothing does.
+    """The 1-based line of the statement that defines `path` in valid TOML `text`, or None when nothing does.
 
-    The statement that defines a path ends where the first prefix of the file that parses contains it, and begins after
-    the last prefix that parses without it. Quadratic in the number of lines, so it runs only when there is an error.
+    A statement defines a path when it contains it, read below its own [header], and no statement before it does.
     """
-    lines = text.splitlines(keepends=True)
-    parsed_until = 0
-    for end in range(1, len(lines) + 1):
-        try:
-            tree = tomllib.loads("".join(lines[:end]))
-        except tomllib.TOMLDecodeError:
-            continue
-        if _contains(tree, path):
-            return parsed_until + 1
-        parsed_until = end
+    header = ""
+    for first, statement in statements(text):
+        if _contains(tomllib.loads(header + statement), path):
+            return first
+        if statement.lstrip().startswith("["):
+            header = statement
     return None
+
+
+def line_of_entry(text: str, table: Sequence[str], index: int, key: str) -> int | None:
+    """The line of `key` in entry `index` (from 0) of an array of tables, or of its [[header]]; None without either."""
+    header, header_line, seen = "", None, -1
+    for first, statement in statements(text):
+        if statement.lstrip().startswith("[["):
+            if _contains(tomllib.loads(statement), table):
+                seen += 1
+                header, header_line = statement, first
+        elif seen == index and _contains_entry(tomllib.loads(header + statement), table, key):
+            return first
+        if seen > index:
+            break
+        last = header_line
+    return last if seen >= index else None
 
 
 def line_of_nearest(text: str, path: Sequence[str]) -> int:
@@ -34,9 +45,51 @@ def line_of_nearest(text: str, path: Sequence[str]) -> int:
     return 1
 
 
+def line_of_statement(text: str, line: int | None) -> int:
+    """The first line of the statement that `line` belongs to; with None, of the first one that cannot be parsed."""
+    for first, statement in statements(text):
+        if line is None and not _parses(statement):
+            return first
+        if line is not None and line < first + len(statement.splitlines()):
+            return first
+    return 1
+
+
+def statements(text: str) -> Iterator[tuple[int, str]]:
+    """Each statement as (1-based first line, text): as few whole lines as parse on their own.
+
+    When a statement is broken, it comes out last, together with all that follows it.
+    """
+    lines = text.splitlines(keepends=True)
+    first = 0
+    for end in range(1, len(lines) + 1):
+        statement = "".join(lines[first:end])
+        if _parses(statement):
+            yield first + 1, statement
+            first = end
+    if first < len(lines):
+        yield first + 1, "".join(lines[first:])
+
+
+def _parses(text: str) -> bool:
+    try:
+        tomllib.loads(text)
+    except (ValueError, RecursionError):  # broken, or more than the parser takes
+        return False
+    return True
+
+
 def _contains(tree: object, path: Sequence[str]) -> bool:
     for key in path:
         if not isinstance(tree, dict) or key not in tree:
             return False
         tree = tree[key]
     return True
+
+
+def _contains_entry(tree: object, table: Sequence[str], key: str) -> bool:
+    for part in table:
+        if not isinstance(tree, dict) or part not in tree:
+            return False
+        tree = tree[part]
+    return isinstance(tree, list) and bool(tree) and key in tree[-1]

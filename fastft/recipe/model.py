@@ -7,9 +7,9 @@ Each field is documented by the string below it: first what it does, then lines 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Auto = Literal["auto"]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -39,14 +39,24 @@ Scheduler = Literal[
     "inverse_sqrt",
 ]
 Strategy = Literal["no", "steps", "epoch"]
-DataFormat = Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text"]
+DataFormat = Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "belle", "text"]
 ExportFormat = Literal["adapter", "merged_16bit", "gguf"]
 
 
 class Section(BaseModel):
     """A table of the recipe: unknown keys are errors, values keep the type they were written with, nothing mutates."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    @field_validator("*")
+    @classmethod
+    def _is_a_toml_number(cls, value: Any) -> Any:
+        """TOML integers have 64 bits; Python reads longer ones, on which the arithmetic of the plan would overflow."""
+        if isinstance(value, int) and value >= 2**63:
+            raise ValueError("more than 64 bits")
+        return value
 
 
 class ModelSection(Section):
@@ -57,7 +67,7 @@ class ModelSection(Section):
     GGUF file inside an installed Python package.
     Upstream: FastLanguageModel.from_pretrained(model_name=)"""
 
-    revision: str | None = None
+    revision: str | None = Field(default=None, min_length=1)
     """The Hub branch, tag or commit to load. A commit makes the run repeatable: a branch can move.
     Upstream: FastLanguageModel.from_pretrained(revision=)"""
 
@@ -66,7 +76,7 @@ class ModelSection(Section):
     installed. Plain transformers is the slower reference, for models that Unsloth does not know.
     Upstream: none (fastft's own choice)"""
 
-    max_seq_length: int = Field(default=2048, ge=8)
+    max_seq_length: int = Field(default=2048, ge=8, le=2**24)
     """The longest example that is trained. An example that is longer never reaches the model unseen: it is dropped,
     counted and listed.
     Unit: tokens
@@ -153,14 +163,47 @@ class LoraSection(Section):
     Upstream: FastLanguageModel.get_peft_model(modules_to_save=)"""
 
 
+class DataSource(Section):
+    """One of several sources of training rows, each with its share."""
+
+    path: str = Field(min_length=1)
+    """The rows: a file, glob or Hub dataset id as in `data.train`.
+    Upstream: SFTTrainer(train_dataset=), tokenized by fastft"""
+
+    name: str | None = Field(default=None, min_length=1)
+    """What reports call this source. Default: its path.
+    Upstream: none"""
+
+    weight: float = Field(default=1.0, gt=0, le=100)
+    """How often each row of this source stands in one epoch: 2 takes every row twice, 0.25 takes a quarter of the rows,
+    chosen by `train.seed`.
+    Unit: passes over the source in one epoch
+    Too small: the source is hardly learnt.
+    Too large: its rows are memorised.
+    Upstream: none (fastft repeats and draws rows before training)"""
+
+    limit: int | None = Field(default=None, ge=1)
+    """Read only this many rows, the first ones.
+    Unit: rows
+    Too small: what the later rows teach is lost.
+    Too large: no effect beyond the rows that are there.
+    Upstream: none"""
+
+
 class DataSection(Section):
     """What the model learns from."""
 
-    train: str = Field(min_length=1)
-    """The training rows: a `.jsonl` or `.json` file or a glob of them, relative to the recipe, or a Hub dataset id.
+    train: str | None = Field(default=None, min_length=1)
+    """The training rows: a `.jsonl`, `.json`, `.csv` or `.parquet` file (also `.gz`, `.zst`), a glob of them, relative
+    to the recipe, or a Hub dataset id (`org/name`, `org/name:split`). Write this or `[[data.sources]]`.
     Upstream: SFTTrainer(train_dataset=), tokenized by fastft"""
 
-    eval: str | None = None
+    sources: Annotated[tuple[DataSource, ...], Field(strict=False)] = ()
+    """Several sources of training rows instead of `train`, each a `[[data.sources]]` table with `path`, `weight`,
+    `limit` and `name`.
+    Upstream: SFTTrainer(train_dataset=), tokenized by fastft"""
+
+    eval: str | None = Field(default=None, min_length=1)
     """The held-out rows, never trained: a file, glob or Hub dataset id as in `train`. Without it and without
     `eval_fraction` nothing is evaluated.
     Upstream: SFTTrainer(eval_dataset=), tokenized by fastft"""
@@ -173,8 +216,14 @@ class DataSection(Section):
     Upstream: none (fastft splits before tokenizing)"""
 
     format: DataFormat = "auto"
-    """What a row looks like: `messages` (OpenAI), `sharegpt` (`conversations`), `alpaca` (`instruction`, `input`,
-    `output`), `prompt_completion`, or `text`. "auto" tells it from the columns, and says what it found.
+    """What a row looks like: `messages` (OpenAI), `sharegpt` (`conversations` with `from` and `value`, as Baichuan has
+    them too), `alpaca` (`instruction`, `input`, `output`), `prompt_completion`, `belle` (`Human:` and `Assistant:`
+    inside `instruction`), or `text`. "auto" tells it from the first row, and says what it found.
+    Upstream: none (fastft reads the rows)"""
+
+    columns: dict[str, str] = {}
+    """Other names for the columns of the format: `columns = { prompt = "question", completion = "answer" }` reads the
+    file's `question` as `prompt`.
     Upstream: none (fastft reads the rows)"""
 
     chat_template: str = "model"
@@ -186,6 +235,25 @@ class DataSection(Section):
     """Which tokens carry loss. "assistant": the assistant's answers and the token that ends each of them, in every
     turn. "all": every token, prompts too.
     Upstream: labels in SFTTrainer(train_dataset=), -100 where there is no loss"""
+
+    overlong: Literal["drop", "truncate", "split", "error"] = "drop"
+    """What becomes of a row that is longer than `model.max_seq_length`. "drop" leaves it out; "truncate" ends it after
+    the last answer that fits whole (plain text at the limit); "split" makes several rows of whole questions and answers
+    of it (plain text: of at most the limit); "error" refuses to start. Whatever it is, each row is counted and listed;
+    no answer is ever cut in two.
+    Upstream: none (fastft measures before training)"""
+
+    max_reject_fraction: Fraction = 0.01
+    """Refuse to start when more than this share of the rows is broken. Broken rows are never trained; they are listed
+    in rejects.jsonl with file, line and reason.
+    Unit: share of the rows that were read, 0 to 1
+    Too small: 0 lets one broken row stop the run.
+    Too large: most of the data can be lost to one wrong column.
+    Upstream: none"""
+
+    deduplicate: Literal["no", "exact"] = "no"
+    """Leave out repeated training rows. "exact" keeps the first of rows whose rendered tokens are the same.
+    Upstream: none (fastft compares before training)"""
 
 
 class TrainSection(Section):

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic_core import PydanticUndefined
 
 from fastft.errors import Problem, RecipeError, Where, nearest
-from fastft.recipe.model import Recipe, Section
+from fastft.recipe.model import DataSource, Recipe, Section
 from fastft.recipe.names import ELSEWHERE
 
 LABELS = ("Unit", "On", "Off", "Too small", "Too large", "Upstream")
@@ -69,7 +69,10 @@ def toml(value: Any) -> str:
 def allowed(field: str) -> str:
     """What may be written for `section.key`, in words: `"auto", true or false`, `a whole number, at least 1`."""
     section, key = field.split(".", 1)
-    return _words(sections()[section].model_json_schema()["properties"][key])
+    owner: type[Section] = sections()[section]
+    if key.startswith("sources."):
+        owner, key = DataSource, key.removeprefix("sources.")
+    return _words(owner.model_json_schema()["properties"][key])
 
 
 def _words(schema: dict[str, Any]) -> str:
@@ -83,8 +86,11 @@ def _words(schema: dict[str, Any]) -> str:
     kind = schema["type"]
     if kind == "array":
         items = schema.get("items", {})
+        if "$ref" in items:
+            return "[[data.sources]] tables"
         return f"a list of {_words(items)}" if "enum" in items else 'a list of texts, ["like", "this"]'
     names = {
+        "object": 'a table of texts, { like = "this" }',
         "boolean": "true or false",
         "integer": "a whole number",
         "number": "a number",

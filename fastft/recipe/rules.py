@@ -90,7 +90,6 @@ def _has_eval(recipe: Recipe) -> bool:
     return recipe.data.eval is not None or recipe.data.eval_fraction is not None
 
 
-_ADAM_KEYS = ("train.adam_beta1", "train.adam_beta2", "train.adam_epsilon")
 _LORA_KEYS = (
     "lora.r",
     "lora.lora_alpha",
@@ -166,7 +165,15 @@ _NEEDS = (
         ("export.formats",),
     ),
     _Need(
-        _ADAM_KEYS,
+        ("train.adam_beta1", "train.adam_beta2"),
+        # transformers gives Lion the same two.
+        lambda recipe: "adam" in recipe.train.optim or "lion" in recipe.train.optim,
+        "train.optim is neither AdamW nor Lion",
+        'set train.optim = "adamw_torch" or "adamw_8bit", or take the line away',
+        ("train.optim",),
+    ),
+    _Need(
+        ("train.adam_epsilon",),
         lambda recipe: "adam" in recipe.train.optim,
         "train.optim is not an AdamW",
         'set train.optim = "adamw_torch" or "adamw_8bit", or take the line away',
@@ -183,8 +190,9 @@ _NEEDS = (
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether `text` has the shape of a Hub id: `name` or `organisation/name`, and is no path."""
-    return re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", text) is not None
+    """Whether `text` has the shape of a Hub id, `name` or `organisation/name`: the rules of huggingface_hub."""
+    shaped = re.fullmatch(r"(\b[\w.-]{1,96}\b/)?\b[\w.-]{1,96}\b", text, re.ASCII) is not None
+    return shaped and "--" not in text and ".." not in text and not text.endswith(".git")
 
 
 def _model(recipe: Recipe, _: Given) -> Iterator[Finding]:
@@ -212,6 +220,15 @@ def _model(recipe: Recipe, _: Given) -> Iterator[Finding]:
 
 
 _ID_FORMS = "write a Hub id, a local folder, or package:NAME/FILE.gguf for a file inside an installed package"
+
+
+def _data(recipe: Recipe, _: Given) -> Iterator[Finding]:
+    train, sources = recipe.data.train, recipe.data.sources
+    if train is None and not sources:
+        yield Finding("data.train", "is missing", 'add train = "rows.jsonl" under [data]', None, ("data.sources",))
+    if train is not None and sources:
+        instead = "keep one of them: more sources are more [[data.sources]] tables"
+        yield Finding("data.train", "is given together with [[data.sources]]", instead, json.dumps(train))
 
 
 def _precision(recipe: Recipe, given: Given) -> Iterator[Finding]:
@@ -411,6 +428,7 @@ def _export(recipe: Recipe, _: Given) -> Iterator[Finding]:
 
 _RULES: tuple[Callable[[Recipe, Given], Iterator[Finding]], ...] = (
     _model,
+    _data,
     _precision,
     _batch,
     _schedule,

@@ -45,13 +45,17 @@ def llama() -> TokenizerFacts:
     return make_facts(tokenizer, bos_token="<|begin_of_text|>", eos_token="<|eot_id|>")
 
 
-@pytest.fixture(scope="session")
-def every_token() -> TokenizerFacts:
+def every_token_facts() -> TokenizerFacts:
     """A tokenizer with the control tokens of every template that fastft brings."""
     special = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|im_sep|>", "<|eot_id|>", "<|start_header_id|>"]
     special += ["<|end_header_id|>", "<start_of_turn>", "<end_of_turn>", "<|end|>", "<|user|>", "<|assistant|>"]
     special += ["<|system|>", "[INST]", "[/INST]", "<reserved_106>", "<reserved_107>"]
     return make_facts(byte_tokenizer(special), bos_token="<s>", eos_token="</s>")
+
+
+@pytest.fixture(scope="session")
+def every_token() -> TokenizerFacts:
+    return every_token_facts()
 
 
 @pytest.fixture

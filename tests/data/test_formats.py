@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from fastft.data.formats import detect, detect_or_fail, to_example
+from fastft.data.formats import detect, detect_or_fail, rename, to_example
 from fastft.errors import DataError, Where
 
 HERE = Where("rows.jsonl", 3)
@@ -28,7 +28,7 @@ def turns(row: dict[str, Any], data_format: str) -> list[tuple[str, str]]:
     ],
 )
 def test_the_format_is_told_from_the_columns(columns: list[str], expected: str | None) -> None:
-    assert detect(columns) == expected
+    assert detect(dict.fromkeys(columns, "x")) == expected
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,9 @@ def test_plain_text_must_be_text(value: object) -> None:
 
 
 def test_unknown_columns_list_what_would_fit() -> None:
-    with pytest.raises(DataError, match=r"fit no known format \(got question, answer\); rename columns to one of"):
+    with pytest.raises(
+        DataError, match=r"fit no known format \(got question, answer\); name yours in data\.columns as one of"
+    ):
         detect_or_fail({"question": "", "answer": ""}, HERE)
 
 
@@ -132,3 +134,25 @@ def test_a_missing_column_names_the_nearest_one_and_the_format_that_would_fit() 
 def test_a_later_row_without_the_column_is_refused() -> None:
     with pytest.raises(DataError, match=r"rows\.jsonl:3: messages: the column is missing \(got text\)"):
         to_example({"text": "x"}, "messages", HERE)
+
+
+def test_belle_conversations_are_told_from_alpaca_rows_and_taken_apart() -> None:
+    row = {"instruction": "Human:hi\nAssistant:hello\nthere\nHuman: bye\nAssistant:", "input": "", "output": "goodbye"}
+    assert detect(row) == "belle"
+    assert turns(row, "belle") == [
+        ("user", "hi"),
+        ("assistant", "hello\nthere"),
+        ("user", "bye"),
+        ("assistant", "goodbye"),
+    ]
+    assert detect({**row, "instruction": "Who is Human: X?"}) == "alpaca"
+    with pytest.raises(DataError, match="does not begin with Human:"):
+        to_example({"instruction": "hi", "output": "hello"}, "belle", HERE)
+
+
+def test_columns_are_read_under_the_names_that_the_recipe_gives() -> None:
+    columns = {"prompt": "question", "completion": "answer"}
+    row = rename({"question": "hi", "answer": "hello", "id": 3}, columns, HERE)
+    assert turns(dict(row), "prompt_completion") == [("user", "hi"), ("assistant", "hello")]
+    with pytest.raises(DataError, match=r'no column "question" \(got questions, answer\); did you mean "questions"\?'):
+        rename({"questions": "hi", "answer": "hello"}, columns, HERE)

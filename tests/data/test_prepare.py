@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from fastft.data.prepare import Prepared, Rows, prepare
+from fastft.data.prepare import Prepared, prepare
 from fastft.data.render import Encoded
+from fastft.data.rows import Rows
 from fastft.data.tokenizer import TokenizerFacts
 from fastft.errors import DataError, Where
 from fastft.recipe.model import DataSection
@@ -74,7 +75,7 @@ def test_more_than_one_in_a_hundred_broken_rows_is_refused_with_the_first_twenty
         run(tmp_path, chatml, locate)
     assert len(caught.value.problems) == 21
     assert caught.value.problems[0].where.line == 51
-    assert "50 of 100 rows are broken, more than 1%" in str(caught.value.problems[-1])
+    assert "50 of 100 rows (50.0%) are broken; data.max_reject_fraction = 0.01" in str(caught.value.problems[-1])
 
 
 def test_no_row_left_is_refused_with_the_length_that_would_fit(

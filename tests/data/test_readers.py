@@ -171,3 +171,20 @@ def test_every_row_of_a_big_object_file_is_streamed(write: Write) -> None:
     path = write("a.jsonl", "".join(json.dumps({"text": str(n)}) + "\n" for n in range(1000)))
     stream = read_rows(path.name, path.parent)
     assert next(stream)[1] == {"text": "0"}
+
+
+def test_parquet_and_zstandard_are_read_and_counted(tmp_path: Path) -> None:
+    """Skipped without pyarrow, which only the training extra brings."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    given = [{"messages": [{"role": "user", "content": "ü"}]}, {"messages": []}]
+    parquet.write_table(pyarrow.Table.from_pylist(given), tmp_path / "a.parquet")
+    assert rows(tmp_path / "a.parquet") == [(1, given[0]), (2, given[1])]
+    assert count_rows("a.parquet", tmp_path) == 2
+    (tmp_path / "a.jsonl.zst").write_bytes(pyarrow.compress(b'{"a": 1}\n\n{"a": 2}\n', codec="zstd", asbytes=True))
+    assert rows(tmp_path / "a.jsonl.zst") == [(1, {"a": 1}), (3, {"a": 2})]
+    assert count_rows("a.jsonl.zst", tmp_path) == 2
+    for name in ("b.parquet", "b.jsonl.zst"):
+        (tmp_path / name).write_bytes(b"not what it says")
+        with pytest.raises(DataError, match=name):
+            rows(tmp_path / name)

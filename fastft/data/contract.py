@@ -1,0 +1,65 @@
+"""The contract of a row, checked on the very arrays that are trained.
+
+The renderer makes rows that hold it. It is checked again on the arrays, whoever made or changed them: a collator that
+masks padding by its token id, for instance, would take the loss from every real end-of-turn token.
+"""
+
+from __future__ import annotations
+
+from fastft.data.render import NO_LOSS, Encoded, Renderer
+from fastft.errors import Problem
+
+
+def check_encoded(row: Encoded, renderer: Renderer, *, plain_text: bool = False) -> Problem | None:
+    """What is wrong with the row, or None: loss on something, each answer ended, one BOS, labels equal to ids."""
+    ids, labels, facts = row.input_ids, row.labels, renderer.tokenizer
+    if len(ids) != len(labels):
+        return _broken(row, f"{len(ids)} tokens have {len(labels)} labels", "make them equally many")
+    runs = _runs(labels)
+    if not runs:
+        return _broken(row, "no token carries loss", "the row teaches nothing: was its answer cut off?")
+    if any(ids[start:end] != labels[start:end] for start, end in runs):
+        return _broken(row, "a label is not the token it stands on", "labels are input_ids or -100, never shifted")
+    bos = facts.id_of(facts.bos_token) if facts.bos_token else None
+    if bos is not None and ids[:2] == [bos, bos]:
+        return _broken(row, f"begins with two {facts.bos_token}", "write it once")
+    if facts.adds_bos and ids[0] != bos:
+        return _broken(row, f"does not begin with {facts.bos_token}", "this model wants it before every text")
+    if plain_text or renderer.train_on == "all":
+        return None
+    return _check_answers(row, renderer, runs)
+
+
+def _runs(labels: list[int]) -> list[tuple[int, int]]:
+    """The unbroken runs of labels that carry loss, as (start, end)."""
+    carries = bytes(map(NO_LOSS.__ne__, labels))
+    runs = []
+    start = carries.find(1)
+    while start >= 0:
+        end = carries.find(0, start)
+        end = len(carries) if end < 0 else end
+        runs.append((start, end))
+        start = carries.find(1, end)
+    return runs
+
+
+def _check_answers(row: Encoded, renderer: Renderer, runs: list[tuple[int, int]]) -> Problem | None:
+    """Each unbroken run of tokens with loss is one answer: something is said in it, and its last token ends it."""
+    stops = {renderer.tokenizer.id_of(token) for token in renderer.end_of_turn}
+    name = renderer.end_of_turn[0]
+    for start, end in runs:
+        answer = row.input_ids[start:end]
+        if answer[-1] not in stops:
+            wrong = (
+                f"the answer at tokens {start} to {end - 1} has no {name} with loss: the model would not learn to stop"
+            )
+            return _broken(row, wrong, "was it cut off, or its end masked as padding?")
+        if len(answer) == 1:
+            return _broken(row, f"the answer at token {start} is nothing but {name}", "was the mask shifted?")
+        if not stops.isdisjoint(answer[:-1]):
+            return _broken(row, f"the loss at tokens {start} to {end - 1} runs on after {name}", "train answers only")
+    return None
+
+
+def _broken(row: Encoded, wrong: str, instead: str) -> Problem:
+    return Problem(row.where, "", wrong, instead)

@@ -1,0 +1,72 @@
+"""What becomes of a row that is longer than max_seq_length, so that no answer is ever cut in two."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+from fastft.data.example import Example
+from fastft.data.render import NO_LOSS, Encoded, Renderer, encode
+from fastft.errors import DataError
+
+Choice = Literal["drop", "truncate", "split", "error"]
+
+
+def fit(example: Example, encoded: Encoded, renderer: Renderer, limit: int, choice: Choice) -> list[Encoded]:
+    """The rows of at most `limit` tokens that `encoded`, which has more, is trained as; none when it is dropped."""
+    if choice == "truncate":
+        return _truncated(example, encoded, renderer, limit)
+    if choice == "split":
+        return _split_text(encoded, limit) if example.text is not None else _split_turns(example, renderer, limit)
+    return []
+
+
+def _truncated(example: Example, encoded: Encoded, renderer: Renderer, limit: int) -> list[Encoded]:
+    """Up to the last end of an answer that fits; plain text up to the limit."""
+    end = limit
+    if example.text is None:
+        stops = {renderer.tokenizer.id_of(token) for token in renderer.end_of_turn}
+        ends = [
+            position + 1
+            for position in range(limit)
+            if encoded.input_ids[position] in stops and encoded.labels[position] != NO_LOSS
+        ]
+        if not ends:
+            return []
+        end = ends[-1]
+    return [Encoded(encoded.input_ids[:end], encoded.labels[:end], encoded.where)]
+
+
+def _split_text(encoded: Encoded, limit: int) -> list[Encoded]:
+    return [
+        Encoded(encoded.input_ids[start : start + limit], encoded.labels[start : start + limit], encoded.where)
+        for start in range(0, len(encoded.input_ids), limit)
+    ]
+
+
+def _split_turns(example: Example, renderer: Renderer, limit: int) -> list[Encoded]:
+    """Rows of whole exchanges, each led by the system turn; an exchange that is too long by itself is left out."""
+    system = [message for message in example.messages[:1] if message.role == "system"]
+    turns = example.messages[len(system) :]
+    starts = [index for index, message in enumerate(turns) if message.role == "user"]
+    exchanges = [turns[start:end] for start, end in zip(starts, [*starts[1:], len(turns)], strict=True)]
+    made: list[Encoded] = []
+    waiting: tuple[Encoded, list[int]] | None = None
+    for number in range(len(exchanges)):
+        for first in (waiting[1][0], number) if waiting else (number,):
+            chosen = list(range(first, number + 1))
+            part = _encoded_part(example, [*system, *(m for n in chosen for m in exchanges[n])], renderer)
+            if part is not None and len(part.input_ids) <= limit:
+                waiting = (part, chosen)
+                break
+            if waiting is not None:
+                made.append(waiting[0])
+                waiting = None
+    return [*made, waiting[0]] if waiting is not None else made
+
+
+def _encoded_part(example: Example, messages: list, renderer: Renderer) -> Encoded | None:  # type: ignore[type-arg]
+    try:
+        return encode(replace(example, messages=tuple(messages)), renderer)
+    except DataError:
+        return None  # nothing in this part carries loss

@@ -1,0 +1,97 @@
+"""A look at the very arrays that are trained: their text, token by token, and which of it carries loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from fastft.data.render import NO_LOSS, Encoded
+from fastft.errors import Where
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+# A character has at most 4 bytes in UTF-8, so that byte tokens beyond that are no character.
+LONGEST_CHARACTER_TOKENS = 4
+UNFINISHED = "\ufffd"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A readable piece of the row: its text, the tokens it is made of, and whether they carry loss.
+
+    It is one token, or as many as one character needs.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    trained: bool
+
+
+@dataclass(frozen=True)
+class PreviewRow:
+    """One row as it is trained. `dropped_tokens` counts what overlong handling left out of it."""
+
+    where: Where
+    pieces: tuple[Piece, ...]
+    tokens: int
+    trained_tokens: int
+    dropped_tokens: int = 0
+
+    @property
+    def text(self) -> str:
+        """The whole text."""
+        return "".join(piece.text for piece in self.pieces)
+
+    def marked(self, begin: str = "⟦", end: str = "⟧") -> str:
+        """The whole text with marks around what carries loss, for where there is no colour."""
+        parts = []
+        before = False
+        for piece in self.pieces:
+            if piece.trained != before:
+                parts.append(begin if piece.trained else end)
+            parts.append(piece.text)
+            before = piece.trained
+        return "".join(parts) + (end if before else "")
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, for `--json`: where, ids, labels and pieces."""
+        ids = [token for piece in self.pieces for token in piece.ids]
+        labels = [token if piece.trained else NO_LOSS for piece in self.pieces for token in piece.ids]
+        counts = {"tokens": self.tokens, "trained_tokens": self.trained_tokens, "dropped_tokens": self.dropped_tokens}
+        pieces = [asdict(piece) for piece in self.pieces]
+        return {"where": str(self.where), **counts, "input_ids": ids, "labels": labels, "pieces": pieces}
+
+
+def preview(row: Encoded, tokenizer: Tokenizer, dropped_tokens: int = 0) -> PreviewRow:
+    """What `row`, as it is trained, says."""
+    pieces = tuple(_pieces(row, tokenizer))
+    return PreviewRow(row.where, pieces, len(row.input_ids), row.trained_tokens, dropped_tokens)
+
+
+def _pieces(row: Encoded, tokenizer: Tokenizer) -> Iterator[Piece]:
+    # Decoders may drop a space at the very beginning of what they are given, so that each piece is what the text gains
+    # when its tokens are added behind the ones before.
+    before: list[int] = []
+    waiting: list[int] = []
+    trained = False
+    for token, label in zip(row.input_ids, row.labels, strict=True):
+        if waiting and trained != (label != NO_LOSS):
+            yield Piece(_gained(tokenizer, before, waiting), tuple(waiting), trained)
+            before, waiting = waiting, []
+        trained = label != NO_LOSS
+        waiting.append(token)
+        text = _gained(tokenizer, before, waiting)
+        if text.endswith(UNFINISHED) and len(waiting) < LONGEST_CHARACTER_TOKENS:
+            continue
+        yield Piece(text, tuple(waiting), trained)
+        before, waiting = waiting, []
+    if waiting:
+        yield Piece(_gained(tokenizer, before, waiting), tuple(waiting), trained)
+
+
+def _gained(tokenizer: Tokenizer, before: list[int], added: list[int]) -> str:
+    lead: str = tokenizer.decode(before, skip_special_tokens=False) if before else ""
+    whole: str = tokenizer.decode([*before, *added], skip_special_tokens=False)
+    return whole[len(lead) :]

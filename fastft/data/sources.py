@@ -1,0 +1,90 @@
+"""Which rows are trained and how often: the sources of a recipe, their limits and weights."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastft.data.readers import Row, count_rows, find_files, fingerprint, is_hub_id, read_rows
+
+if TYPE_CHECKING:
+    from fastft.recipe.model import DataSection
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows that the recipe names: `key` is the recipe's, `weight` is how often a row stands in one epoch."""
+
+    path: str
+    key: str
+    name: str
+    weight: float = 1.0
+    limit: int | None = None
+
+    def rows(self, recipe_dir: Path) -> Iterator[Row]:
+        """The rows up to the limit."""
+        return islice(read_rows(self.path, recipe_dir, self.key), self.limit)
+
+    def count(self, recipe_dir: Path) -> int | None:
+        """How many rows `rows` gives; None for a Hub dataset without a limit that could tell."""
+        total = count_rows(self.path, recipe_dir, self.key)
+        if total is None or self.limit is None:
+            return total
+        return min(total, self.limit)
+
+    def sha256(self, recipe_dir: Path) -> str | None:
+        """Of the files' contents; None for a Hub dataset, whose revision says what it holds."""
+        if is_hub_id(self.path, recipe_dir):
+            return None
+        return fingerprint(find_files(self.path, recipe_dir, self.key))
+
+
+def training_sources(data: DataSection) -> tuple[Source, ...]:
+    """The sources of the training rows, in the recipe's order."""
+    if data.train is not None:
+        return (Source(data.train, "data.train", data.train),)
+    return tuple(
+        Source(entry.path, f"data.sources[{index}].path", entry.name or entry.path, entry.weight, entry.limit)
+        for index, entry in enumerate(data.sources)
+    )
+
+
+def evaluation_source(data: DataSection) -> Source | None:
+    """The source of the held-out rows, None when there is none of its own."""
+    return None if data.eval is None else Source(data.eval, "data.eval", data.eval)
+
+
+def count_training_rows(data: DataSection, recipe_dir: Path) -> int | None:
+    """How many training rows one epoch has before any is dropped, `eval_fraction` taken off; None for Hub datasets.
+
+    Raises:
+        DataError: a source is not there.
+    """
+    total = 0
+    for source in training_sources(data):
+        count = source.count(recipe_dir)
+        if count is None:
+            return None
+        total += round(count * source.weight)
+    if data.eval_fraction is not None:
+        total -= max(1, round(total * data.eval_fraction))
+    return total
+
+
+def copies(source: Source, recipe_dir: Path, seed: int) -> Iterator[int]:
+    """How often each row of `source`, in order, stands in one epoch; the same for the same seed."""
+    whole, part = divmod(source.weight, 1)
+    if not part:
+        while True:
+            yield int(whole)
+    total = source.count(recipe_dir)
+    if total is None:
+        total = sum(1 for _ in source.rows(recipe_dir))
+    # Not for secrets: the same seed must draw the same rows.
+    drawn = set(random.Random(seed).sample(range(total), round(total * part)))  # noqa: S311
+    for number in range(total):
+        yield int(whole) + (number in drawn)

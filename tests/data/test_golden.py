@@ -1,0 +1,76 @@
+"""One row of each format through every template, against files that were read and approved by eye.
+
+The files show the text with ⟦ ⟧ around what carries loss. The tokenizer here has one token a byte and one for each
+control token, so that this text says the ids and labels exactly. `python tests/data/test_golden.py` writes them anew.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastft.data.formats import detect_or_fail, to_example
+from fastft.data.preview import preview
+from fastft.data.render import encode, make_renderer
+from fastft.data.template import known_templates, load_template
+from fastft.data.tokenizer import TokenizerFacts
+from fastft.errors import Where
+
+GOLDEN = Path(__file__).with_name("golden")
+ROWS: dict[str, dict[str, Any]] = {
+    "messages": {
+        "messages": [
+            {"role": "system", "content": "Answer in one word."},
+            {"role": "user", "content": "Capital of Österreich? "},
+            {"role": "assistant", "content": "Wien"},
+            {"role": "user", "content": "And of Japan?"},
+            {"role": "assistant", "content": "Tokyo 🗼"},
+        ]
+    },
+    "sharegpt": {
+        "system": "Be kind.",
+        "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello.\n\nHow are you?"}],
+    },
+    "alpaca": {
+        "instruction": "Add the numbers.",
+        "input": "2 and 3",
+        "output": "5",
+        "history": [["Ready?", "Yes."]],
+    },
+    "prompt_completion": {"prompt": "The sky is", "completion": " blue"},
+    "belle": {"instruction": "Human:你好\nAssistant:你好！\nHuman:再见\nAssistant:", "input": "", "output": "再见！"},
+    "text": {"text": "Once upon a time."},
+}
+
+
+def shown(name: str, facts: TokenizerFacts) -> str:
+    parts = []
+    where = Where("golden", 1)
+    for data_format, row in ROWS.items():
+        assert detect_or_fail(row, where) == data_format
+        template = None if data_format == "text" else load_template(name, Path(), None, where)
+        renderer = make_renderer(template, facts, "assistant", where)
+        marked = preview(encode(to_example(row, data_format, where), renderer), facts.tokenizer).marked()
+        parts.append(f"=== {data_format}\n{marked}\n")
+    return "".join(parts)
+
+
+@pytest.mark.parametrize("name", known_templates())
+def test_every_format_in_every_template_is_as_approved(name: str, every_token: TokenizerFacts) -> None:
+    assert shown(name, every_token) == (GOLDEN / f"{name}.txt").read_text(encoding="utf-8")
+
+
+def test_no_golden_file_is_left_over() -> None:
+    assert sorted(path.stem for path in GOLDEN.glob("*.txt")) == sorted(known_templates())
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))
+    from conftest import every_token_facts
+
+    GOLDEN.mkdir(exist_ok=True)
+    for template_name in known_templates():
+        (GOLDEN / f"{template_name}.txt").write_text(shown(template_name, every_token_facts()), encoding="utf-8")
