@@ -24,6 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("report",),
     ("export",),
     ("engine",),
+    ("rows",),
     ("pipeline",),
     ("cli",),
     ("__main__",),

@@ -24,7 +24,7 @@ from transformers import (
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from trl import SFTTrainer
 
-from fastft.data.render import NO_LOSS
+from fastft.data.encode import NO_LOSS
 from fastft.engine_choice import selected
 from fastft.errors import Problem, TrainingError, Where
 from fastft.report.metrics import StepMetrics
