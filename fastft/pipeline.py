@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib
-import logging
 import os
+import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+import traceback
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,18 +20,17 @@ from rich.console import Console
 from fastft import __version__
 from fastft.check import check
 from fastft.data.example import Example
-from fastft.data.prepare import Prepared, prepare
+from fastft.data.prepare import Prepared
 from fastft.data.render import Prompt, render_prompt
 from fastft.data.tokenizer import TokenizerFacts, load_tokenizer
 from fastft.engine_choice import select
-from fastft.errors import DataError, FastftError, Interrupted, MachineError, Problem, TrainingError, Where
+from fastft.errors import DataError, FastftError, Interrupted, MachineError, Problem, RecipeError, TrainingError, Where
 from fastft.facts import Facts, find_facts
 from fastft.plan.plan import Plan, make_plan
-from fastft.probe.base_model import BaseModel
-from fastft.probe.hub import download
 from fastft.recipe.loader import LoadedRecipe, load
 from fastft.report.live import LiveView
 from fastft.report.metrics import MetricsFile, StepMetrics
+from fastft.rows import account, converted, fetched, library_output_to, prepared_rows, reject_lines
 from fastft.run import (
     RunDir,
     create_run_dir,
@@ -42,6 +40,7 @@ from fastft.run import (
     newest_checkpoint,
     next_run_dir,
     run_name,
+    set_aside,
     write_json,
     write_text,
 )
@@ -70,23 +69,29 @@ def run(recipe: Path, overrides: list[str], runs_dir: Path, *, resume: bool, con
     plan = make_plan(loaded, facts, str(directory.path))
     if plan.obstacles:
         raise MachineError(plan.obstacles)
+    model = fetched(loaded, facts.base_model, lambda text: console.print(f"• {text}"))
+    facts = dataclasses.replace(facts, base_model=model)
     if earlier is None:
-        facts = dataclasses.replace(facts, base_model=_fetched(loaded, facts.base_model, console))
         directory = create_run_dir(runs_dir, loaded)
+    try:
+        return _in_folder(loaded, facts, directory, console, wanted_resume=resume and earlier is None)
+    except (RecipeError, DataError, MachineError):
+        if earlier is None and not directory.metrics.exists():
+            shutil.rmtree(directory.path)  # refused before anything was learnt: nothing in it is worth keeping
+        raise
+
+
+def _in_folder(
+    loaded: LoadedRecipe, facts: Facts, directory: RunDir, console: Console, *, wanted_resume: bool
+) -> RunDir:
+    """One attempt in the run's folder, which no other process may use meanwhile."""
     with locked(directory), _Stopping() as stopping, LiveView(console) as view:
-        if resume and earlier is None:
+        if directory.result is not None:  # another process finished it before this one had the lock
+            return directory
+        if wanted_resume:
             view.note("there is no unfinished run of this recipe: a new one begins")
         _Attempt(loaded, facts, directory, view, stopping).run()
     return directory
-
-
-def _fetched(loaded: LoadedRecipe, model: BaseModel, console: Console) -> BaseModel:
-    """The base model with its files on this machine, downloaded when it is a Hub model that is not."""
-    if model.source != "hub" or model.is_here:
-        return model
-    console.print(f"• downloading {model.id}")
-    where = loaded.where("model.id")
-    return dataclasses.replace(model, folder=download(model.id, loaded.recipe.model.revision, where))
 
 
 class _Stopping:
@@ -122,19 +127,21 @@ class _Attempt:
     view: LiveView
     stopping: _Stopping
     started: float = dataclasses.field(default_factory=time.perf_counter)
-    tokens_seen: int = 0
 
     def run(self) -> None:
         log = new_attempt(self.run_dir)
-        with _library_output_to(log):
+        with library_output_to(log):
             try:
                 self._run()
-            except FastftError:
+            except FastftError as error:
+                if error.__cause__ is not None:
+                    _write_traceback(log)
+                    self.view.note(f"the log of this attempt: {log}")
                 raise
             except KeyboardInterrupt:
                 raise self._interrupted(log, saved=False) from None
             except Exception as error:
-                logging.getLogger("fastft").exception("the attempt failed")
+                _write_traceback(log)
                 wrong = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
                 instead = "this was not foreseen; the whole story is in the log"
                 raise TrainingError(Problem(Where(str(log)), "", wrong, instead)) from error
@@ -143,12 +150,9 @@ class _Attempt:
         run_dir = self.run_dir
         plan = make_plan(self.loaded, self.facts, str(run_dir.path))
         select(plan.engine)
-        if not self.facts.base_model.is_here:
-            self._convert()
-        folder = self.facts.base_model.folder
-        assert folder is not None, "downloaded or converted by now"  # noqa: S101
+        folder = converted(self.loaded, self.facts.base_model, self.view.stage)
         tokenizer = load_tokenizer(folder)
-        prepared = self._prepare(tokenizer)
+        prepared = self._prepare(folder)
         train_rows = prepared.train.rows
         held_out = None if prepared.eval is None else prepared.eval.rows
         self.facts = dataclasses.replace(
@@ -160,54 +164,33 @@ class _Attempt:
         plan = make_plan(self.loaded, self.facts, str(run_dir.path))
         if plan.obstacles:
             raise MachineError(plan.obstacles)
-        write_json(run_dir.path / "plan.json", plan.as_json())
-        manifest = self._manifest(prepared, plan)
+        manifest = self._manifest(prepared, plan, tokenizer)
         self._compare(manifest)
+        rejects = reject_lines(prepared)
+        if rejects:
+            write_text(run_dir.path / "rejects.jsonl", rejects)
+        write_json(run_dir.path / "plan.json", plan.as_json())
         write_json(run_dir.path / "manifest.json", manifest)
         checkpoint, passed = newest_checkpoint(run_dir)
         for sentence in passed:
             self.view.note(f"{sentence}: passed over")
+        set_aside(run_dir, newer_than=_step(checkpoint))
         prompts = self._prompts(prepared)
         trained, model_figures = self._train(plan, prepared, prompts, tokenizer, checkpoint)
         if not trained.finished:
             raise self._interrupted(run_dir.path, saved=True)
         write_json(run_dir.path / "result.json", self._result(prepared, trained, prompts, model_figures))
 
-    def _convert(self) -> None:
-        model = self.facts.base_model
-        if model.gguf is None or model.folder is None:
-            raise MachineError(self.loaded.problem("model.id", "is not on this machine", "download it first"))
-        self.view.stage(f"converting {model.gguf.name} to safetensors, once (about 40 s); kept in {model.folder}")
-        importlib.import_module("fastft.engine.convert").convert_gguf(model.gguf, model.folder)
-
-    def _prepare(self, tokenizer: TokenizerFacts) -> Prepared:
-        recipe = self.loaded.recipe
-        self.view.stage(f"reading {recipe.data.train}")
-        prepared = prepare(
-            recipe.data,
-            tokenizer,
-            max_seq_length=recipe.model.max_seq_length,
-            seed=recipe.train.seed,
-            recipe_dir=self.loaded.folder,
-            locate=self.loaded.where,
-        )
+    def _prepare(self, folder: Path) -> Prepared:
+        self.view.stage("reading the rows")
+        prepared = prepared_rows(self.loaded, folder)
         for name, rows in (("training", prepared.train), ("held-out", prepared.eval)):
             if rows is None:
                 continue
-            self.view.stage(
-                f"{len(rows.rows)} {name} rows ({prepared.format}), {rows.rows.tokens} tokens, "
-                f"{rows.rows.trained_tokens} carry loss"
-            )
-            if rows.overlong:
-                longest = max(row.tokens for row in rows.overlong)
-                limit = recipe.model.max_seq_length
-                self.view.note(
-                    f"{len(rows.overlong)} {name} rows are longer than max_seq_length = {limit} (up to {longest} "
-                    "tokens) and are left out; they are listed in rejects.jsonl"
-                )
-            if rows.rejected:
-                self.view.note(f"{len(rows.rejected)} {name} rows are broken and left out; see rejects.jsonl")
-        _write_rejects(self.run_dir, prepared)
+            said, notes = account(name, rows, prepared.format)
+            self.view.stage(said)
+            for note in notes:
+                self.view.note(note)
         return prepared
 
     def _prompts(self, prepared: Prepared) -> list[Prompt]:
@@ -233,13 +216,11 @@ class _Attempt:
         trained_count, total = engine_model.trained_weights(model)
         self.view.stage(f"training {trained_count:,} of {total:,} weights ({100 * trained_count / total:.2f} %)")
         metrics = MetricsFile(self.run_dir.metrics)
-        step = 0 if checkpoint is None else int(checkpoint.name.removeprefix("step-"))
-        metrics.rewind(step)
+        metrics.rewind(_step(checkpoint))
         if checkpoint is not None:
-            self.view.note(f"going on from step {step}")
+            self.view.note(f"going on from step {_step(checkpoint)}")
 
         def show(line: StepMetrics) -> None:
-            self.tokens_seen += line.tokens
             metrics.append(line.as_json())
             self.view.step(line)
 
@@ -262,19 +243,26 @@ class _Attempt:
         figures: dict[str, Any] = {"trained_weights": trained_count, "weights": total}
         if trained.finished:
             self.view.stage("saving the weights")
+            figures["train_tokens_seen"], seconds = metrics.totals()
+            figures["train_seconds"] = round(seconds, 1)
             figures["weights_folder"] = str(engine_model.save_weights(model, tokenizer, plan, self.run_dir))
         return trained, figures
 
-    def _manifest(self, prepared: Prepared, plan: Plan) -> dict[str, Any]:
+    def _manifest(self, prepared: Prepared, plan: Plan, tokenizer: TokenizerFacts) -> dict[str, Any]:
         """What the run stands on: enough to tell whether another run, or a resumed one, is the same."""
-        template = prepared.template
+        template, base_model = prepared.template, self.facts.base_model
         return {
             "fastft": __version__,
             "python": sys.version.split()[0],
             "packages": dict(self.facts.installed),
             "device": plan.device,
             "engine": plan.engine,
-            "base_model": {"id": self.facts.base_model.id, "revision": self.loaded.recipe.model.revision},
+            "base_model": {
+                "id": base_model.id,
+                "revision": self.loaded.recipe.model.revision,
+                "tokenizer_sha256": tokenizer.sha256,
+                "weight_bytes": base_model.weight_bytes,
+            },
             "data": {
                 "train": self.loaded.recipe.data.train,
                 "train_sha256": prepared.train_sha256,
@@ -291,12 +279,11 @@ class _Attempt:
         before = self.run_dir.manifest
         if before is None:
             return
-        changed = [
-            key for key in ("data", "chat_template", "packages", "engine", "seed") if before[key] != manifest[key]
-        ]
+        compared = ("data", "base_model", "chat_template", "packages", "engine", "seed")
+        changed = [name for key in compared for name in _differences(key, before.get(key), manifest[key])]
         if changed:
             wrong = f"changed since the run began: {', '.join(changed)}"
-            instead = "start a new run without --resume"
+            instead = "put it back as it was, or start a new run without --resume"
             raise DataError(Problem(Where(str(self.run_dir.path / "manifest.json")), "", wrong, instead))
 
     def _interrupted(self, where: Path, *, saved: bool) -> Interrupted:
@@ -314,14 +301,27 @@ class _Attempt:
             "train_loss": trained.train_loss,
             "eval_loss": {"before": trained.eval_loss_before, "after": trained.eval_loss_after},
             "exact_match": _exact_match(trained, prompts, questions),
-            "train_seconds": round(trained.train_seconds, 1),
             "total_seconds": round(time.perf_counter() - self.started, 1),
             "peak_memory_bytes": trained.peak_memory_bytes,
             "train_rows": len(prepared.train.rows),
-            "train_tokens_seen": self.tokens_seen,
             "best_checkpoint": trained.best_checkpoint,
             **figures,
         }
+
+
+def _step(checkpoint: Path | None) -> int:
+    """The optimizer step of a checkpoint, 0 for none."""
+    return 0 if checkpoint is None else int(checkpoint.name.removeprefix("step-"))
+
+
+def _differences(name: str, before: Any, now: Any) -> list[str]:
+    """What differs between two entries of a manifest: `data.train_sha256`, `packages.torch (2.13.0, now 2.14.0)`."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = dict.fromkeys([*before, *now])
+        return [line for key in keys for line in _differences(f"{name}.{key}", before.get(key), now.get(key))]
+    if before == now:
+        return []
+    return [name if name.endswith("sha256") else f"{name} ({before}, now {now})"]
 
 
 def _question(example: Example) -> str:
@@ -346,48 +346,10 @@ def _exact_match(trained: Trained, prompts: list[Prompt], questions: list[str]) 
     return {**counts, "example": example}
 
 
-def _write_rejects(run_dir: RunDir, prepared: Prepared) -> None:
-    """rejects.jsonl: each row that was left out, with its place and the reason; no file when nothing was."""
-    import json
-
-    lines = []
-    for name, rows in (("train", prepared.train), ("eval", prepared.eval)):
-        if rows is None:
-            continue
-        for row in rows.overlong:
-            reason = f"{row.tokens} tokens, longer than max_seq_length"
-            lines.append({"split": name, "file": row.where.path, "line": row.where.line, "reason": reason})
-        for problem in rows.rejected:
-            place = {"file": problem.where.path, "line": problem.where.line}
-            lines.append({"split": name, **place, "reason": f"{problem.wrong}; {problem.instead}"})
-    if lines:
-        write_text(run_dir.path / "rejects.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-
-
-@contextlib.contextmanager
-def _library_output_to(log: Path) -> Iterator[None]:
-    """Send what is written to the process's standard output and error to `log`, file descriptors and logging included.
-
-    The console that shows progress must hold its own copy of the terminal (see `own_console`).
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    kept = os.dup(1), os.dup(2)
-    with log.open("ab", buffering=0) as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-        handler = logging.StreamHandler()
-        logging.getLogger().addHandler(handler)
-        try:
-            yield
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            logging.getLogger().removeHandler(handler)
-            os.dup2(kept[0], 1)
-            os.dup2(kept[1], 2)
-            os.close(kept[0])
-            os.close(kept[1])
+def _write_traceback(log: Path) -> None:
+    """Append the traceback of the exception that is being handled to `log`."""
+    with log.open("a", encoding="utf-8") as file:
+        traceback.print_exc(file=file)
 
 
 def own_console() -> Console:

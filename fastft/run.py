@@ -230,6 +230,18 @@ def newest_checkpoint(run: RunDir) -> tuple[Path | None, list[str]]:
     return None, passed
 
 
+def set_aside(run: RunDir, newer_than: int) -> None:
+    """Rename the checkpoints after step `newer_than`, which are damaged, so that they count as checkpoints no more.
+
+    Otherwise save_total_limit would keep them as the newest, and remove whole ones in their stead.
+    """
+    for step, path in checkpoints(run):
+        if step > newer_than:
+            aside = path.with_name(f"damaged-{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+
+
 def _flush_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:

@@ -23,6 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("report",),
     ("export",),
     ("engine",),
+    ("rows",),
     ("pipeline",),
     ("cli",),
     ("__main__",),

@@ -44,7 +44,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_an_installed_wheel_starts_without_torch_and_brings_all_its_files(program: Path, tmp_path: Path) -> None:
-    """Only an installed wheel shows a file that was not packaged, a missing dependency or a wrong script."""
+    """Only an installed wheel shows a file that was not packaged, an undeclared dependency, a wrong script."""
 
     def fastft(*arguments: object) -> subprocess.CompletedProcess[str]:
         command = [str(program), *map(str, arguments)]
