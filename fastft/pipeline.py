@@ -36,6 +36,7 @@ from fastft.report.live import LiveView
 from fastft.report.metrics import MetricsFile, StepMetrics
 from fastft.run import (
     RunDir,
+    checkpoints,
     create_run_dir,
     find_run,
     locked,
@@ -138,7 +139,7 @@ class _Attempt:
                     self.view.note(f"the log of this attempt: {log}")
                 raise
             except KeyboardInterrupt:
-                raise self._interrupted(log, saved=False) from None
+                raise self._interrupted(log, saved=bool(checkpoints(self.run_dir))) from None
             except Exception as error:
                 _write_traceback(log)
                 wrong = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
@@ -181,16 +182,22 @@ class _Attempt:
             raise self._interrupted(run_dir.path, saved=True)
         write_json(run_dir.path / "result.json", self._result(prepared, trained, prompts, model_figures))
 
+    def _stage(self, text: str) -> None:
+        """Say what comes next before training, where a run that was asked to stop can end at once."""
+        if self.stopping.asked is not None:
+            raise KeyboardInterrupt
+        self.view.stage(text)
+
     def _convert(self) -> None:
         model = self.facts.base_model
         if model.gguf is None or model.folder is None:
             raise MachineError(self.loaded.problem("model.id", "is not on this machine", "download it first"))
-        self.view.stage(f"converting {model.gguf.name} to safetensors, once (about 40 s); kept in {model.folder}")
+        self._stage(f"converting {model.gguf.name} to safetensors, once (about 40 s); kept in {model.folder}")
         importlib.import_module("fastft.engine.convert").convert_gguf(model.gguf, model.folder)
 
     def _prepare(self, tokenizer: TokenizerFacts) -> Prepared:
         recipe = self.loaded.recipe
-        self.view.stage(f"reading {recipe.data.train}")
+        self._stage(f"reading {recipe.data.train}")
         prepared = prepare(
             recipe.data,
             tokenizer,
@@ -202,7 +209,7 @@ class _Attempt:
         for name, rows in (("training", prepared.train), ("held-out", prepared.eval)):
             if rows is None:
                 continue
-            self.view.stage(
+            self._stage(
                 f"{len(rows.rows)} {name} rows ({prepared.format}), {rows.rows.tokens} tokens, "
                 f"{rows.rows.trained_tokens} carry loss"
             )
@@ -231,14 +238,14 @@ class _Attempt:
         facts: TokenizerFacts,
         checkpoint: Path | None,
     ) -> tuple[Trained, dict[str, Any]]:
-        self.view.stage(f"starting {plan.engine} on {plan.device}")
+        self._stage(f"starting {plan.engine} on {plan.device}")
         engine_model = importlib.import_module("fastft.engine.model")
         engine_train = importlib.import_module("fastft.engine.train")
-        self.view.stage(f"loading {plan.base_model}")
+        self._stage(f"loading {plan.base_model}")
         template = prepared.template
         model, tokenizer = engine_model.load_model(plan, None if template is None else template.source)
         trained_count, total = engine_model.trained_weights(model)
-        self.view.stage(f"training {trained_count:,} of {total:,} weights ({100 * trained_count / total:.2f} %)")
+        self._stage(f"training {trained_count:,} of {total:,} weights ({100 * trained_count / total:.2f} %)")
         metrics = MetricsFile(self.run_dir.metrics)
         metrics.rewind(_step(checkpoint))
         if checkpoint is not None:
