@@ -33,6 +33,7 @@ from fastft.report.metrics import MetricsFile, StepMetrics
 from fastft.rows import account, converted, fetched, library_output_to, prepared_rows, reject_lines
 from fastft.run import (
     RunDir,
+    checkpoints,
     create_run_dir,
     find_run,
     locked,
@@ -139,7 +140,7 @@ class _Attempt:
                     self.view.note(f"the log of this attempt: {log}")
                 raise
             except KeyboardInterrupt:
-                raise self._interrupted(log, saved=False) from None
+                raise self._interrupted(log, saved=bool(checkpoints(self.run_dir))) from None
             except Exception as error:
                 _write_traceback(log)
                 wrong = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
@@ -150,7 +151,7 @@ class _Attempt:
         run_dir = self.run_dir
         plan = make_plan(self.loaded, self.facts, str(run_dir.path))
         select(plan.engine)
-        folder = converted(self.loaded, self.facts.base_model, self.view.stage)
+        folder = converted(self.loaded, self.facts.base_model, self._stage)
         tokenizer = load_tokenizer(folder)
         prepared = self._prepare(folder)
         train_rows = prepared.train.rows
@@ -181,14 +182,20 @@ class _Attempt:
             raise self._interrupted(run_dir.path, saved=True)
         write_json(run_dir.path / "result.json", self._result(prepared, trained, prompts, model_figures))
 
+    def _stage(self, text: str) -> None:
+        """Say what comes next before training, where a run that was asked to stop can end at once."""
+        if self.stopping.asked is not None:
+            raise KeyboardInterrupt
+        self.view.stage(text)
+
     def _prepare(self, folder: Path) -> Prepared:
-        self.view.stage("reading the rows")
+        self._stage("reading the rows")
         prepared = prepared_rows(self.loaded, folder)
         for name, rows in (("training", prepared.train), ("held-out", prepared.eval)):
             if rows is None:
                 continue
             said, notes = account(name, rows, prepared.format)
-            self.view.stage(said)
+            self._stage(said)
             for note in notes:
                 self.view.note(note)
         return prepared
@@ -207,14 +214,14 @@ class _Attempt:
         facts: TokenizerFacts,
         checkpoint: Path | None,
     ) -> tuple[Trained, dict[str, Any]]:
-        self.view.stage(f"starting {plan.engine} on {plan.device}")
+        self._stage(f"starting {plan.engine} on {plan.device}")
         engine_model = importlib.import_module("fastft.engine.model")
         engine_train = importlib.import_module("fastft.engine.train")
-        self.view.stage(f"loading {plan.base_model}")
+        self._stage(f"loading {plan.base_model}")
         template = prepared.template
         model, tokenizer = engine_model.load_model(plan, None if template is None else template.source)
         trained_count, total = engine_model.trained_weights(model)
-        self.view.stage(f"training {trained_count:,} of {total:,} weights ({100 * trained_count / total:.2f} %)")
+        self._stage(f"training {trained_count:,} of {total:,} weights ({100 * trained_count / total:.2f} %)")
         metrics = MetricsFile(self.run_dir.metrics)
         metrics.rewind(_step(checkpoint))
         if checkpoint is not None:
