@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fastft.errors import Problem, RecipeError, Where
 from fastft.export.staging import staged_folder
-from fastft.export.tensors import DTYPES, FLOATING, ITEM_BYTES, from_float32
+from fastft.export.tensors import DTYPES, FLOATING, ITEM_BYTES, check_float16, from_float32
 from fastft.export.trained import EMBEDDING, TrainedWeights, in_order, row_blocks
 
 Dtype = Literal["auto", "float16", "bfloat16", "float32"]
@@ -34,7 +34,6 @@ TOKENIZER_FILES = (
     "tokenizer.model",
     "chat_template.jinja",
 )
-FLOAT16_LIMIT = 65504.0
 
 
 @dataclass(frozen=True)
@@ -170,11 +169,8 @@ def _blocks(trained: TrainedWeights, shard: _Shard, threads: int | None) -> Iter
         if target == trained.dtype(name) and not trained.is_changed(name):
             return np.ascontiguousarray(trained.raw(name, begin, end))
         values = trained.floats(name, begin, end)
-        if target == "F16" and np.abs(values).max(initial=0) > FLOAT16_LIMIT:
-            raise RecipeError(
-                Problem(Where(str(trained.base)), name, f"holds values above float16's {FLOAT16_LIMIT:.0f}",
-                        'write it with dtype "bfloat16"', got=f"{np.abs(values).max():.4g}")
-            )  # fmt: skip
+        if target == "F16":
+            check_float16(values, name, 'write it with dtype "bfloat16"')
         return np.ascontiguousarray(from_float32(values, target))
 
     work = (

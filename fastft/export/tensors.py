@@ -28,6 +28,7 @@ FLOATING = ("F64", "F32", "F16", "BF16")
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 # A header is a few hundred bytes a tensor; safetensors itself refuses more than this.
 MAX_HEADER_BYTES = 100_000_000
+FLOAT16_LIMIT = 65504.0
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,15 @@ def _info(file: Path, name: str, entry: dict[str, Any], data: int) -> TensorInfo
     if begin < 0 or end - begin != info.size_bytes:
         raise ValueError(f"{name} has {end - begin} bytes, its shape and type need {info.size_bytes}")
     return info
+
+
+def check_float16(values: Floats, name: str, instead: str) -> None:
+    """Raise RecipeError where a value is beyond float16's range."""
+    largest = float(max(values.max(initial=0), -values.min(initial=0)))
+    if largest > FLOAT16_LIMIT:
+        raise RecipeError(
+            Problem(Where(name), "", f"holds values above float16's {FLOAT16_LIMIT:.0f}", instead, got=f"{largest:.4g}")
+        )
 
 
 def _damaged(file: Path, wrong: str) -> MachineError:
