@@ -134,7 +134,9 @@ def _llama3_factors(config: Config) -> dict[str, Floats]:
         return {}
     size = _head_size(config)
     exponents = np.arange(0, size, 2, dtype=np.float32) / np.float32(size)
-    wavelengths = 2 * math.pi * np.float32(full["rope_theta"]) ** exponents
+    # In the order and precision of llama.cpp's converter, so that the factors have the same bits.
+    frequencies = np.float32(1) / np.float32(full["rope_theta"]) ** exponents
+    wavelengths = np.float32(2 * math.pi) / frequencies
     factor, low, high = full["factor"], full["low_freq_factor"], full["high_freq_factor"]
     length = full["original_max_position_embeddings"]
     smooth = (length / wavelengths - low) / (high - low)
