@@ -5,17 +5,44 @@ from __future__ import annotations
 import codecs
 import datetime
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from fastft.errors import Problem, RecipeError, Where
 
-if TYPE_CHECKING:
-    from fastft.export.llamacpp import GgufModel
-
 Message = dict[str, str]
+
+
+QUIT = ("/quit", "/exit", "q")
+
+
+class ChatModel(Protocol):
+    """What a conversation asks of a model, whichever runtime it is in (`llamacpp.GgufModel` is one)."""
+
+    @property
+    def source(self) -> Path:
+        """The file or folder that it was loaded from."""
+
+    @property
+    def chat_template(self) -> str | None:
+        """The template that came with it."""
+
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """`bos_token` and `eos_token`."""
+
+    def chat_tokens(self, rendered: str) -> list[int]:
+        """The ids of a rendered prompt."""
+
+    def generate(
+        self, tokens: Sequence[int], max_new_tokens: int, temperature: float, top_p: float, seed: int | None
+    ) -> Iterator[int]:
+        """New tokens one by one, up to the end token."""
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of a token."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +60,7 @@ class Sampling:
 class Conversation:
     """The messages so far with one model; each answer is streamed and then remembered."""
 
-    model: GgufModel
+    model: ChatModel
     sampling: Sampling = Sampling()
     system: str | None = None
     messages: list[Message] = field(default_factory=list)
@@ -51,15 +78,11 @@ class Conversation:
         template = self.model.chat_template
         if template is None:
             raise RecipeError(
-                Problem(Where(str(self.model.file)), "", "has no chat template", "export it with a chat template")
+                Problem(Where(str(self.model.source)), "", "has no chat template", "export it with a chat template")
             )
         self.messages.append({"role": "user", "content": text})
         start = [{"role": "system", "content": self.system}] if self.system else []
-        special = {
-            "bos_token": self.model.token_text(self.model.bos),
-            "eos_token": self.model.token_text(self.model.eos),
-        }
-        tokens = self.model.chat_tokens(render_chat(template, [*start, *self.messages], special))
+        tokens = self.model.chat_tokens(render_chat(template, [*start, *self.messages], self.model.special_tokens))
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         said = ""
         sampling = self.sampling
@@ -70,6 +93,30 @@ class Conversation:
             said += piece
             yield piece
         self.messages.append({"role": "assistant", "content": said})
+
+
+def talk(conversations: Sequence[tuple[str, Conversation]], lines: Iterable[str], write: Callable[[str], None]) -> None:
+    """Answer line after line until /quit, /exit or q; /reset forgets, an empty line is passed over.
+
+    Several conversations (`--compare`) answer each line in turn, each under its name. `write` gets text piece by piece.
+    """
+    for line in lines:
+        said = line.strip()
+        if said in QUIT:
+            return
+        if said == "/reset":
+            for _, conversation in conversations:
+                conversation.reset()
+            write("(forgotten)\n")
+        elif said.startswith("/"):
+            write(f"unknown command {said}; known: /reset, /quit\n")
+        elif said:
+            for name, conversation in conversations:
+                if len(conversations) > 1:
+                    write(f"{name}: ")
+                for piece in conversation.answer(said):
+                    write(piece)
+                write("\n")
 
 
 def render_chat(template: str, messages: Sequence[Message], special_tokens: dict[str, str]) -> str:

@@ -132,7 +132,10 @@ def finish(
         verdict = by_kind.get(artefact.kind)
         is_folder = artefact.path.is_dir()
         folder = artefact.path if is_folder else artefact.path.parent
-        _write_text(folder / ("README.md" if is_folder else f"{job.name}-{artefact.kind}.md"), model_card(card, artefact.kind, artefact.path, verdict))
+        _write_text(
+            folder / ("README.md" if is_folder else f"{job.name}-{artefact.kind}.md"),
+            model_card(card, artefact.kind, artefact.path, verdict),
+        )
         if not is_folder and (verdict is None or verdict.passed):
             ends = stop_texts(job)
             _write_text(folder / f"{artefact.path.stem}.Modelfile", modelfile(artefact.path.name, ends))

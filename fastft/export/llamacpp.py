@@ -153,6 +153,16 @@ class GgufModel:
         return None if found is None else found.decode()
 
     @property
+    def source(self) -> Path:
+        """The file that it was loaded from."""
+        return self.file
+
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """The texts of the beginning and the end token, as templates use them."""
+        return {"bos_token": self.token_text(self.bos), "eos_token": self.token_text(self.eos)}
+
+    @property
     def adds_bos(self) -> bool:
         """Whether llama.cpp puts the beginning token before a text by itself."""
         return bool(self._lib.llama_vocab_get_add_bos(self._vocabulary))

@@ -13,7 +13,7 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
 from fastft.errors import MachineError, RecipeError
-from fastft.export.chat import Conversation, Sampling, render_chat
+from fastft.export.chat import Conversation, Sampling, render_chat, talk
 from fastft.export.gguf.quantization import ModelFacts, tensor_type
 from fastft.export.gguf.vocabulary import pre_tokenizer
 from fastft.export.gguf.writer import estimate_gguf_bytes, write_gguf
@@ -207,6 +207,18 @@ def test_a_conversation_remembers_and_forgets(base: Path, tmp_path: Path) -> Non
         assert conversation.messages[-1] == {"role": "assistant", "content": first}
         conversation.reset()
         assert "".join(conversation.answer("what is the answer")) == first
+
+
+def test_talk_answers_resets_and_quits(base: Path, tmp_path: Path) -> None:
+    write_gguf(base, None, tmp_path / "out.gguf", "f32")
+    with GgufModel(tmp_path / "out.gguf", context_tokens=256) as model:
+        pair = [(name, Conversation(model, Sampling(max_new_tokens=4))) for name in ("base", "tuned")]
+        alone = "".join(Conversation(model, Sampling(max_new_tokens=4)).answer("the fox"))
+        written: list[str] = []
+        talk(pair, ["", "the fox\n", "/reset", "/help", "q", "never read"], written.append)
+    said = "".join(written)
+    assert said.startswith(f"base: {alone}\ntuned: {alone}\n(forgotten)\nunknown command /help")
+    assert pair[0][1].messages == []
 
 
 def test_a_template_that_reaches_for_the_system_is_stopped() -> None:
