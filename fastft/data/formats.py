@@ -35,6 +35,7 @@ NEEDS = {
     "belle": ("instruction", "output"),
     "alpaca": ("instruction", "output"),
     "prompt_completion": ("prompt", "completion"),
+    "classification": ("text", "label"),
     "text": ("text",),
 }
 # What chat templates ask for besides role and content.
@@ -176,12 +177,22 @@ def _from_prompt_completion(row: Columns, where: Where) -> list[Message]:
     return messages
 
 
+def _from_classification(row: Columns, where: Where) -> list[Message]:
+    """The model is asked with the text and answers with the label, as words: numbers are written out."""
+    label = row["label"]
+    if isinstance(label, int) and not isinstance(label, bool):
+        label = str(label)
+    question, answer = _text(row["text"], where, "text"), _text(label, where, "label")
+    return [*_system(row, where), Message("user", question), Message("assistant", answer)]
+
+
 _CONVERTERS: dict[str, Callable[[Columns, Where], list[Message]]] = {
     "messages": _from_messages,
     "sharegpt": _from_sharegpt,
     "alpaca": _from_alpaca,
     "belle": _from_belle,
     "prompt_completion": _from_prompt_completion,
+    "classification": _from_classification,
 }
 
 

@@ -39,7 +39,7 @@ Scheduler = Literal[
     "inverse_sqrt",
 ]
 Strategy = Literal["no", "steps", "epoch"]
-DataFormat = Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "belle", "text"]
+DataFormat = Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "belle", "classification", "text"]
 ExportFormat = Literal["adapter", "merged_16bit", "gguf"]
 
 
@@ -218,7 +218,8 @@ class DataSection(Section):
     format: DataFormat = "auto"
     """What a row looks like: `messages` (OpenAI), `sharegpt` (`conversations` with `from` and `value`, as Baichuan has
     them too), `alpaca` (`instruction`, `input`, `output`), `prompt_completion`, `belle` (`Human:` and `Assistant:`
-    inside `instruction`), or `text`. "auto" tells it from the first row, and says what it found.
+    inside `instruction`), `classification` (`text`, `label`: the label is the answer), or `text`. "auto" tells it from
+    the first row, and says what it found.
     Upstream: none (fastft reads the rows)"""
 
     columns: dict[str, str] = {}

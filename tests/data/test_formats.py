@@ -156,3 +156,19 @@ def test_columns_are_read_under_the_names_that_the_recipe_gives() -> None:
     assert turns(dict(row), "prompt_completion") == [("user", "hi"), ("assistant", "hello")]
     with pytest.raises(DataError, match=r'no column "question" \(got questions, answer\); did you mean "questions"\?'):
         rename({"questions": "hi", "answer": "hello"}, columns, HERE)
+
+
+@pytest.mark.parametrize(("label", "answer"), [("positive", "positive"), (3, "3")])
+def test_a_label_is_what_the_model_answers(label: object, answer: str) -> None:
+    example = to_example({"text": "What a day!", "label": label}, "classification", HERE)
+
+    assert [(message.role, message.content) for message in example.messages] == [
+        ("user", "What a day!"),
+        ("assistant", answer),
+    ]
+
+
+@pytest.mark.parametrize("label", [None, True, 0.5, ["a"], ""])
+def test_a_label_that_is_no_word_or_number_is_refused(label: object) -> None:
+    with pytest.raises(DataError):
+        to_example({"text": "What a day!", "label": label}, "classification", HERE)

@@ -43,6 +43,7 @@ ROWS: dict[str, dict[str, Any]] = {
     },
     "prompt_completion": {"prompt": "The sky is", "completion": " blue"},
     "belle": {"instruction": "Human:你好\nAssistant:你好！\nHuman:再见\nAssistant:", "input": "", "output": "再见！"},
+    "classification": {"system": "Positive or negative?", "text": "What a fine day!", "label": "positive"},
     "text": {"text": "Once upon a time."},
 }
 
