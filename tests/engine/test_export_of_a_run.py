@@ -33,7 +33,7 @@ def test_merged_weights_say_what_the_trained_model_says(model: Path, tmp_path: P
 
 def test_an_export_that_cannot_be_made_is_refused_before_the_first_step(model: Path, tmp_path: Path) -> None:
     # The tiny tokenizer cuts text in a way that llama.cpp has no name for.
-    with pytest.raises(FastftError, match="pre-tokenizer|tokenizer"):
+    with pytest.raises(FastftError, match=r"pre-tokenizer|tokenizer"):
         run(recipe_with(tmp_path, model, ["adapter", "gguf"]))
 
     assert list((tmp_path / "runs").glob("*")) == []
