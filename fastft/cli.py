@@ -17,17 +17,18 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
 )
 
 if TYPE_CHECKING:
     from fastft.data.inspect import SourceFacts
 
-RecipePath = Annotated[Path, typer.Argument(help="The recipe, a .toml file.", show_default=False)]
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a .toml file.", show_default=False)]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: --set train.learning_rate=1e-4")
 ]
-RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Where run folders are made.")]
+RunsDir = Annotated[Path, typer.Option("--runs-dir", metavar="DIR", help="Where run folders are made.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
@@ -45,17 +46,19 @@ def run(
     from fastft.pipeline import run as run_recipe
     from fastft.report.result import print_result
 
-    finished = run_recipe(recipe, overrides or [], runs_dir, resume=resume, console=own_console())
+    console = own_console()
+    with console.file:
+        finished = run_recipe(recipe, overrides or [], runs_dir, resume=resume, console=console)
     print_result(Console(), finished.result or {}, str(finished.path))
 
 
 @app.command()
 def check(
-    recipes: Annotated[list[Path], typer.Argument(help="One or more recipes.", show_default=False)],
+    recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE", help="One or more recipes.", show_default=False)],
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find everything that is wrong with recipes and can be known without a model or a GPU."""
+    """Find every fault that shows without a model or a GPU."""
     from fastft.check import check as check_recipe
     from fastft.recipe.loader import load
 
@@ -103,7 +106,7 @@ def _as_json(problem: Problem) -> dict[str, object]:
 def plan(
     recipe: RecipePath, overrides: Overrides = None, runs_dir: RunsDir = Path("runs"), as_json: AsJson = False
 ) -> None:
-    """Show the steps of a run, what was chosen and why, and the exact upstream calls."""
+    """Show the steps, what was chosen and why, and the upstream calls."""
     from rich.console import Console
 
     from fastft.check import check as check_recipe
@@ -119,22 +122,24 @@ def plan(
     if as_json:
         print(json.dumps(made.as_json(), indent=2))
     else:
-        Console(highlight=False).print(plan_page(made))
+        Console(highlight=False).print(plan_page(made), crop=False)
 
 
 @app.command()
 def explain(
-    key: Annotated[str | None, typer.Argument(help="A key (learning_rate, lora.r) or a section.")] = None,
+    key: Annotated[
+        str | None, typer.Argument(metavar="KEY", help="A key (learning_rate, lora.r) or a section.")
+    ] = None,
 ) -> None:
-    """Tell what a recipe key does, and what happens when it is too small or too large."""
+    """Tell what a recipe key does, and when it is too small or large."""
     from fastft.recipe.reference import explain as explain_key
 
     print(explain_key(key))
 
 
 @app.command()
-def init(name: Annotated[str, typer.Argument(help="The name of the recipe.")] = "recipe") -> None:
-    """Write a commented starter recipe NAME.toml, and NAME.jsonl with a few rows."""
+def init(name: Annotated[str, typer.Argument(metavar="NAME", help="The name of the recipe.")] = "recipe") -> None:
+    """Write a commented starter recipe, and a few rows for it."""
     from fastft.recipe.starter import starter, starter_rows
 
     stem = name.removesuffix(".toml")
@@ -153,7 +158,7 @@ def init(name: Annotated[str, typer.Argument(help="The name of the recipe.")] = 
 
 @app.command()
 def schema() -> None:
-    """Print the JSON schema of a recipe, with which editors complete and check it."""
+    """Print the JSON schema of a recipe, for editors that complete it."""
     from fastft.recipe.reference import schema as recipe_schema
 
     print(json.dumps(recipe_schema(), indent=2))
@@ -161,7 +166,7 @@ def schema() -> None:
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
-    """Examine the installation: versions, device, 4-bit weights, disk; and say what mends it."""
+    """Examine versions, device and disk, and say what mends them."""
     import dataclasses
 
     from fastft.probe.doctor import examine
@@ -194,7 +199,7 @@ def _top(
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 training failed, 2 recipe or usage, 3 data, 4 machine, 75 stopped."""
     try:
-        app()
+        app(prog_name="fastft")
     except FastftError as error:
         for problem in error.problems:
             print(problem, file=sys.stderr)

@@ -14,3 +14,8 @@ def select(engine: str) -> None:
     data-loader workers and distributed ranks too.
     """
     os.environ[ENGINE_VARIABLE] = engine
+
+
+def selected() -> str:
+    """The engine of this process: what `select` chose, or "unsloth"."""
+    return os.environ.get(ENGINE_VARIABLE, "unsloth")

@@ -53,16 +53,14 @@ def find_facts(loaded: LoadedRecipe, runs_dir: Path) -> Facts:
 
 def example_counts(loaded: LoadedRecipe) -> tuple[int | None, int | None]:
     """Training and held-out rows in the data; None where only the Hub could tell."""
-    data, folder = loaded.recipe.data, loaded.folder
-    train = count_training_rows(data, folder)
-    held_out = evaluation_source(data)
+    data = loaded.recipe.data
+    trained, held_out = count_training_rows(data, loaded.folder), evaluation_source(data)
     if held_out is not None:
-        return train, held_out.count(folder)
-    if data.eval_fraction is None or train is None:
-        return train, None
-    # count_training_rows took the held-out share off; the rest of its sources is that share.
-    whole = count_training_rows(data.model_copy(update={"eval_fraction": None}), folder)
-    return train, None if whole is None else whole - train
+        return trained, held_out.count(loaded.folder)
+    if data.eval_fraction is None or trained is None:
+        return trained, None
+    everything = count_training_rows(data.model_copy(update={"eval_fraction": None}), loaded.folder)
+    return trained, None if everything is None else everything - trained
 
 
 def _existing(folder: Path) -> Path:

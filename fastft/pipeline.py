@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -42,6 +43,7 @@ from fastft.run import (
     newest_checkpoint,
     next_run_dir,
     run_name,
+    set_aside,
     write_json,
     write_text,
 )
@@ -70,10 +72,12 @@ def run(recipe: Path, overrides: list[str], runs_dir: Path, *, resume: bool, con
     plan = make_plan(loaded, facts, str(directory.path))
     if plan.obstacles:
         raise MachineError(plan.obstacles)
+    facts = dataclasses.replace(facts, base_model=_fetched(loaded, facts.base_model, console))
     if earlier is None:
-        facts = dataclasses.replace(facts, base_model=_fetched(loaded, facts.base_model, console))
         directory = create_run_dir(runs_dir, loaded)
     with locked(directory), _Stopping() as stopping, LiveView(console) as view:
+        if directory.result is not None:  # another process finished it before this one had the lock
+            return directory
         if resume and earlier is None:
             view.note("there is no unfinished run of this recipe: a new one begins")
         _Attempt(loaded, facts, directory, view, stopping).run()
@@ -122,19 +126,21 @@ class _Attempt:
     view: LiveView
     stopping: _Stopping
     started: float = dataclasses.field(default_factory=time.perf_counter)
-    tokens_seen: int = 0
 
     def run(self) -> None:
         log = new_attempt(self.run_dir)
         with _library_output_to(log):
             try:
                 self._run()
-            except FastftError:
+            except FastftError as error:
+                if error.__cause__ is not None:
+                    _write_traceback(log)
+                    self.view.note(f"the log of this attempt: {log}")
                 raise
             except KeyboardInterrupt:
                 raise self._interrupted(log, saved=False) from None
             except Exception as error:
-                logging.getLogger("fastft").exception("the attempt failed")
+                _write_traceback(log)
                 wrong = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
                 instead = "this was not foreseen; the whole story is in the log"
                 raise TrainingError(Problem(Where(str(log)), "", wrong, instead)) from error
@@ -160,13 +166,15 @@ class _Attempt:
         plan = make_plan(self.loaded, self.facts, str(run_dir.path))
         if plan.obstacles:
             raise MachineError(plan.obstacles)
-        write_json(run_dir.path / "plan.json", plan.as_json())
-        manifest = self._manifest(prepared, plan)
+        manifest = self._manifest(prepared, plan, tokenizer)
         self._compare(manifest)
+        _write_rejects(run_dir, prepared)
+        write_json(run_dir.path / "plan.json", plan.as_json())
         write_json(run_dir.path / "manifest.json", manifest)
         checkpoint, passed = newest_checkpoint(run_dir)
         for sentence in passed:
             self.view.note(f"{sentence}: passed over")
+        set_aside(run_dir, newer_than=_step(checkpoint))
         prompts = self._prompts(prepared)
         trained, model_figures = self._train(plan, prepared, prompts, tokenizer, checkpoint)
         if not trained.finished:
@@ -207,7 +215,6 @@ class _Attempt:
                 )
             if rows.rejected:
                 self.view.note(f"{len(rows.rejected)} {name} rows are broken and left out; see rejects.jsonl")
-        _write_rejects(self.run_dir, prepared)
         return prepared
 
     def _prompts(self, prepared: Prepared) -> list[Prompt]:
@@ -233,13 +240,11 @@ class _Attempt:
         trained_count, total = engine_model.trained_weights(model)
         self.view.stage(f"training {trained_count:,} of {total:,} weights ({100 * trained_count / total:.2f} %)")
         metrics = MetricsFile(self.run_dir.metrics)
-        step = 0 if checkpoint is None else int(checkpoint.name.removeprefix("step-"))
-        metrics.rewind(step)
+        metrics.rewind(_step(checkpoint))
         if checkpoint is not None:
-            self.view.note(f"going on from step {step}")
+            self.view.note(f"going on from step {_step(checkpoint)}")
 
         def show(line: StepMetrics) -> None:
-            self.tokens_seen += line.tokens
             metrics.append(line.as_json())
             self.view.step(line)
 
@@ -262,19 +267,26 @@ class _Attempt:
         figures: dict[str, Any] = {"trained_weights": trained_count, "weights": total}
         if trained.finished:
             self.view.stage("saving the weights")
+            figures["train_tokens_seen"], seconds = metrics.totals()
+            figures["train_seconds"] = round(seconds, 1)
             figures["weights_folder"] = str(engine_model.save_weights(model, tokenizer, plan, self.run_dir))
         return trained, figures
 
-    def _manifest(self, prepared: Prepared, plan: Plan) -> dict[str, Any]:
+    def _manifest(self, prepared: Prepared, plan: Plan, tokenizer: TokenizerFacts) -> dict[str, Any]:
         """What the run stands on: enough to tell whether another run, or a resumed one, is the same."""
-        template = prepared.template
+        template, base_model = prepared.template, self.facts.base_model
         return {
             "fastft": __version__,
             "python": sys.version.split()[0],
             "packages": dict(self.facts.installed),
             "device": plan.device,
             "engine": plan.engine,
-            "base_model": {"id": self.facts.base_model.id, "revision": self.loaded.recipe.model.revision},
+            "base_model": {
+                "id": base_model.id,
+                "revision": self.loaded.recipe.model.revision,
+                "tokenizer_sha256": tokenizer.sha256,
+                "weight_bytes": base_model.weight_bytes,
+            },
             "data": {
                 "train": self.loaded.recipe.data.train,
                 "train_sha256": prepared.train_sha256,
@@ -291,12 +303,11 @@ class _Attempt:
         before = self.run_dir.manifest
         if before is None:
             return
-        changed = [
-            key for key in ("data", "chat_template", "packages", "engine", "seed") if before[key] != manifest[key]
-        ]
+        compared = ("data", "base_model", "chat_template", "packages", "engine", "seed")
+        changed = [name for key in compared for name in _differences(key, before.get(key), manifest[key])]
         if changed:
             wrong = f"changed since the run began: {', '.join(changed)}"
-            instead = "start a new run without --resume"
+            instead = "put it back as it was, or start a new run without --resume"
             raise DataError(Problem(Where(str(self.run_dir.path / "manifest.json")), "", wrong, instead))
 
     def _interrupted(self, where: Path, *, saved: bool) -> Interrupted:
@@ -314,14 +325,27 @@ class _Attempt:
             "train_loss": trained.train_loss,
             "eval_loss": {"before": trained.eval_loss_before, "after": trained.eval_loss_after},
             "exact_match": _exact_match(trained, prompts, questions),
-            "train_seconds": round(trained.train_seconds, 1),
             "total_seconds": round(time.perf_counter() - self.started, 1),
             "peak_memory_bytes": trained.peak_memory_bytes,
             "train_rows": len(prepared.train.rows),
-            "train_tokens_seen": self.tokens_seen,
             "best_checkpoint": trained.best_checkpoint,
             **figures,
         }
+
+
+def _step(checkpoint: Path | None) -> int:
+    """The optimizer step of a checkpoint, 0 for none."""
+    return 0 if checkpoint is None else int(checkpoint.name.removeprefix("step-"))
+
+
+def _differences(name: str, before: Any, now: Any) -> list[str]:
+    """What differs between two entries of a manifest: `data.train_sha256`, `packages.torch (2.13.0, now 2.14.0)`."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = dict.fromkeys([*before, *now])
+        return [line for key in keys for line in _differences(f"{name}.{key}", before.get(key), now.get(key))]
+    if before == now:
+        return []
+    return [name if name.endswith("sha256") else f"{name} ({before}, now {now})"]
 
 
 def _question(example: Example) -> str:
@@ -362,6 +386,12 @@ def _write_rejects(run_dir: RunDir, prepared: Prepared) -> None:
             lines.append({"split": name, **place, "reason": f"{problem.wrong}; {problem.instead}"})
     if lines:
         write_text(run_dir.path / "rejects.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _write_traceback(log: Path) -> None:
+    """Append the traceback of the exception that is being handled to `log`."""
+    with log.open("a", encoding="utf-8") as file:
+        traceback.print_exc(file=file)
 
 
 @contextlib.contextmanager

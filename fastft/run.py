@@ -64,8 +64,9 @@ def run_name(recipe: Path) -> str:
 
 
 def next_run_dir(runs_dir: Path, name: str) -> RunDir:
-    """The folder that a new run of `name` would get: the first of name, name-2, name-3, ... that does not exist."""
-    return RunDir(next(path for path in _candidates(runs_dir, name) if not path.exists()))
+    """The folder that a new run of `name` would get: name, then name-2, name-3, ..., after the last that there is."""
+    taken = [number for number, _ in _runs(runs_dir, name)]
+    return RunDir(runs_dir / (f"{name}-{max(taken) + 1}" if taken else name))
 
 
 def create_run_dir(runs_dir: Path, loaded: LoadedRecipe) -> RunDir:
@@ -95,26 +96,23 @@ def create_run_dir(runs_dir: Path, loaded: LoadedRecipe) -> RunDir:
 
 def find_run(runs_dir: Path, loaded: LoadedRecipe) -> RunDir | None:
     """The newest run of this very recipe text and these very settings, finished or not; None if there is none."""
-    found = None
-    for path in _candidates(runs_dir, run_name(loaded.path)):
-        if not path.is_dir():
-            break
+    for _, path in sorted(_runs(runs_dir, run_name(loaded.path)), reverse=True):
         run = RunDir(path)
         try:
             same_text = (path / "recipe.toml").read_text(encoding="utf-8") == loaded.text
         except OSError:
             continue
         if same_text and read_json(path / "settings.json") == json.loads(json.dumps(loaded.settings())):
-            found = run
-    return found
+            return run
+    return None
 
 
-def _candidates(runs_dir: Path, name: str) -> Iterator[Path]:
-    yield runs_dir / name
-    number = 2
-    while True:
-        yield runs_dir / f"{name}-{number}"
-        number += 1
+def _runs(runs_dir: Path, name: str) -> Iterator[tuple[int, Path]]:
+    """(number, path) of what is called name (1), name-2, name-3, ...; some may have been deleted."""
+    for path in runs_dir.iterdir() if runs_dir.is_dir() else ():
+        number = re.fullmatch(re.escape(name) + r"(?:-([1-9][0-9]*))?", path.name)
+        if number:
+            yield int(number[1] or 1), path
 
 
 @contextmanager
@@ -194,18 +192,19 @@ def damage(folder: Path) -> str | None:
     """What is wrong with a sealed folder: None when every file has the size and hash that its seal says."""
     try:
         sealed = read_json(folder / SEAL)
-    except ValueError:
-        return f"{SEAL} is no JSON"
-    if sealed is None:
+        files = None if sealed is None else {name: (entry["bytes"], entry["sha256"]) for name, entry in sealed.items()}
+    except (ValueError, AttributeError, KeyError, TypeError):
+        return f"{SEAL} is not what was written"
+    if files is None:
         return f"{SEAL} is missing"
-    for name, expected in sealed.items():
+    for name, (size, sha256) in files.items():
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
-        if path.stat().st_size != expected["bytes"]:
-            return f"{name} has {path.stat().st_size} bytes, {expected['bytes']} were written"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes, {size} were written"
         with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]:
+            if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
                 return f"{name} is not what was written"
     return None
 
@@ -229,6 +228,18 @@ def newest_checkpoint(run: RunDir) -> tuple[Path | None, list[str]]:
             return path, passed
         passed.append(f"{path} is damaged ({wrong})")
     return None, passed
+
+
+def set_aside(run: RunDir, newer_than: int) -> None:
+    """Rename the checkpoints after step `newer_than`, which are damaged, so that they count as checkpoints no more.
+
+    Otherwise save_total_limit would keep them as the newest, and remove whole ones in their stead.
+    """
+    for step, path in checkpoints(run):
+        if step > newer_than:
+            aside = path.with_name(f"damaged-{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
 
 
 def _flush_folder(folder: Path) -> None:

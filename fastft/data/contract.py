@@ -6,7 +6,8 @@ masks padding by its token id, for instance, would take the loss from every real
 
 from __future__ import annotations
 
-from fastft.data.render import NO_LOSS, Encoded, Renderer
+from fastft.data.encode import NO_LOSS, Encoded
+from fastft.data.render import Renderer
 from fastft.errors import Problem
 
 
@@ -56,8 +57,9 @@ def _check_answers(row: Encoded, renderer: Renderer, runs: list[tuple[int, int]]
             return _broken(row, wrong, "was it cut off, or its end masked as padding?")
         if len(answer) == 1:
             return _broken(row, f"the answer at token {start} is nothing but {name}", "was the mask shifted?")
-        if not stops.isdisjoint(answer[:-1]):
-            return _broken(row, f"the loss at tokens {start} to {end - 1} runs on after {name}", "train answers only")
+        if not stops.isdisjoint(answer[:-1]) or not renderer.frame_ids.isdisjoint(answer):
+            wrong = f"the loss at tokens {start} to {end - 1} runs on into another turn"
+            return _broken(row, wrong, "end every answer with its own token, and train answers only")
     return None
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
+from fastft.data.encode import NO_LOSS, Encoded, encode
 from fastft.data.example import Example
-from fastft.data.render import NO_LOSS, Encoded, Renderer, encode
+from fastft.data.render import Renderer
 from fastft.errors import DataError
 
 Choice = Literal["drop", "truncate", "split", "error"]

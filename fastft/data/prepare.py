@@ -5,19 +5,21 @@ from __future__ import annotations
 import hashlib
 import random
 from array import array
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastft.data import cache
 from fastft.data.contract import check_encoded
+from fastft.data.encode import Encoded, encode_batches
 from fastft.data.example import Example
 from fastft.data.formats import detect_or_fail, rename, to_example
 from fastft.data.overlong import fit
 from fastft.data.readers import Row
-from fastft.data.render import Encoded, Renderer, encode_batch, make_renderer
+from fastft.data.render import Renderer, make_renderer
 from fastft.data.rows import Overlong, RowSet
 from fastft.data.sources import Source, copies, evaluation_source, training_sources
 from fastft.data.template import ChatTemplate, load_template
@@ -198,27 +200,34 @@ class _Filler:
         data_format = _format_of(source, self.data, self.recipe_dir)
         repeats = copies(source, self.recipe_dir, self.seed)
         before = len(kept.rows)
-        for batch in _batches(source.rows(self.recipe_dir)):
-            waiting: list[tuple[Example, RowSet, int]] = []
-            for number, (where, row) in enumerate(batch, start=self.seen):
-                times = next(repeats)
-                target = held_out if held_out is not None and number in chosen else kept
-                if not times:
-                    continue
-                target.read += 1
-                try:
-                    if isinstance(row, Problem):
-                        raise DataError(row)  # noqa: TRY301 -- one way for all that is wrong with a row
-                    renamed = rename(row, self.data.columns, where)
-                    waiting.append((to_example(renamed, data_format, where), target, times))
-                except DataError as error:
-                    target.rejected.append(error.problems[0])
-            made = encode_batch([example for example, _, _ in waiting], self.renderer)
-            for (example, target, times), encoded in zip(waiting, made, strict=True):
+        # What each batch of examples becomes, in step with `encode_batches`, which works one batch ahead.
+        waiting: deque[tuple[list[tuple[Example, RowSet, int]], int]] = deque()
+
+        def read() -> Iterator[list[Example]]:
+            for batch in _batches(source.rows(self.recipe_dir)):
+                understood = []
+                for number, (where, row) in enumerate(batch, start=self.seen):
+                    times = next(repeats)
+                    target = held_out if held_out is not None and number in chosen else kept
+                    if not times:
+                        continue
+                    target.read += 1
+                    try:
+                        example = _understood(row, where, data_format, self.data)
+                    except DataError as error:
+                        target.rejected.append(error.problems[0])
+                    else:
+                        understood.append((example, target, times))
+                self.seen += len(batch)
+                waiting.append((understood, self.seen))
+                yield [example for example, _, _ in understood]
+
+        for made in encode_batches(read(), self.renderer):
+            understood, seen = waiting.popleft()
+            for (example, target, times), encoded in zip(understood, made, strict=True):
                 self._keep(example, encoded, target, times if target is kept else 1, target is held_out)
-            self.seen += len(batch)
             if self.progress is not None:
-                self.progress(self.seen)
+                self.progress(seen)
         kept.by_source[source.name] = len(kept.rows) - before
 
     def _keep(
@@ -250,6 +259,12 @@ class _Filler:
             return False
         target.repeated.append((row.where, first))
         return True
+
+
+def _understood(row: dict[str, Any] | Problem, where: Where, data_format: str, data: DataSection) -> Example:
+    if isinstance(row, Problem):
+        raise DataError(row)
+    return to_example(rename(row, data.columns, where), data_format, where)
 
 
 def _format_of(source: Source, data: DataSection, recipe_dir: Path) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from fastft.data.render import NO_LOSS, Encoded
+from fastft.data.encode import NO_LOSS, Encoded
 from fastft.errors import Where
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The one place that turns an Example into token ids and says which of them carry loss.
+"""The one place that turns an Example into text and says which of it carries loss; `encode` makes tokens of it.
 
 Which tokens the assistant must produce is told by the template's `{% generation %}` blocks where it has them. Where it
 has none it is derived: an answer begins where the text rendered up to its generation prompt ends, which must be a
@@ -10,35 +10,17 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from fastft.data.example import Example, Message
 from fastft.data.template import ChatTemplate, Span
 from fastft.data.tokenizer import TokenizerFacts
 from fastft.errors import DataError, Problem, RecipeError, Where
 
-if TYPE_CHECKING:
-    from tokenizers import Encoding
-
-NO_LOSS = -100
 TrainOn = Literal["assistant", "all"]
 
 # Stand-ins that no template changes and no real text holds, to learn how a template frames an answer.
 _PROBE = ("fastftquestionone", "fastftanswerone", "fastftquestiontwo", "fastftanswertwo")
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """One example as the model sees it. input_ids and labels: (length,), labels are -100 where there is no loss."""
-
-    input_ids: list[int]
-    labels: list[int]
-    where: Where
-
-    @property
-    def trained_tokens(self) -> int:
-        """How many tokens carry loss."""
-        return len(self.labels) - self.labels.count(NO_LOSS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +46,11 @@ class Renderer:
     header: str = ""
     # What it adds to a question for `add_generation_prompt`.
     generation_prompt: str = ""
-    # Whether that can stand nowhere but before an answer: it holds a control token, which no message may.
-    is_unmistakable: bool = False
+    # Its ids, where it stands only before answers: it begins with a control token, which no message may hold. Empty
+    # where the template marks the answers itself.
+    prompt_ids: tuple[int, ...] = ()
+    # The control tokens that frame turns and end none: no answer may hold one.
+    frame_ids: frozenset[int] = frozenset()
 
     @property
     def writes_prompt(self) -> bool:
@@ -124,40 +109,15 @@ def make_renderer(
         end_of_turn=tuple(dict.fromkeys(found + stops)),
         header=header,
         generation_prompt=added,
-        is_unmistakable=header.startswith(added) and any(token in added for token in tokenizer.special_tokens),
+        frame_ids=_frame_ids(whole, {*found, *stops}, tokenizer),
+        prompt_ids=_prompt_ids(added, tokenizer) if header.startswith(added) and not template.marks_answers else (),
     )
 
 
-def encode(example: Example, renderer: Renderer) -> Encoded:
-    """The ids and labels of one example.
-
-    Raises:
-        DataError: the example cannot be rendered, or its loss mask cannot be proven right.
-    """
-    made = encode_batch([example], renderer)[0]
-    if isinstance(made, Problem):
-        raise DataError(made)
-    return made
-
-
-def encode_batch(examples: Sequence[Example], renderer: Renderer) -> list[Encoded | Problem]:
-    """The ids and labels of each example, or why it has none. A thousand at a time is fastest."""
-    drawn: list[tuple[str, list[Span]] | Problem] = []
-    for example in examples:
-        try:
-            drawn.append(render(example, renderer))
-        except DataError as error:
-            drawn.append(error.problems[0])
-    texts = [entry[0] for entry in drawn if not isinstance(entry, Problem)]
-    encodings = iter(renderer.tokenizer.tokenizer.encode_batch(texts, add_special_tokens=False))
-    return [
-        entry if isinstance(entry, Problem) else _labelled(example, renderer, next(encodings), entry[1])
-        for example, entry in zip(examples, drawn, strict=True)
-    ]
-
-
-def render(example: Example, renderer: Renderer) -> tuple[str, list[Span]]:
+def render(example: Example, renderer: Renderer, *, with_spans: bool = True) -> tuple[str, list[Span]]:
     """The text of an example, begun with the BOS token where the model wants one, and its spans that carry loss.
+
+    No spans for plain text and where every token carries loss, nor without `with_spans`.
 
     Raises:
         DataError: the template refuses the example, or a span cannot be proven right.
@@ -172,14 +132,15 @@ def render(example: Example, renderer: Renderer) -> tuple[str, list[Span]]:
         raise DataError(Problem(example.where, "", "a conversation needs a chat template", "set data.chat_template"))
     else:
         _refuse_control_tokens(example, facts)
-        if renderer.template.marks_answers and renderer.train_on == "assistant":
+        with_spans = with_spans and renderer.train_on == "assistant"
+        if renderer.template.marks_answers and with_spans:
             text, spans = renderer.template.render_marked(example, facts.template_tokens)
             spans = _proven_spans(example, renderer, text, spans)
         else:
             text = renderer.template.render(
                 example.messages, facts.template_tokens, where=example.where, tools=example.tools
             )
-            spans = _derived_spans(example, renderer, text) if renderer.train_on == "assistant" else []
+            spans = _derived_spans(example, renderer, text) if with_spans else []
     if facts.adds_bos and facts.bos_token and not text.startswith(facts.bos_token):
         text = facts.bos_token + text
         spans = [(start + len(facts.bos_token), end + len(facts.bos_token)) for start, end in spans]
@@ -208,10 +169,7 @@ def _derived_spans(example: Example, renderer: Renderer, text: str) -> list[Span
     """The character span of each trained answer, its end-of-turn token included, in the rendered `text`."""
     where, messages = example.where, example.messages
     answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
-    # Where a generation prompt can stand only before an answer and there is one for each, it need not be rendered.
-    starts = _ends_of(renderer.generation_prompt, text) if renderer.is_unmistakable else []
-    if len(starts) != len(answers):
-        starts = [_answer_start(example, renderer, text, index) for index in answers]
+    starts = [_answer_start(example, renderer, text, index) for index in answers]
     spans = []
     for start, index, limit in zip(starts, answers, [*starts[1:], len(text)], strict=True):
         field = f"message {index + 1} (assistant)"
@@ -239,15 +197,6 @@ def _answer_start(example: Example, renderer: Renderer, text: str, index: int) -
     wrong = "the template writes what leads to this answer differently once it is given, so its beginning is unclear"
     instead = 'put {% generation %} marks into the template, or set data.train_on = "all"'
     raise DataError(Problem(example.where, f"message {index + 1} (assistant)", wrong, instead))
-
-
-def _ends_of(part: str, text: str) -> list[int]:
-    ends = []
-    at = text.find(part)
-    while at >= 0:
-        ends.append(at + len(part))
-        at = text.find(part, ends[-1])
-    return ends
 
 
 def _proven_spans(example: Example, renderer: Renderer, text: str, marked: list[Span]) -> list[Span]:
@@ -295,40 +244,6 @@ def _rendered(example: Example, renderer: Renderer, count: int, *, add_generatio
     )
 
 
-def _labelled(example: Example, renderer: Renderer, encoding: Encoding, spans: list[Span]) -> Encoded | Problem:
-    ids: list[int] = encoding.ids
-    facts, where = renderer.tokenizer, example.where
-    bos_id = facts.id_of(facts.bos_token) if facts.bos_token else None
-    if bos_id is not None and ids[:2] == [bos_id, bos_id]:
-        return Problem(where, "", f"the text begins with two {facts.bos_token}", "let only the template write it")
-    if renderer.train_on == "all" or example.text is not None:
-        return Encoded(ids, list(ids), where)
-    labels = [NO_LOSS] * len(ids)
-    stops = {facts.id_of(token) for token in renderer.end_of_turn}
-    for start, end in spans:
-        first, last = _token_at(encoding, start, 1, end), _token_at(encoding, end - 1, -1, start)
-        if first is None or last is None or stops.isdisjoint(ids[first : last + 1]):
-            wrong = f"a trained answer has no {renderer.end_of_turn[0]} with loss: the model would not learn to stop"
-            return Problem(where, "", wrong, "put it inside the {% generation %} block of the template")
-        labels[first : last + 1] = ids[first : last + 1]
-    if not spans:
-        return Problem(where, "", "no token carries loss", "add an assistant turn")
-    return Encoded(ids, labels, where)
-
-
-def _token_at(encoding: Encoding, position: int, step: int, limit: int) -> int | None:
-    """The token over the character at `position`, or over the next one towards `limit` that any token covers.
-
-    Some tokenizers leave white space out of their offsets.
-    """
-    while position != limit:
-        token: int | None = encoding.char_to_token(position)
-        if token is not None:
-            return token
-        position += step
-    return None
-
-
 def _refuse_control_tokens(example: Example, facts: TokenizerFacts) -> None:
     """Fail where the text of a message would become a control token."""
     said = [(f"message {number} ({message.role})", message) for number, message in enumerate(example.messages, start=1)]
@@ -342,6 +257,17 @@ def _refuse_control_tokens(example: Example, facts: TokenizerFacts) -> None:
         if forged is not None:
             wrong = f"the text holds {text[forged[0] : forged[1]]}, which this tokenizer reads as a control token"
             raise DataError(Problem(example.where, field, wrong, "remove it, or write it with a space inside"))
+
+
+def _frame_ids(text: str, ends: set[str], facts: TokenizerFacts) -> frozenset[int]:
+    found = (facts.id_of(token) for token in facts.special_tokens - ends if token in text)
+    return frozenset(token for token in found if token is not None)
+
+
+def _prompt_ids(generation_prompt: str, facts: TokenizerFacts) -> tuple[int, ...]:
+    if not generation_prompt.startswith(tuple(facts.special_tokens)):
+        return ()
+    return tuple(facts.tokenizer.encode(generation_prompt, add_special_tokens=False).ids)
 
 
 def _first_token(text: str, facts: TokenizerFacts) -> str | None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, overload
 
+from fastft.data.encode import Encoded
 from fastft.data.example import Example
-from fastft.data.render import Encoded
 from fastft.errors import Problem, Where
 
 

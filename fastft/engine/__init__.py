@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 
-from fastft.engine_choice import ENGINE_VARIABLE
+from fastft.engine_choice import selected
 from fastft.probe.base_model import cache_folder
 
 _kernels = cache_folder() / "unsloth_compiled"
@@ -20,7 +20,7 @@ os.environ["UNSLOTH_COMPILE_LOCATION"] = str(_kernels)
 os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-if os.environ.get(ENGINE_VARIABLE, "unsloth") == "unsloth":
+if selected() == "unsloth":
     early = [name for name in ("trl", "transformers", "peft") if name in sys.modules]
     if early:
         raise ImportError(f"{', '.join(early)} imported before fastft.engine: Unsloth must come first")

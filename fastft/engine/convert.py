@@ -41,8 +41,8 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
         tokenizer.save_pretrained(partial)
         _restore_pre_tokenizer(partial / "tokenizer.json", GGUFReader(gguf))
         seal(partial, folder)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        wrong = f"the GGUF file cannot be converted: {error}"
+    except Exception as error:  # a damaged file breaks its reader in any way there is: struct.error, IndexError, ...
+        wrong = f"the GGUF file cannot be converted: {' '.join(str(error).split())[:300]}"
         instead = "check the file and the free space of the cache, or name a safetensors model"
         raise MachineError(Problem(Where(str(gguf)), "model.id", wrong, instead)) from error
     finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,10 +33,14 @@ def answer(
     prompts: Sequence[Prompt],
     stop_ids: Sequence[int],
     max_new_tokens: int,
+    stop_asked: Callable[[], bool],
 ) -> Answers:
     """Greedy answers of `model` to `prompts`; each ends at the first of `stop_ids` or after `max_new_tokens`.
 
     Equality is that of the text, surrounding white space aside. Leaves the model in the mode it was in.
+
+    Raises:
+        KeyboardInterrupt: `stop_asked` said so.
     """
     texts = [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].input_ids))
@@ -44,6 +48,8 @@ def answer(
     _inference_mode(model, on=True)
     try:
         for start in range(0, len(order), BATCH):
+            if stop_asked():
+                raise KeyboardInterrupt
             chosen = order[start : start + BATCH]
             answers = _generate(
                 model, tokenizer, [prompts[index].input_ids for index in chosen], stop_ids, max_new_tokens

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
 
@@ -29,8 +30,8 @@ def load_model(plan: Plan, chat_template: str | None) -> tuple[Any, PreTrainedTo
         tokenizer.chat_template = chat_template or tokenizer.chat_template
         if any(call.name.endswith(("get_peft_model", "LoraConfig")) for call in plan.calls):
             model = _attach(plan, model)
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError, NotImplementedError) as error:
-        wrong = f"{load.name} or its adapter failed: {error}"
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+        wrong = f"{load.name} or its adapter failed: {' '.join(str(error).split())[:300]}"
         raise TrainingError(Problem(Where(plan.recipe), "model.id", wrong, "see the log of this attempt")) from error
     return model, tokenizer
 

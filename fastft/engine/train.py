@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from fastft.engine.trainer import RunTrainer, Watcher, peak_memory
 from fastft.errors import Problem, TrainingError, Where
 from fastft.plan.plan import Plan
 from fastft.report.metrics import StepMetrics
-from fastft.run import RunDir
+from fastft.run import RunDir, read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,6 @@ class Trained:
     eval_loss_after: float | None
     answers_before: Answers | None
     answers_after: Answers | None
-    train_seconds: float
     peak_memory_bytes: int
     best_checkpoint: str | None
 
@@ -80,22 +79,36 @@ def train(
     try:
         trainer = _trainer(plan, model, tokenizer, material, run, watcher)
         watcher.trainer = trainer
-        before = (
-            _evaluate(trainer, tokenizer, material, hooks, "before training") if checkpoint is None else (None, None)
-        )
-        if checkpoint is None and material.prompts:
-            # Generation switched kernels; training must not inherit its caches.
-            model.train()
-        hooks.stage(f"training: {trainer_steps(plan)} optimizer steps")
-        started = time.perf_counter()
-        output = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        seconds = time.perf_counter() - started
+        before = _before(trainer, tokenizer, material, run, hooks)
+        if checkpoint is not None and trainer.has_ended_at(checkpoint):
+            trainer.take_from(checkpoint)
+        else:
+            hooks.stage(f"training: {trainer_steps(plan)} optimizer steps")
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        if watcher.stopped:
+            return _trained(trainer, before, (None, None), finished=False)
+        trainer.refuse_if_poisoned()
+        after = _evaluate(trainer, tokenizer, material, hooks, "after training")
     except torch.cuda.OutOfMemoryError as error:
         raise _out_of_memory(plan, str(error)) from error
-    if watcher.stopped:
-        return _trained(trainer, output.training_loss, before, (None, None), seconds, finished=False)
-    after = _evaluate(trainer, tokenizer, material, hooks, "after training")
-    return _trained(trainer, output.training_loss, before, after, seconds, finished=True)
+    return _trained(trainer, before, after, finished=True)
+
+
+def _before(
+    trainer: RunTrainer, tokenizer: PreTrainedTokenizerBase, material: Material, run: RunDir, hooks: Hooks
+) -> tuple[float | None, Answers | None]:
+    """What the untrained model does with the held-out rows: measured once a run, and kept for its later attempts."""
+    path = run.path / "before.json"
+    known = read_json(path)
+    if known is None:
+        loss, answers = _evaluate(trainer, tokenizer, material, hooks, "before training")
+        if material.prompts:
+            # Generation switched kernels; training must not inherit its caches.
+            trainer.model.train()
+        write_json(path, {"eval_loss": loss, "answers": None if answers is None else dataclasses.asdict(answers)})
+        return loss, answers
+    answered = known["answers"]
+    return known["eval_loss"], None if answered is None else Answers(tuple(answered["texts"]), answered["exact"])
 
 
 def trainer_steps(plan: Plan) -> str:
@@ -149,31 +162,42 @@ def _evaluate(
         loss = float(trainer.evaluate()["eval_loss"])
     if material.prompts:
         hooks.stage(f"answering {len(material.prompts)} held-out prompts {when}")
-        answers = answer(trainer.model, tokenizer, material.prompts, material.stop_ids, material.max_new_tokens)
+        answers = answer(
+            trainer.model, tokenizer, material.prompts, material.stop_ids, material.max_new_tokens, hooks.stop_asked
+        )
     return loss, answers
 
 
 def _trained(
     trainer: RunTrainer,
-    train_loss: float,
     before: tuple[float | None, Answers | None],
     after: tuple[float | None, Answers | None],
-    seconds: float,
     *,
     finished: bool,
 ) -> Trained:
     return Trained(
         finished=finished,
         steps=trainer.state.global_step,
-        train_loss=train_loss,
+        train_loss=_mean_loss(trainer.state.log_history),
         eval_loss_before=before[0],
         eval_loss_after=after[0],
         answers_before=before[1],
         answers_after=after[1],
-        train_seconds=seconds,
         peak_memory_bytes=peak_memory(),
         best_checkpoint=trainer.state.best_model_checkpoint,
     )
+
+
+def _mean_loss(history: Sequence[Mapping[str, Any]]) -> float | None:
+    """The mean loss over all steps of a run, attempts before this one included; each line is a mean since the last.
+
+    The trainer's own figure divides the losses of this attempt by the steps of all.
+    """
+    total, step = 0.0, 0
+    for line in history:
+        if "loss" in line:
+            total, step = total + line["loss"] * (line["step"] - step), line["step"]
+    return total / step if step else None
 
 
 def _out_of_memory(plan: Plan, message: str) -> TrainingError:

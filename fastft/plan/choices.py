@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fastft.probe.device import Device
+from fastft.probe.software import NEEDED
 from fastft.recipe.model import Recipe
 
 
@@ -28,13 +29,15 @@ _ON_CPU = {
 }
 
 
-def choose_engine(recipe: Recipe, has_unsloth: bool) -> Choice:
+def choose_engine(recipe: Recipe, installed: Mapping[str, str]) -> Choice:
     """The engine that loads and trains."""
     asked = recipe.model.engine
     if asked != "auto":
         return Choice(asked, "asked for by model.engine")
-    if has_unsloth:
+    if "unsloth" in installed:
         return Choice("unsloth", "installed, and the faster one")
+    if not installed.keys() & set(NEEDED):
+        return Choice("unsloth", "the faster one; not installed here yet")
     return Choice("transformers", "Unsloth is not installed")
 
 
@@ -74,10 +77,10 @@ def choose_optimizer(recipe: Recipe, device: Device) -> Choice:
     """The optimizer that really runs: 8-bit and paged AdamW keep their state on a GPU."""
     asked = recipe.train.optim
     if device.is_gpu:
-        return Choice(asked, "train.optim")
+        return Choice(asked, "as train.optim says")
     value = _ON_CPU.get(asked, asked)
     if value == asked:
-        return Choice(asked, "train.optim")
+        return Choice(asked, "as train.optim says")
     why = (
         "the fused form of the same sums"
         if asked == "adamw_torch"
@@ -93,7 +96,7 @@ def choose_checkpointing(recipe: Recipe, engine: str, device: Device) -> Choice:
         return Choice(True, 'plain recomputation: "unsloth" checkpointing belongs to Unsloth')
     if asked == "unsloth" and not device.is_gpu:
         return Choice("unsloth", "plain recomputation on a processor; false would be about twice as fast")
-    return Choice(asked, "train.gradient_checkpointing")
+    return Choice(asked, "as train.gradient_checkpointing says")
 
 
 def choose_batching(recipe: Recipe, engine: str, device: Device) -> dict[str, Choice]:
@@ -127,7 +130,7 @@ def choose_accumulation(recipe: Recipe, devices: int, packing: bool, lengths: Se
     if train.effective_batch_size is None:
         if train.gradient_accumulation_steps is None:
             return Choice(1, "the default")
-        return Choice(train.gradient_accumulation_steps, "train.gradient_accumulation_steps")
+        return Choice(train.gradient_accumulation_steps, "asked for")
     size = train.effective_batch_size
     if not packing:
         value = max(1, math.ceil(size / (batch * devices)))

@@ -66,7 +66,7 @@ class Plan:
 def make_plan(loaded: LoadedRecipe, facts: Facts, run_dir: str) -> Plan:
     """The plan of a recipe on what `facts` found; writes nothing, asks nothing."""
     recipe, device = loaded.recipe, facts.device
-    engine = choose_engine(recipe, "unsloth" in facts.installed or not facts.installed)
+    engine = choose_engine(recipe, facts.installed)
     choices: dict[str, Choice] = {
         "model.engine": engine,
         **choose_precision(recipe, device),
@@ -129,6 +129,12 @@ def _warnings(loaded: LoadedRecipe, schedule: Schedule) -> list[str]:
     """What is allowed and probably not meant."""
     warnings: list[str] = []
     train, steps = loaded.recipe.train, schedule.optimizer_steps
+    asked, got = train.effective_batch_size, schedule.examples_per_optimizer_step
+    # Whole packed rows come near a number of examples, rarely to it; a tenth off changes no result.
+    if asked is not None and got is not None and abs(got - asked) > asked / 10:
+        batch, accumulation = schedule.per_device_train_batch_size, schedule.gradient_accumulation_steps
+        held = f"{batch} x {accumulation} accumulated x {schedule.devices} devices"
+        warnings.append(f"an optimizer step holds {got:g} examples ({held}), not effective_batch_size = {asked}")
     if steps is None:
         return warnings
     if schedule.warmup_steps is not None and steps > 1 and schedule.warmup_steps >= steps:

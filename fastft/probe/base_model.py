@@ -96,6 +96,12 @@ def _folder_model(model_id: str, folder: Path, where: Where) -> BaseModel:
     if not (folder / "config.json").is_file():
         instead = "name the folder that holds config.json and the .safetensors files"
         raise MachineError(Problem(where, "model.id", "the folder has no config.json", instead, got))
+    try:
+        readable = isinstance(json.loads((folder / "config.json").read_text(encoding="utf-8")), dict)
+    except (OSError, ValueError, RecursionError):
+        readable = False
+    if not readable:
+        raise MachineError(Problem(where, "model.id", "its config.json is damaged", "fetch the model again", got))
     if not any(folder.glob("*.safetensors")):
         pickled = any(path.suffix in PICKLED for path in folder.iterdir())
         wrong = "holds its weights as pickles, which can run code" if pickled else "the folder has no .safetensors file"

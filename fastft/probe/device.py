@@ -61,9 +61,13 @@ def _nvidia_gpus() -> list[Device]:
         return []
     gpus = []
     for line in done.stdout.splitlines():
+        if line.count(",") < 2:  # "No devices were found"
+            continue
         name, memory_mib, capability = (part.strip() for part in line.rsplit(",", 2))
+        # "[N/A]" where GPU and processor share one memory (GH200, GB10).
+        memory = int(memory_mib) * 1024**2 if memory_mib.isdigit() else _memory_bytes()
         # bfloat16 matrix products came with compute capability 8.0 (Ampere).
-        gpus.append(Device("cuda", name, int(memory_mib) * 1024**2, 1, float(capability) >= 8.0))
+        gpus.append(Device("cuda", name, memory, 1, capability.partition(".")[0].isdigit() and float(capability) >= 8))
     return gpus
 
 

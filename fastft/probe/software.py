@@ -67,7 +67,10 @@ def package_file(package: str, name: str) -> Path | None:
     """
     if not package.isidentifier():
         return None
-    spec = importlib.util.find_spec(package)
+    try:
+        spec = importlib.util.find_spec(package)
+    except ValueError:  # a module without a spec, such as __main__
+        return None
     if spec is None or spec.submodule_search_locations is None:
         return None
     for folder in spec.submodule_search_locations:

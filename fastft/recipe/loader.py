@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
-import math
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,11 +13,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from fastft.errors import Problem, RecipeError, Where, nearest
-from fastft.recipe.locate import line_of, line_of_entry, line_of_nearest, line_of_statement
-from fastft.recipe.model import DataSource, Recipe
-from fastft.recipe.names import ELSEWHERE
-from fastft.recipe.reference import allowed, fields, sections
+from fastft.recipe.locate import line_of, line_of_nearest, line_of_statement
+from fastft.recipe.model import Recipe
+from fastft.recipe.reference import fields
 from fastft.recipe.rules import findings
+from fastft.recipe.wording import describe, find_fault, shown
 
 # A recipe is a page of text. The limit keeps hostile files from costing seconds in the TOML parser.
 MAX_BYTES = 64 * 1024
@@ -46,20 +44,19 @@ class LoadedRecipe:
 
     def problem(self, field: str, wrong: str, instead: str) -> Problem:
         """A problem of `section.key`, with its place and the value it has."""
-        return Problem(self.where(field), field, wrong, instead, _shown(self.value(field)))
+        return Problem(self.where(field), field, wrong, instead, shown(self.value(field)))
 
     def value(self, field: str) -> Any:
-        """The value of `section.key`."""
+        """The value of `section.key`, in the plain values of TOML."""
         section, key = field.split(".", 1)
-        return getattr(getattr(self.recipe, section), key)
+        return getattr(self.recipe, section).model_dump(mode="json", include={key})[key]
 
     def settings(self) -> dict[str, dict[str, Any]]:
         """Every `section.key` with its value and its origin: "default", "recipe" or "--set"."""
         table = {}
         for field in fields():
             origin = "--set" if field in self.overrides else "recipe" if field in self.given else "default"
-            value = self.value(field)
-            table[field] = {"value": list(value) if isinstance(value, tuple) else value, "origin": origin}
+            table[field] = {"value": self.value(field), "origin": origin}
         return table
 
 
@@ -81,26 +78,27 @@ def load(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
 
 def _read(path: Path) -> str:
     try:
-        if path.stat().st_size > MAX_BYTES:
-            problem = Problem(
-                Where(str(path)), "", f"is larger than {MAX_BYTES // 1024} KiB", "a recipe is a page of TOML text"
-            )
-            raise RecipeError(problem)
-        return path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
     except IsADirectoryError:
         raise RecipeError(Problem(Where(str(path)), "", "is a folder", "name a recipe file (.toml)")) from None
-    except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        wrong = f"is not UTF-8 text (byte {error.start})"
-        raise RecipeError(Problem(Where(str(path), line), "", wrong, "save the file as UTF-8")) from None
     except FileNotFoundError:
         folder = path.parent if path.parent.is_dir() else Path()
         close = nearest(path.name, (entry.name for entry in folder.glob("*.toml")))
         instead = f"did you mean {folder / close}?" if close else "`fastft init` writes a starter recipe"
         raise RecipeError(Problem(Where(str(path)), "", "no such file", instead)) from None
-    except OSError as error:
-        wrong = f"cannot be read: {error.strerror}"
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        wrong = f"cannot be read: {error.strerror if isinstance(error, OSError) else error}"
         raise RecipeError(Problem(Where(str(path)), "", wrong, "check the path and its permissions")) from None
+    if len(raw) > MAX_BYTES:
+        wrong = f"is larger than {MAX_BYTES // 1024} KiB"
+        raise RecipeError(Problem(Where(str(path)), "", wrong, "a recipe is a page of TOML text"))
+    try:
+        return raw.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        wrong = f"is not UTF-8 text (byte {error.start})"
+        raise RecipeError(Problem(Where(str(path), line), "", wrong, "save the file as UTF-8")) from None
 
 
 def _parse(path: Path, text: str) -> dict[str, Any]:
@@ -156,149 +154,58 @@ def _assign(tree: dict[str, Any], field: str, value: Any) -> None:
 
 def _validate(path: Path, text: str, tree: dict[str, Any], overrides: Mapping[str, str]) -> LoadedRecipe:
     """Check the whole tree; what fails is put aside so that the rest is checked in the same pass."""
-    problems: dict[str, Problem] = {}
-    broken: set[str] = set()
+    problems: list[Problem] = []
+    wrong: set[str] = set()  # the keys that have a problem
     sound = copy.deepcopy(tree)
     recipe: Recipe | None = None
     while recipe is None:
         try:
             recipe = Recipe.model_validate(sound)
         except ValidationError as error:
-            found = [(tuple(str(part) for part in entry["loc"]), entry) for entry in error.errors(include_url=False)]
-            for loc, entry in found:
-                broken.add(".".join(loc[:2]))
-                if len(loc) == 4:
-                    problems[".".join(loc)] = _explain_source(path, text, loc, dict(entry), sound)
-                elif ".".join(loc[:2]) not in problems:
-                    problems[".".join(loc[:2])] = _explain(path, text, overrides, loc[:2], dict(entry), sound)
-            if not _set_aside(sound, [loc[:2] for loc, _ in found]):
+            faults = [find_fault(entry) for entry in error.errors(include_url=False)]
+            for fault in faults:
+                if fault.key not in wrong:
+                    problems.append(describe(fault, sound, _where(path, text, overrides, fault.field)))
+            wrong |= {fault.key for fault in faults}
+            if not _set_aside(sound, {fault.key for fault in faults}):
                 break
     if recipe is not None:
         given = frozenset(f"{section}.{key}" for section, keys in sound.items() for key in keys)
         for finding in findings(recipe, given):
-            if not {finding.field, *finding.reads} & broken:
+            if not {finding.field, *finding.reads} & wrong:
                 where = _where(path, text, overrides, finding.field)
-                problems.setdefault(
-                    finding.field, Problem(where, finding.field, finding.wrong, finding.instead, finding.got)
-                )
+                problems.append(Problem(where, finding.field, finding.wrong, finding.instead, finding.got))
+                wrong.add(finding.field)
         if not problems:
             return LoadedRecipe(recipe, path, text, overrides, given)
-    raise RecipeError(sorted(problems.values(), key=lambda problem: (problem.where.line or 0, problem.field)))
+    raise RecipeError(sorted(problems, key=lambda problem: (problem.where.line or 0, problem.field)))
 
 
-def _set_aside(tree: dict[str, Any], paths: Iterable[tuple[str, ...]]) -> bool:
-    """Remove the values at `paths`, and fill in required ones that are missing; False when nothing could be changed."""
+def _set_aside(tree: dict[str, Any], keys: Iterable[str]) -> bool:
+    """Remove the values of `keys`, and fill in required ones that are missing; False when nothing could be changed."""
     changed = False
-    for path in paths:
-        *parents, key = path
-        table: Any = tree
-        for parent in parents:
-            table = table.get(parent, {}) if isinstance(table, dict) else {}
+    for name in keys:
+        *parents, key = name.split(".", 1)
+        table: Any = tree.get(parents[0]) if parents else tree
         if isinstance(table, dict) and key in table:
             del table[key]
             changed = True
-        elif path in _STAND_INS and isinstance(table, dict):
-            table[key] = copy.deepcopy(_STAND_INS[path])
+        elif isinstance(table, dict) and name in _STAND_INS:
+            table[key] = copy.deepcopy(_STAND_INS[name])
             changed = True
     return changed
 
 
 # Values that let the rest of a recipe be checked when a required one is missing or wrong. Never returned to a caller.
-_STAND_INS: dict[tuple[str, ...], Any] = {
-    ("model",): {"id": "-"},
-    ("data",): {"train": "-"},
-    ("model", "id"): "-",
-    ("data", "train"): "-",
-}
-
-
-def _explain(
-    path: Path,
-    text: str,
-    overrides: Mapping[str, str],
-    loc: tuple[str, ...],
-    entry: dict[str, Any],
-    tree: Mapping[str, Any],
-) -> Problem:
-    """One pydantic error in the words of the recipe."""
-    field = ".".join(loc)
-    kind = entry["type"]
-    where = _where(path, text, overrides, field)
-    if kind == "extra_forbidden":
-        return Problem(
-            where, field, "there is no such key" if len(loc) > 1 else "there is no such section", _known(loc)
-        )
-    if kind == "missing":
-        return Problem(where, field, "is missing", f"add {_example(loc)}")
-    if len(loc) == 1:
-        return Problem(where, field, "is not a table", f"write a [{field}] header and its keys below it")
-    value = tree[loc[0]][loc[1]]
-    instead = allowed(field)
-    close = nearest(value, re.findall(r'"([^"]+)"', instead)) if isinstance(value, str) else None
-    instead = f'did you mean "{close}"?' if close else f"write {instead}"
-    return Problem(where, field, "is not a value it can have", instead, _shown(value))
-
-
-def _explain_source(
-    path: Path, text: str, loc: tuple[str, ...], entry: dict[str, Any], tree: Mapping[str, Any]
-) -> Problem:
-    """One pydantic error in a `[[data.sources]]` table: `loc` is data, sources, its number, the key."""
-    section, name, number, key = loc
-    where = Where(str(path), line_of_entry(text, (section, name), int(number), key) or line_of_nearest(text, loc[:2]))
-    field = f"{section}.{name}.{key}"
-    if entry["type"] == "extra_forbidden":
-        close = nearest(key, DataSource.model_fields)
-        known = f"did you mean {close}?" if close else f"its keys are {', '.join(DataSource.model_fields)}"
-        return Problem(where, field, "there is no such key", known)
-    if entry["type"] == "missing":
-        return Problem(where, field, "is missing", 'add path = "rows.jsonl" under [[data.sources]]')
-    value = tree[section][name][int(number)][key]
-    return Problem(where, field, "is not a value it can have", f"write {allowed(field)}", _shown(value))
-
-
-def _known(loc: tuple[str, ...]) -> str:
-    """What an unknown section or key was most likely meant to be."""
-    if len(loc) == 1:
-        if loc[0] in ELSEWHERE or any(field.endswith("." + loc[0]) for field in fields()):
-            home = ELSEWHERE.get(loc[0]) or next(field for field in fields() if field.endswith("." + loc[0]))
-            section, key = home.split(".")
-            return f"write {key} under [{section}]"
-        close = nearest(loc[0], sections())
-        return f"did you mean [{close}]?" if close else "the sections are " + ", ".join(f"[{s}]" for s in sections())
-    section, key = loc
-    homes = [field for field in fields() if field.split(".")[1] == key]
-    if homes:
-        return f"{key} belongs under [{homes[0].split('.')[0]}]"
-    here = {field.split(".")[1]: field for field in fields() if field.startswith(section + ".")}
-    there = {field.split(".")[1]: field for field in fields()}
-    for names in ({**ELSEWHERE, **here}, {**ELSEWHERE, **there}):
-        close = key if key in names else nearest(key, names)
-        if close:
-            home, name = names[close].split(".")
-            return f"did you mean {name}?" if home == section else f"did you mean {name} under [{home}]?"
-    return f"`fastft explain {section}` lists the keys of [{section}]"
-
-
-def _example(loc: tuple[str, ...]) -> str:
-    examples = {
-        "model": '[model] with id = "a Hub id or a folder"',
-        "data": '[data] with train = "rows.jsonl"',
-        "model.id": 'id = "a Hub id, a folder or package:NAME/FILE.gguf" under [model]',
-        "data.train": 'train = "rows.jsonl" under [data]',
-    }
-    return examples[".".join(loc)]
+_STAND_INS: dict[str, Any] = {"model": {"id": "-"}, "data": {"train": "-"}, "model.id": "-"}
 
 
 def _where(path: Path, text: str, overrides: Mapping[str, str], field: str) -> Where:
-    if field in overrides:
-        return Where(f"--set {field}={overrides[field]}")
-    parts = field.split(".")
-    return Where(str(path), line_of(text, parts) or line_of_nearest(text, parts))
-
-
-def _shown(value: Any) -> str:
-    """A value as it would be written in TOML, cut to a readable length."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 80 else text[:77] + "..."
+    """Where `field` was written: the override that sets it or, for a section, is in it; else the line of the file."""
+    parts: list[str | int] = [int(part) if part.isdigit() else part for part in re.findall(r"[^.\[\]]+", field)]
+    key = ".".join(str(part) for part in parts[:2])
+    line = None if key in overrides else line_of(text, parts)
+    for name in overrides if line is None else ():
+        if name == key or name.startswith(f"{field}."):
+            return Where(f"--set {name}={overrides[name]}")
+    return Where(str(path), line or line_of_nearest(text, parts))

@@ -6,37 +6,24 @@ import tomllib
 from collections.abc import Iterator, Sequence
 
 
-def line_of(text: str, path: Sequence[str]) -> int | None:
+def line_of(text: str, path: Sequence[str | int]) -> int | None:
     """The 1-based line of the statement that defines `path` in valid TOML `text`, or None when nothing does.
 
-    A statement defines a path when it contains it, read below its own [header], and no statement before it does.
+    A statement defines a path when it contains it, read below its own [header], and no statement before it does. A
+    number in `path` counts the tables of a list from 0.
     """
-    header = ""
+    header, lists = "", ""  # `lists`: the [[headers]] so far, which number the tables
     for first, statement in statements(text):
-        if _contains(tomllib.loads(header + statement), path):
+        if _contains(tomllib.loads(lists + header + statement), path):
             return first
-        if statement.lstrip().startswith("["):
+        if statement.lstrip().startswith("[["):
+            header, lists = "", lists + statement
+        elif statement.lstrip().startswith("["):
             header = statement
     return None
 
 
-def line_of_entry(text: str, table: Sequence[str], index: int, key: str) -> int | None:
-    """The line of `key` in entry `index` (from 0) of an array of tables, or of its [[header]]; None without either."""
-    header, header_line, seen = "", None, -1
-    for first, statement in statements(text):
-        if statement.lstrip().startswith("[["):
-            if _contains(tomllib.loads(statement), table):
-                seen += 1
-                header, header_line = statement, first
-        elif seen == index and _contains_entry(tomllib.loads(header + statement), table, key):
-            return first
-        if seen > index:
-            break
-        last = header_line
-    return last if seen >= index else None
-
-
-def line_of_nearest(text: str, path: Sequence[str]) -> int:
+def line_of_nearest(text: str, path: Sequence[str | int]) -> int:
     """The line of `path`, or of the closest table around it that the file has, or 1."""
     for length in range(len(path), 0, -1):
         line = line_of(text, path[:length])
@@ -50,7 +37,7 @@ def line_of_statement(text: str, line: int | None) -> int:
     for first, statement in statements(text):
         if line is None and not _parses(statement):
             return first
-        if line is not None and line < first + len(statement.splitlines()):
+        if line is not None and line < first + statement.count("\n"):
             return first
     return 1
 
@@ -60,7 +47,8 @@ def statements(text: str) -> Iterator[tuple[int, str]]:
 
     When a statement is broken, it comes out last, together with all that follows it.
     """
-    lines = text.splitlines(keepends=True)
+    # Not splitlines: it also breaks at characters that no editor counts, such as U+2028.
+    lines = [f"{line}\n" for line in text.split("\n")]
     first = 0
     for end in range(1, len(lines) + 1):
         statement = "".join(lines[first:end])
@@ -79,17 +67,10 @@ def _parses(text: str) -> bool:
     return True
 
 
-def _contains(tree: object, path: Sequence[str]) -> bool:
+def _contains(tree: object, path: Sequence[str | int]) -> bool:
     for key in path:
-        if not isinstance(tree, dict) or key not in tree:
+        held = tree if isinstance(tree, dict) else dict(enumerate(tree)) if isinstance(tree, list) else {}
+        if key not in held:
             return False
-        tree = tree[key]
+        tree = held[key]
     return True
-
-
-def _contains_entry(tree: object, table: Sequence[str], key: str) -> bool:
-    for part in table:
-        if not isinstance(tree, dict) or part not in tree:
-            return False
-        tree = tree[part]
-    return isinstance(tree, list) and bool(tree) and key in tree[-1]

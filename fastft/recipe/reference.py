@@ -28,6 +28,11 @@ class Reference:
     allowed: str
     notes: dict[str, str]
 
+    @property
+    def summary(self) -> str:
+        """The first sentence of the text; "Liu et al. 2024" ends none."""
+        return re.split(r"(?<=\.) (?=[A-Z\"`])", self.text, maxsplit=1)[0]
+
 
 @cache
 def sections() -> dict[str, type[Section]]:
@@ -46,13 +51,19 @@ def fields() -> dict[str, Any]:
 
 
 @cache
+def source_fields() -> dict[str, Any]:
+    """`data.sources.key` -> pydantic field of a [[data.sources]] table."""
+    return {f"data.sources.{key}": info for key, info in DataSource.model_fields.items()}
+
+
+@cache
 def reference(field: str) -> Reference:
-    """The documentation of `section.key`.
+    """The documentation of `section.key` or `data.sources.key`.
 
     Raises:
         KeyError: there is no such key.
     """
-    info = fields()[field]
+    info = fields()[field] if field in fields() else source_fields()[field]
     lines = re.split(rf"\n(?=(?:{'|'.join(LABELS)}): )", info.description or "")
     notes = dict(line.replace("\n", " ").split(": ", 1) for line in lines[1:])
     default = "required" if info.default is PydanticUndefined else toml(info.default)
@@ -68,11 +79,14 @@ def toml(value: Any) -> str:
 
 def allowed(field: str) -> str:
     """What may be written for `section.key`, in words: `"auto", true or false`, `a whole number, at least 1`."""
-    section, key = field.split(".", 1)
-    owner: type[Section] = sections()[section]
-    if key.startswith("sources."):
-        owner, key = DataSource, key.removeprefix("sources.")
-    return _words(owner.model_json_schema()["properties"][key])
+    section, key = field.rsplit(".", 1)
+    return _words(_properties(DataSource if section == "data.sources" else sections()[section])[key])
+
+
+@cache
+def _properties(model: type[Section]) -> dict[str, Any]:
+    properties: dict[str, Any] = model.model_json_schema()["properties"]
+    return properties
 
 
 def _words(schema: dict[str, Any]) -> str:
@@ -87,14 +101,16 @@ def _words(schema: dict[str, Any]) -> str:
     if kind == "array":
         items = schema.get("items", {})
         if "$ref" in items:
-            return "[[data.sources]] tables"
+            return "tables, each with path and, if you like, " + ", ".join(
+                field.rsplit(".", 1)[1] for field in list(source_fields())[1:]
+            )
         return f"a list of {_words(items)}" if "enum" in items else 'a list of texts, ["like", "this"]'
     names = {
-        "object": 'a table of texts, { like = "this" }',
         "boolean": "true or false",
         "integer": "a whole number",
         "number": "a number",
         "string": 'text in "quotes"',
+        "object": 'a table of texts, { like = "this" }',
     }
     return names[kind] + _bounds(schema)
 
@@ -130,15 +146,18 @@ def explain(key: str | None) -> str:
         RecipeError: there is no such key; names the nearest.
     """
     if key is None:
-        lines = [f"[{name}]  {' '.join((model.__doc__ or '').split())}" for name, model in sections().items()]
+        width = max(len(name) for name in sections()) + 2
+        lines = [
+            f"{f'[{name}]':<{width}}  {' '.join((model.__doc__ or '').split())}" for name, model in sections().items()
+        ]
         return "\n".join(
             [*lines, "", "`fastft explain train` lists a section's keys, `fastft explain lora.r` tells one."]
         )
     if key in sections():
         rows = [field for field in fields() if field.startswith(key + ".")]
         width = max(len(field) for field in rows)
-        return "\n".join(f"{field:<{width}}  {reference(field).text.split('. ')[0].rstrip('.')}." for field in rows)
-    matches = [field for field in fields() if key in (field, field.split(".")[1])]
+        return "\n".join(f"{field:<{width}}  {reference(field).summary}" for field in rows)
+    matches = [field for field in (*fields(), *source_fields()) if key in (field, field.rsplit(".", 1)[1])]
     if not matches:
         raise RecipeError(_unknown(key))
     return "\n\n".join(_page(field) for field in matches)
@@ -158,7 +177,8 @@ def _page(field: str) -> str:
 def _unknown(key: str) -> Problem:
     bare = key.rsplit(".", 1)[-1]
     here = ELSEWHERE.get(bare)
-    names = {**{field: field for field in fields()}, **{field.split(".")[1]: field for field in fields()}}
+    known = (*fields(), *source_fields())
+    names = {**{field: field for field in known}, **{field.rsplit(".", 1)[1]: field for field in known}}
     close = here or names.get(nearest(bare, names) or "")
     instead = f"did you mean {close}?" if close else "`fastft explain` lists the sections"
     return Problem(Where("explain"), "", "there is no such key", instead, key)
@@ -166,19 +186,23 @@ def _unknown(key: str) -> Problem:
 
 def recipe_page() -> str:
     """docs/reference/recipe.md: every key of every section."""
-    lines = ["# Recipe reference", "", "Made by `fastft docs`; do not edit. One table of the recipe a section.", ""]
+    lines = [
+        "# Recipe reference",
+        "",
+        "Made by `make docs`; do not edit. One heading of the page is one of the recipe.",
+        "",
+    ]
     for section, model in sections().items():
         lines += [f"## [{section}]", "", " ".join((model.__doc__ or "").split()), ""]
         for field in (field for field in fields() if field.startswith(section + ".")):
-            entry = reference(field)
-            lines += [
-                f"### {field}",
-                "",
-                entry.text,
-                "",
-                f"- Default: `{entry.default}`",
-                f"- Allowed: {entry.allowed}",
-            ]
-            lines += [f"- {label}: {entry.notes[label]}" for label in LABELS if label in entry.notes]
-            lines.append("")
+            lines += _entry(field)
+            if field == "data.sources":
+                lines += [line for nested in source_fields() for line in _entry(nested)]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _entry(field: str) -> list[str]:
+    """One key of the page, in Markdown."""
+    entry = reference(field)
+    lines = [f"### {field}", "", entry.text, "", f"- Default: `{entry.default}`", f"- Allowed: {entry.allowed}"]
+    return [*lines, *(f"- {label}: {entry.notes[label]}" for label in LABELS if label in entry.notes), ""]

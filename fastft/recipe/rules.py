@@ -317,13 +317,13 @@ def _evaluation(recipe: Recipe, _: Given) -> Iterator[Finding]:
             str(data.eval_fraction),
             ("data.eval",),
         )
-    if data.eval is not None and data.eval == data.train:
+    if data.eval is not None and data.eval in (data.train, *(source.path for source in data.sources)):
         yield Finding(
             "data.eval",
             "is the training data: the evaluation would measure memory, not learning",
             "name other rows, or set data.eval_fraction",
             json.dumps(data.eval),
-            ("data.train",),
+            ("data.train", "data.sources"),
         )
     if not _has_eval(recipe):
         wants = [("train.eval_strategy", train.eval_strategy != "no"), ("eval.exact_match", recipe.eval.exact_match)]

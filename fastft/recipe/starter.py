@@ -34,12 +34,16 @@ _STARTER_ROWS = (
 
 def starter(name: str) -> str:
     """A commented recipe: every key with its documentation, the usual ones set, the others commented out."""
+    commands = {
+        f"check {name}.toml": "everything that can be known without a GPU",
+        f"plan {name}.toml": "the steps, the choices and the exact calls",
+        f"run {name}.toml": "train, evaluate, save",
+        "explain KEY": "what a key does",
+    }
+    width = max(len(command) for command in commands)
     lines = [
         f"# {name}.toml, a fastft recipe. Lines that begin with # are off and show the default.",
-        f"#   fastft check {name}.toml     everything that can be known without a GPU",
-        f"#   fastft plan {name}.toml      the steps, the choices and the exact calls",
-        f"#   fastft run {name}.toml       train, evaluate, save",
-        "#   fastft explain KEY          what a key does",
+        *(f"#   fastft {command:<{width}}   {what}" for command, what in commands.items()),
     ]
     for section, model in sections().items():
         lines += ["", f"# {' '.join((model.__doc__ or '').split())}", f"[{section}]"]
@@ -51,7 +55,7 @@ def starter(name: str) -> str:
 def _starter_lines(field: str, name: str) -> list[str]:
     entry = reference(field)
     key = field.split(".")[1]
-    comment = textwrap.wrap(entry.text.split(". ")[0].rstrip(".") + ".", 116)
+    comment = textwrap.wrap(entry.summary, 116)
     value = _STARTER_VALUES.get(field, "").replace("{name}", name)
     if value:
         return [*(f"# {line}" for line in comment), f"{key} = {value}"]

@@ -52,6 +52,12 @@ class MetricsFile:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(event) + "\n")
 
+    def totals(self) -> tuple[int, float]:
+        """Real tokens trained and seconds spent in optimizer steps, by all attempts of the run."""
+        lines = [json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines()]
+        steps = [line for line in lines if line["event"] == "step"]
+        return sum(line["tokens"] for line in steps), sum(line["seconds"] for line in steps)
+
     def rewind(self, step: int) -> None:
         """Drop the lines after optimizer step `step`: the work that a resumed run does again."""
         if not self._path.exists():

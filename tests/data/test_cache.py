@@ -9,6 +9,8 @@ import pytest
 
 from fastft.data import cache
 from fastft.data.prepare import Prepared, prepare
+from fastft.data.render import make_renderer
+from fastft.data.template import ChatTemplate
 from fastft.data.tokenizer import TokenizerFacts
 from fastft.errors import Where
 from fastft.recipe.model import DataSection
@@ -72,6 +74,15 @@ def test_what_changes_a_token_changes_the_key(run: Callable[..., Prepared], tmp_
         stream.write(chat(1000))
     folders.append(run().folder)
     assert len(set(folders)) == len(folders) == 5
+
+
+def test_another_template_of_the_model_changes_the_key(tmp_path: Path, chatml: TokenizerFacts) -> None:
+    data = DataSection(train="train.jsonl")
+    keys = set()
+    for source in (chatml.chat_template or "", (chatml.chat_template or "").replace("user", "User") + "{# other #}"):
+        renderer = make_renderer(ChatTemplate("model", source), chatml, "assistant", Where("r"))
+        keys.add(cache.cache_key(data, renderer, ["x"], 100, 7, tmp_path))
+    assert len(keys) == 2
 
 
 @pytest.mark.parametrize("name", ["train.arrow", "account.json"])

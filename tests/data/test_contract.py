@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from fastft.data.contract import check_encoded
+from fastft.data.encode import NO_LOSS, Encoded
 from fastft.data.prepare import Prepared, gather
-from fastft.data.render import NO_LOSS, Encoded
 from fastft.data.template import load_template
 from fastft.data.tokenizer import TokenizerFacts
 from fastft.errors import FastftError, Problem, Where
@@ -229,3 +229,36 @@ def test_a_row_that_lost_its_bos_is_caught(tmp_path: Path, locate: Locate, llama
     assert check_encoded(row, made.renderer) is None
     problem = check_encoded(replace(row, input_ids=row.input_ids[1:], labels=row.labels[1:]), made.renderer)
     assert "does not begin with <|begin_of_text|>" in str(problem)
+
+
+def test_an_answer_that_the_template_does_not_end_never_takes_in_the_next_question(bench: Bench) -> None:
+    # The end of the question that follows must not pass for the end of the answer.
+    source = (
+        "{% for m in messages %}{{ '<|im_start|>' ~ m.role ~ '\n' ~ m.content }}"
+        "{{ '<|im_end|>' if m.content != 'unended' }}{{ '\n' }}{% endfor %}"
+        "{{ '<|im_start|>assistant\n' if add_generation_prompt }}"
+    )
+    row = {"messages": [*two_turns(answer="unended")["messages"], *CLEAN["messages"]]}
+    problem = bench.only_problem(row, chat_template=template_file(bench, source))
+    assert "runs on into another turn" in problem
+    last = {"messages": [*CLEAN["messages"], *two_turns(answer="unended")["messages"]]}
+    assert "<|im_end|>" in bench.only_problem(last, chat_template="mine.jinja")
+
+
+def test_loss_on_nothing_but_the_end_token_is_caught(bench: Bench) -> None:
+    stop = bench.facts.id_of("<|im_end|>")
+
+    def only_stop(ids: list[int], labels: list[int]) -> tuple[list[int], list[int]]:
+        return ids, [token if token == stop == label else NO_LOSS for token, label in zip(ids, labels, strict=True)]
+
+    assert "is nothing but <|im_end|>" in problem_of_changed_labels(bench, only_stop)
+
+
+def test_loss_that_runs_over_several_turns_is_caught(bench: Bench) -> None:
+    stop = bench.facts.id_of("<|im_end|>")
+    wrong = problem_of_changed_labels(bench, lambda ids, _: (ids[:-1], ids[:-1]) if ids[-2] == stop else (ids, ids))
+    assert "runs on into another turn" in wrong
+
+
+def test_arrays_of_different_lengths_are_caught(bench: Bench) -> None:
+    assert "tokens have" in problem_of_changed_labels(bench, lambda ids, labels: (ids, labels[:-1]))

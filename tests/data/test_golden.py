@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
+from fastft.data.encode import encode
 from fastft.data.formats import detect_or_fail, to_example
 from fastft.data.preview import preview
-from fastft.data.render import encode, make_renderer
+from fastft.data.render import make_renderer
 from fastft.data.template import known_templates, load_template
 from fastft.data.tokenizer import TokenizerFacts
 from fastft.errors import Where

@@ -61,3 +61,12 @@ def test_looking_at_data_loads_no_tokenizer(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_columns_are_looked_at_under_the_names_that_the_recipe_gives(
+    tmp_path: Path, locate: Callable[[str], Where]
+) -> None:
+    (tmp_path / "train.jsonl").write_text('{"question": "a", "answer": "b"}\n')
+    columns = {"prompt": "question", "completion": "answer"}
+    found = inspect(DataSection(train="train.jsonl", columns=columns), tmp_path, locate)
+    assert [source.format for source in found.sources] == ["prompt_completion"]

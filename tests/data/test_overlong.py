@@ -7,9 +7,10 @@ from typing import Literal
 import pytest
 
 from fastft.data.contract import check_encoded
+from fastft.data.encode import Encoded, encode
 from fastft.data.example import Example
 from fastft.data.overlong import fit
-from fastft.data.render import Encoded, Renderer, encode, make_renderer
+from fastft.data.render import Renderer, make_renderer
 from fastft.data.template import load_template
 from fastft.data.tokenizer import TokenizerFacts
 from fastft.errors import Where

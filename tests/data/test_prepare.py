@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from fastft.data.encode import Encoded
 from fastft.data.prepare import Prepared, prepare
-from fastft.data.render import Encoded
 from fastft.data.rows import Rows
 from fastft.data.tokenizer import TokenizerFacts
 from fastft.errors import DataError, Where
@@ -122,3 +122,12 @@ def test_progress_is_told(tmp_path: Path, chatml: TokenizerFacts, locate: Locate
     data = DataSection(train="train.jsonl")
     prepare(data, chatml, max_seq_length=99, seed=7, recipe_dir=tmp_path, locate=locate, progress=told.append)
     assert told == [1000, 1500]
+
+
+def test_overlong_rows_stop_the_run_when_asked(tmp_path: Path, chatml: TokenizerFacts, locate: Locate) -> None:
+    write_rows(tmp_path, [chat("short", "answer"), chat("long", "x" * 1000)])
+    with pytest.raises(DataError) as caught:
+        run(tmp_path, chatml, locate, overlong="error")
+    listed, summary = caught.value.problems
+    assert (listed.where.line, "500 fit" in listed.wrong) == (2, True)
+    assert "1 of 2 rows are longer than 500 tokens" in summary.wrong

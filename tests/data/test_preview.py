@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from fastft.data.encode import NO_LOSS, Encoded, encode
 from fastft.data.example import Example
 from fastft.data.preview import preview
-from fastft.data.render import NO_LOSS, Encoded, encode, make_renderer
+from fastft.data.render import make_renderer
 from fastft.data.template import load_template
 from fastft.data.tokenizer import TokenizerFacts
 from fastft.errors import Where

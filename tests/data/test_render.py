@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from fastft.data.contract import check_encoded
+from fastft.data.encode import NO_LOSS, Encoded, encode, encode_batch
 from fastft.data.example import Example, Message
-from fastft.data.render import NO_LOSS, Encoded, Renderer, encode, encode_batch, make_renderer, render_prompt
+from fastft.data.render import Renderer, make_renderer, render_prompt
 from fastft.data.template import ChatTemplate, known_templates, load_template
 from fastft.data.tokenizer import TokenizerFacts
 from fastft.errors import DataError, Problem, RecipeError, Where
@@ -106,8 +108,9 @@ def test_there_is_one_bos_where_only_the_tokenizer_writes_one(
 def test_a_template_that_writes_two_bos_is_refused(llama: TokenizerFacts, conversation: Conversation) -> None:
     source = "{{ bos_token }}" + load_template("llama-3", Path(), None, HERE).source.replace("-#}", "#}")
     renderer = make_renderer(ChatTemplate("x.jinja", source), llama, "assistant", HERE)
-    with pytest.raises(DataError, match=r"begins with two <\|begin_of_text\|>"):
-        encode(conversation("Hi", "Hello"), renderer)
+    assert "begins with two <|begin_of_text|>" in str(
+        check_encoded(encode(conversation("Hi", "Hello"), renderer), renderer)
+    )
 
 
 def test_plain_text_ends_with_the_token_that_stops_the_model(llama: TokenizerFacts) -> None:
@@ -260,7 +263,15 @@ def test_the_short_way_to_the_answers_finds_what_rendering_prefixes_finds(
     shortened = []
     for name in known_templates():
         renderer = renderer_for(name, every_token)
-        shortened += [name] if renderer.is_unmistakable else []
-        assert encode(example, renderer) == encode(example, replace(renderer, is_unmistakable=False))
+        shortened += [name] if renderer.prompt_ids else []
+        assert encode(example, renderer) == encode(example, replace(renderer, prompt_ids=()))
     assert {"chatml", "llama-3.1", "gemma", "qwen3"} <= set(shortened)
     assert "vicuna" not in shortened
+
+
+def test_the_token_that_begins_texts_does_not_pass_for_an_end(chatml: TokenizerFacts) -> None:
+    # As a converted GGUF file has it: eos_token is the token that begins turns, and something else stops the model.
+    odd = replace(chatml, bos_token="<|im_start|>", eos_token="<|im_start|>", stop_tokens=("<|im_end|>",))
+    with pytest.raises(RecipeError, match="would never stop"):
+        renderer_for("alpaca", odd)
+    assert renderer_for("model", odd).end_of_turn == ("<|im_end|>",)

@@ -131,3 +131,8 @@ def test_a_template_file_must_be_there_and_valid(tmp_path: Path) -> None:
         load_template("mien.jinja", tmp_path, None, HERE)
     with pytest.raises(RecipeError, match=r"mine\.jinja:1: data\.chat_template: .*not valid Jinja"):
         load_template("mine.jinja", tmp_path, None, HERE)
+
+
+def test_blocks_leave_no_white_space_behind(conversation: Conversation) -> None:
+    template = ChatTemplate("x.jinja", "{% if true %}\nx\n    {% endif %}\ny")
+    assert template.render(conversation("Hi", "Hello").messages, {}, where=HERE) == "x\ny"

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from fastft.data.encode import encode
 from fastft.data.example import Example, Message
-from fastft.data.render import encode, make_renderer, render_prompt
+from fastft.data.render import make_renderer, render_prompt
 from fastft.data.template import load_template
 from fastft.data.tokenizer import TokenizerFacts, make_facts
 from fastft.errors import Where

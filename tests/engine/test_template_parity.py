@@ -8,8 +8,9 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from fastft.data.encode import NO_LOSS, encode
 from fastft.data.example import Example, Message
-from fastft.data.render import NO_LOSS, encode, make_renderer, render_prompt
+from fastft.data.render import make_renderer, render_prompt
 from fastft.data.template import ChatTemplate, known_templates, load_template
 from fastft.data.tokenizer import make_facts
 from fastft.errors import Where

@@ -1,0 +1,130 @@
+"""How fast rows become ids and labels: fastft cold and warm beside the preparation of TRL's own SFTTrainer.
+
+    python benchmarks/prepare_speed.py MODEL_FOLDER [--rows 50000]
+
+All three in one process on the same rows of mixed lengths (log-normal, one to three exchanges). TRL gets the raw
+messages, `assistant_only_loss` and a chat template with generation marks; what it makes is compared with fastft's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fastft.data.prepare import Prepared, prepare
+from fastft.data.tokenizer import TokenizerFacts, load_tokenizer
+from fastft.errors import Where
+from fastft.recipe.model import DataSection
+
+MAX_SEQ_LENGTH = 2048
+# ChatML, which the SmolLM2 and Qwen models use; the marks are for TRL.
+TEMPLATE = (
+    "{% for m in messages %}{{ '<|im_start|>' ~ m.role ~ '\n' }}{% if m.role == 'assistant' %}"
+    "{% generation %}{{ m.content ~ '<|im_end|>' }}{% endgeneration %}{% else %}{{ m.content ~ '<|im_end|>' }}"
+    "{% endif %}{{ '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+WORDS = [word for word in Path(__file__).read_text(encoding="utf-8").split() if "<|" not in word]
+
+
+def write_rows(path: Path, count: int) -> None:
+    """Conversations of 1 to 3 exchanges, some 200 words in the median."""
+    source = random.Random(1)  # noqa: S311 -- the same rows each time
+    with path.open("w", encoding="utf-8") as stream:
+        for _ in range(count):
+            # At most some 2,000 tokens, so that neither side drops or cuts a row.
+            words = max(6, min(200, round(source.lognormvariate(4.2, 0.8))))
+            messages = []
+            for _ in range(source.choice((1, 1, 2, 3))):
+                for role, share in (("user", 3), ("assistant", 2)):
+                    content = " ".join(source.choices(WORDS, k=max(1, words // share)))
+                    messages.append({"role": role, "content": content})
+            stream.write(json.dumps({"messages": messages}) + "\n")
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, float, float]:
+    """What `work` returns, its wall seconds and its CPU seconds."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    made = work()
+    return made, time.perf_counter() - wall, time.process_time() - cpu
+
+
+def with_fastft(folder: Path, facts: TokenizerFacts) -> Prepared:
+    data = DataSection(train="rows.jsonl", chat_template="chatml.jinja")
+    return prepare(
+        data,
+        facts,
+        max_seq_length=MAX_SEQ_LENGTH,
+        seed=1,
+        recipe_dir=folder,
+        locate=lambda _key: Where("benchmark"),
+        cache_dir=folder / "cache",
+    )
+
+
+def with_trl(folder: Path, model_folder: Path) -> Any:
+    """The rows of a freshly made SFTTrainer; only its constructor is timed."""
+    import datasets
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from trl import SFTConfig, SFTTrainer
+
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.pad_token = tokenizer.unk_token
+    shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), num_key_value_heads=1, **shape))
+    rows = datasets.Dataset.from_list([json.loads(line) for line in (folder / "rows.jsonl").open(encoding="utf-8")])
+    config = SFTConfig(
+        output_dir=str(folder / "trl"),
+        assistant_only_loss=True,
+        max_length=MAX_SEQ_LENGTH,
+        report_to=[],
+        use_cpu=True,
+        bf16=False,
+    )
+
+    def construct() -> Any:
+        return SFTTrainer(model=model, args=config, train_dataset=rows, processing_class=tokenizer).train_dataset
+
+    datasets.disable_progress_bars()
+    return timed(construct)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model_folder", type=Path)
+    parser.add_argument("--rows", type=int, default=50_000)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_rows(folder / "rows.jsonl", asked.rows)
+        (folder / "chatml.jinja").write_text(
+            TEMPLATE.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+        )
+        facts = load_tokenizer(asked.model_folder)
+        cold, cold_wall, cold_cpu = timed(lambda: with_fastft(folder, facts))
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        _, warm_wall, warm_cpu = timed(lambda: with_fastft(folder, facts))
+        rows, trl_wall, trl_cpu = with_trl(folder, asked.model_folder)
+        tokens = cold.train.rows.tokens
+        sys.stdout.write(f"{asked.rows} rows, {tokens} tokens, peak memory of fastft {memory:.0f} MiB\n")
+        for label, wall, cpu in (
+            ("fastft, cold", cold_wall, cold_cpu),
+            ("fastft, warm", warm_wall, warm_cpu),
+            ("TRL SFTTrainer", trl_wall, trl_cpu),
+        ):
+            ratio = f"{trl_wall / wall:.1f} times as fast as TRL"
+            sys.stdout.write(f"{label:15} {wall:8.2f} s wall {cpu:8.2f} s CPU   {ratio}\n")
+        same = sum(theirs == ours.input_ids for theirs, ours in zip(rows["input_ids"], cold.train.rows, strict=False))
+        sys.stdout.write(f"{same} of {len(cold.train.rows)} rows have the same ids in both\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,275 @@
+"""What is odd about a data set as a whole: repeats, leaks, contradictions, imbalance, outliers, with row numbers.
+
+Nothing here changes what is trained. Figures come from the rows as they are written, before any chat template.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import quantiles
+from typing import TYPE_CHECKING, Literal
+
+from fastft.data.example import Example
+from fastft.data.formats import detect_or_fail, rename, to_example
+from fastft.data.sources import Source, evaluation_source, training_sources
+from fastft.errors import DataError, MachineError, Problem, Where
+
+if TYPE_CHECKING:
+    from fastft.recipe.model import DataSection
+
+Kind = Literal[
+    "exact_repeats", "near_repeats", "leaked_rows", "leaked_prompts", "contradictions", "repeated_answers", "outliers"
+]
+# Two texts are nearly the same when this share of their word triples is.
+NEAR = 0.8
+PERMUTATIONS = 128
+# With at most this many different answers, each given this often on average, answers are labels.
+MOST_LABELS = 50
+ROWS_PER_LABEL = 5
+# An answer that this share of the rows gives (and at least ten) is worth a look.
+REPEATED_ANSWER_SHARE = 0.02
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One group of rows that belong together for one reason; the first row is the one that the others repeat."""
+
+    kind: Kind
+    rows: tuple[Where, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Hygiene:
+    """The report: counts, findings and balances. `labels` is empty where answers are free text."""
+
+    rows: int
+    evaluation_rows: int
+    unreadable: int
+    findings: tuple[Finding, ...]
+    sources: dict[str, int]
+    labels: dict[str, int]
+    # Different first three words of a question, per row: 1 where no two questions begin alike.
+    prompt_diversity: float
+    # Characters of a row: least, quarter, half, three quarters, most.
+    lengths: tuple[int, int, int, int, int]
+
+    def count(self, kind: Kind) -> int:
+        """How many rows repeat, leak, contradict and so on: the first of a group of repeats is not counted."""
+        groups = [finding.rows for finding in self.findings if finding.kind == kind]
+        first = 1 if kind in ("exact_repeats", "near_repeats", "leaked_rows", "leaked_prompts") else 0
+        return sum(len(rows) - first for rows in groups)
+
+
+@dataclass
+class _Seen:
+    """What is remembered of each row: digests and lengths, not texts, so that memory stays small."""
+
+    where: list[Where] = field(default_factory=list)
+    whole: dict[bytes, list[int]] = field(default_factory=lambda: defaultdict(list))
+    prompts: dict[bytes, list[int]] = field(default_factory=lambda: defaultdict(list))
+    answers: Counter[str] = field(default_factory=Counter)
+    answer_rows: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+    openings: Counter[str] = field(default_factory=Counter)
+    lengths: list[int] = field(default_factory=list)
+    unreadable: int = 0
+
+
+def examine(data: DataSection, recipe_dir: Path) -> Hygiene:
+    """The report on the rows of `[data]`.
+
+    Raises:
+        DataError: a source cannot be read.
+        MachineError: the package datasketch, which finds near repeats, is not installed.
+    """
+    near = _NearRepeats()
+    seen, held_out = _Seen(), _Seen()
+    by_source = {}
+    findings: list[Finding] = []
+    for source in training_sources(data):
+        before = len(seen.where)
+        for example in _examples(source, data, recipe_dir, seen):
+            text = _remember(seen, example)
+            findings += near.add(text, example.where)
+        by_source[source.name] = len(seen.where) - before
+    evaluation = evaluation_source(data)
+    if evaluation is not None:
+        for example in _examples(evaluation, data, recipe_dir, held_out):
+            text = _remember(held_out, example)
+            findings += near.look_up(text, example.where)
+    findings = [*_repeats(seen), *findings, *_leaks(seen, held_out), *_contradictions(seen)]
+    labels = _labels(seen)
+    findings += [*([] if labels else _repeated_answers(seen)), *_outliers(seen)]
+    return Hygiene(
+        rows=len(seen.where),
+        evaluation_rows=len(held_out.where),
+        unreadable=seen.unreadable + held_out.unreadable,
+        findings=tuple(_without_doubles(findings)),
+        sources=by_source,
+        labels=labels,
+        prompt_diversity=len(seen.openings) / max(1, sum(seen.openings.values())),
+        lengths=_five_numbers(seen.lengths),
+    )
+
+
+def _examples(source: Source, data: DataSection, recipe_dir: Path, seen: _Seen) -> Iterator[Example]:
+    """The rows that can be understood; the others are counted, and `fastft check --data` lists them."""
+    found = data.format
+    for where, row in source.rows(recipe_dir):
+        try:
+            if isinstance(row, Problem):
+                raise DataError(row)  # noqa: TRY301 -- one way for all that is wrong with a row
+            renamed = rename(row, data.columns, where)
+            found = detect_or_fail(renamed, where, found) if found == "auto" else found  # type: ignore[assignment]
+            yield to_example(renamed, found, where)
+        except DataError:
+            seen.unreadable += 1
+
+
+def _remember(seen: _Seen, example: Example) -> str:
+    """Note one row; returns its whole text."""
+    index = len(seen.where)
+    seen.where.append(example.where)
+    answers = [number for number, message in enumerate(example.messages) if message.role == "assistant"]
+    if example.text is not None or not answers:
+        whole = example.text or ""
+        seen.whole[_digest(whole)].append(index)
+        seen.lengths.append(len(whole))
+        return whole
+    prompt = "\n".join(f"{m.role}: {m.content}" for m in example.messages[: answers[-1]])
+    answer = example.messages[answers[-1]].content
+    whole = f"{prompt}\nassistant: {answer}"
+    seen.whole[_digest(whole)].append(index)
+    seen.prompts[_digest(prompt)].append(index)
+    seen.answers[_plain(answer)] += 1
+    seen.answer_rows[_plain(answer)].append(index)
+    seen.lengths.append(len(whole))
+    question = next((m.content for m in reversed(example.messages[: answers[-1]]) if m.role == "user"), "")
+    seen.openings[" ".join(_plain(question).split()[:3])] += 1
+    return whole
+
+
+def _repeats(seen: _Seen) -> Iterator[Finding]:
+    for indices in seen.whole.values():
+        if len(indices) > 1:
+            yield Finding("exact_repeats", tuple(seen.where[index] for index in indices))
+
+
+def _leaks(seen: _Seen, held_out: _Seen) -> Iterator[Finding]:
+    for digest, indices in held_out.whole.items():
+        for index in indices if digest in seen.whole else ():
+            rows = (seen.where[seen.whole[digest][0]], held_out.where[index])
+            yield Finding("leaked_rows", rows, "an evaluation row is also trained")
+    for digest, indices in held_out.prompts.items():
+        for index in indices if digest in seen.prompts else ():
+            rows = (seen.where[seen.prompts[digest][0]], held_out.where[index])
+            yield Finding("leaked_prompts", rows, "the question of an evaluation row is also trained")
+
+
+def _contradictions(seen: _Seen) -> Iterator[Finding]:
+    answer_of = {index: answer for answer, indices in seen.answer_rows.items() for index in indices}
+    for indices in seen.prompts.values():
+        different = {answer_of[index]: index for index in reversed(indices)}
+        if len(different) > 1:
+            rows = tuple(seen.where[index] for index in sorted(different.values()))
+            yield Finding("contradictions", rows, f"one prompt has {len(different)} different answers")
+
+
+def _labels(seen: _Seen) -> dict[str, int]:
+    if not seen.answers or len(seen.answers) > MOST_LABELS or len(seen.where) < ROWS_PER_LABEL * len(seen.answers):
+        return {}
+    return dict(seen.answers.most_common())
+
+
+def _repeated_answers(seen: _Seen) -> Iterator[Finding]:
+    least = max(10, REPEATED_ANSWER_SHARE * len(seen.where))
+    for answer, count in seen.answers.most_common():
+        if count < least:
+            return
+        rows = tuple(seen.where[index] for index in seen.answer_rows[answer])
+        yield Finding("repeated_answers", rows, f"{count / len(seen.where):.0%} of the rows answer: {answer[:60]}")
+
+
+def _outliers(seen: _Seen) -> Iterator[Finding]:
+    """Rows far outside the middle half (more than three times its width, Tukey's far-out fence)."""
+    if len(seen.lengths) < 20:
+        return
+    _, low, _, high, _ = _five_numbers(seen.lengths)
+    fence = high + 3 * max(high - low, high // 2)
+    far = sorted((index for index, length in enumerate(seen.lengths) if length > fence), key=lambda i: -seen.lengths[i])
+    if far:
+        note = f"longer than {fence} characters, the longest {seen.lengths[far[0]]}"
+        yield Finding("outliers", tuple(seen.where[index] for index in far), note)
+
+
+class _NearRepeats:
+    """Finds rows whose word triples are mostly those of an earlier row, by MinHash and banded look-up."""
+
+    def __init__(self) -> None:
+        try:
+            from datasketch import MinHash, MinHashLSH
+        except ImportError as error:
+            wrong = "near repeats need the package datasketch"
+            raise MachineError(Problem(Where("this machine"), "", wrong, 'pip install "fastft[hygiene]"')) from error
+        self._new = MinHash
+        self._index = MinHashLSH(threshold=NEAR, num_perm=PERMUTATIONS)
+
+    def add(self, text: str, where: Where) -> list[Finding]:
+        """Note a training row; the finding is that it nearly repeats an earlier one."""
+        sketch = self._sketch(text)
+        found = self._like(sketch)
+        self._index.insert(where, sketch, check_duplication=False)
+        return [Finding("near_repeats", (found, where))] if found else []
+
+    def look_up(self, text: str, where: Where) -> list[Finding]:
+        """Whether an evaluation row is nearly a training row."""
+        found = self._like(self._sketch(text))
+        return [Finding("leaked_rows", (found, where), "an evaluation row is nearly a trained one")] if found else []
+
+    def _sketch(self, text: str) -> object:
+        words = _plain(text).split()
+        triples = {" ".join(words[start : start + 3]) for start in range(max(1, len(words) - 2))}
+        sketch = self._new(num_perm=PERMUTATIONS)
+        sketch.update_batch([triple.encode("utf-8", "replace") for triple in sorted(triples)])
+        return sketch
+
+    def _like(self, sketch: object) -> Where | None:
+        matches = sorted(self._index.query(sketch), key=lambda where: (where.path, where.line or 0))
+        found: Where | None = matches[0] if matches else None
+        return found
+
+
+def _without_doubles(findings: Iterable[Finding]) -> Iterator[Finding]:
+    """Exact findings stand before near ones, which would only say the same again."""
+    exact = {row for finding in findings if finding.kind == "exact_repeats" for row in finding.rows[1:]}
+    leaked = {f.rows[-1] for f in findings if f.kind == "leaked_rows" and "nearly" not in f.note}
+    for finding in findings:
+        if finding.kind == "near_repeats" and finding.rows[1] in exact:
+            continue
+        if finding.kind == "leaked_prompts" and finding.rows[-1] in leaked:
+            continue
+        if finding.kind == "leaked_rows" and "nearly" in finding.note and finding.rows[-1] in leaked:
+            continue
+        yield finding
+
+
+def _plain(text: str) -> str:
+    """Lower case, words and numbers only, single spaces: what people would call the same text."""
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def _five_numbers(values: list[int]) -> tuple[int, int, int, int, int]:
+    if len(values) < 2:
+        only = values[0] if values else 0
+        return only, only, only, only, only
+    low, middle, high = (round(value) for value in quantiles(values, n=4))
+    return min(values), low, middle, high, max(values)

@@ -1,0 +1,105 @@
+"""What pydantic finds wrong, in the words of a recipe: the key, and what to write instead."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic_core import ErrorDetails
+
+from fastft.errors import Problem, Where, nearest
+from fastft.recipe.names import ELSEWHERE
+from fastft.recipe.reference import allowed, fields, sections, source_fields
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault: `field` as it is shown (`data.sources[0].weight`), `key` the section or `section.key` of it."""
+
+    kind: Literal["missing", "unknown", "table", "value"]
+    key: str
+    field: str
+    path: tuple[str | int, ...]
+
+
+def find_fault(entry: ErrorDetails) -> Fault:
+    """The fault behind one pydantic error of a recipe."""
+    # Below a list or a table of values, pydantic goes on to name positions and types: the key says enough.
+    path = entry["loc"][:4] if entry["loc"][:2] == ("data", "sources") else entry["loc"][:2]
+    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
+    kinds: dict[str, Literal["missing", "unknown"]] = {"missing": "missing", "extra_forbidden": "unknown"}
+    return Fault(
+        kinds.get(entry["type"], "table" if len(path) == 1 else "value"),
+        ".".join(str(part) for part in path[:2]),
+        field,
+        path,
+    )
+
+
+def describe(fault: Fault, tree: Mapping[str, Any], where: Where) -> Problem:
+    """The problem that the user reads, at `where`."""
+    field, path = fault.field, fault.path
+    named = ".".join(part for part in path if isinstance(part, str))
+    if fault.kind == "unknown":
+        return Problem(where, field, f"there is no such {'section' if len(path) == 1 else 'key'}", _known(path))
+    if fault.kind == "missing":
+        return Problem(where, field, "is missing", f"add {_EXAMPLES[named]}")
+    if fault.kind == "table":
+        return Problem(where, field, "is not a table", f"write a [{field}] header and its keys below it")
+    value: Any = tree
+    for part in path:
+        value = value[part]
+    instead = allowed(named)
+    close = nearest(value, re.findall(r'"([^"]+)"', instead)) if isinstance(value, str) else None
+    instead = f'did you mean "{close}"?' if close else f"write {instead}"
+    return Problem(where, field, "is not a value it can have", instead, shown(value))
+
+
+_EXAMPLES = {
+    "model": '[model] with id = "a Hub id or a folder"',
+    "data": '[data] with train = "rows.jsonl"',
+    "model.id": 'id = "a Hub id, a folder or package:NAME/FILE.gguf" under [model]',
+    "data.sources.path": 'path = "rows.jsonl" under [[data.sources]]',
+}
+
+
+def _known(path: tuple[str | int, ...]) -> str:
+    """What an unknown section or key was most likely meant to be."""
+    names = [part for part in path if isinstance(part, str)]
+    if len(names) == 1:
+        return _known_section(names[0])
+    section, key = names[0], names[-1]
+    here = {field.rsplit(".", 1)[1]: field for field in fields() if field.startswith(section + ".")}
+    there = {field.rsplit(".", 1)[1]: field for field in fields()}
+    if len(names) > 2:
+        close = nearest(key, [field.rsplit(".", 1)[1] for field in source_fields()])
+        return f"did you mean {close}?" if close else "a source has path, name, weight and limit"
+    if key in there:
+        return f"{key} belongs under [{there[key].split('.')[0]}]"
+    for known in ({**ELSEWHERE, **here}, {**ELSEWHERE, **there}):
+        close = key if key in known else nearest(key, known)
+        if close:
+            home, name = known[close].split(".")
+            return f"did you mean {name}?" if home == section else f"did you mean {name} under [{home}]?"
+    return f"`fastft explain {section}` lists the keys of [{section}]"
+
+
+def _known_section(name: str) -> str:
+    home = ELSEWHERE.get(name) or next((field for field in fields() if field.endswith("." + name)), None)
+    if home:
+        section, key = home.split(".")
+        return f"write {key} under [{section}]"
+    close = nearest(name, sections())
+    return f"did you mean [{close}]?" if close else "the sections are " + ", ".join(f"[{s}]" for s in sections())
+
+
+def shown(value: Any) -> str:
+    """A value as it would be written in TOML, cut to a readable length."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,25 @@
+"""Rows as they are trained: what carries loss in colour, and between marks where there is no colour."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.rule import Rule
+from rich.text import Text
+
+from fastft.data.preview import PreviewRow
+
+
+def print_row(console: Console, row: PreviewRow) -> None:
+    """One row: where it stands, its counts, and its text; every line end is shown as it is."""
+    counts = f"{row.tokens} tokens, {row.trained_tokens} carry loss"
+    if row.dropped_tokens:
+        counts += f", {row.dropped_tokens} left out"
+    console.print(Rule(Text(f"{row.where}: {counts}"), align="left", style="dim"))
+    console.print(_coloured(row) if console.color_system else Text(row.marked()), soft_wrap=True)
+
+
+def _coloured(row: PreviewRow) -> Text:
+    text = Text()
+    for piece in row.pieces:
+        text.append(piece.text, style="bold green" if piece.trained else "dim")
+    return text

@@ -1,0 +1,55 @@
+"""The plan of each shipped recipe on a fixed machine: `python -m tests.golden` writes tests/golden/*.json.
+
+Review sees in these files what a changed default, rule or mapping does to the exact upstream calls.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+
+from fastft.facts import Facts
+from fastft.plan.plan import Plan, make_plan
+from fastft.probe.base_model import BaseModel
+from fastft.probe.device import GIB, Device
+from fastft.probe.software import TESTED
+from fastft.recipe.loader import load
+from fastft.run import run_name
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "tests" / "golden"
+RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
+
+A100 = Device("cuda", "NVIDIA A100-SXM4-80GB", 80 * GIB, 1, computes_bfloat16=True)
+T4 = Device("cuda", "Tesla T4", 15 * GIB, 1, computes_bfloat16=False)
+CPU = Device("cpu", "CPU (x86_64, 2 cores)", 4 * GIB, 1, computes_bfloat16=False)
+# The recipes and the machine that each is made for.
+DEVICES = {"quickstart": CPU}
+
+
+def golden_plan(recipe: Path) -> Plan:
+    """The plan of a shipped recipe: 480 rows of 60 to 100 tokens, 50 held out, nothing downloaded yet."""
+    with contextlib.chdir(ROOT):
+        loaded = load(recipe.relative_to(ROOT))
+    facts = Facts(
+        device=DEVICES.get(recipe.stem, A100),
+        installed=TESTED,
+        base_model=BaseModel(loaded.recipe.model.id, "hub", None),
+        train_examples=480,
+        eval_examples=50,
+        free_disk_bytes=100 * GIB,
+        lengths=[60 + number % 41 for number in range(480)],
+    )
+    return make_plan(loaded, facts, f"runs/{run_name(recipe)}")
+
+
+def golden_text(recipe: Path) -> str:
+    """That plan as JSON."""
+    return json.dumps(golden_plan(recipe).as_json(), indent=2, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(exist_ok=True)
+    for path in RECIPES:
+        (FOLDER / f"{path.stem}.json").write_text(golden_text(path), encoding="utf-8")

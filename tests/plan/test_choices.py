@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from fastft.plan.choices import (
+    choose_accumulation,
+    choose_batching,
+    choose_checkpointing,
+    choose_engine,
+    choose_optimizer,
+    choose_precision,
+    packed_rows,
+)
+from fastft.probe.device import Device
+from fastft.probe.software import TESTED
+from fastft.recipe.loader import LoadedRecipe
+from tests.golden import A100, CPU, T4
+
+Make = Callable[..., LoadedRecipe]
+
+
+@pytest.mark.parametrize(
+    ("override", "installed", "value"),
+    [
+        ("auto", dict(TESTED), "unsloth"),
+        ("auto", {"torch": "2.13.0", "transformers": "5.17.0"}, "transformers"),
+        ("auto", {}, "unsloth"),
+        ("auto", {"tokenizers": "0.23.3"}, "unsloth"),
+        ("transformers", dict(TESTED), "transformers"),
+    ],
+)
+def test_unsloth_trains_where_it_is(recipe: Make, override: str, installed: dict[str, str], value: str) -> None:
+    loaded = recipe("", f"model.engine={override}")
+
+    assert choose_engine(loaded.recipe, installed).value == value
+
+
+@pytest.mark.parametrize(
+    ("device", "overrides", "values"),
+    [
+        (A100, [], ("bfloat16", True, False)),
+        (T4, [], ("float16", False, True)),
+        (CPU, [], ("float32", False, False)),
+        (A100, ["train.fp16=true"], ("float16", False, True)),
+        (A100, ["train.bf16=false"], ("float32", False, False)),
+        (A100, ["model.dtype=float32"], ("float32", False, False)),
+        (A100, ["model.dtype=float16"], ("float16", False, True)),
+        (CPU, ["train.bf16=true"], ("float32", True, False)),
+        (T4, ["train.fp16=false"], ("float32", False, False)),
+    ],
+)
+def test_precision_is_what_the_device_computes_in(
+    recipe: Make, device: Device, overrides: list[str], values: tuple[str, bool, bool]
+) -> None:
+    chosen = choose_precision(recipe("", *overrides).recipe, device)
+
+    assert (chosen["model.dtype"].value, chosen["train.bf16"].value, chosen["train.fp16"].value) == values
+
+
+@pytest.mark.parametrize("asked", ["adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "adamw_torch"])
+def test_a_processor_gets_the_same_adamw_in_float32_and_is_told(recipe: Make, asked: str) -> None:
+    loaded = recipe("", f"train.optim={asked}")
+
+    assert choose_optimizer(loaded.recipe, CPU).value == "adamw_torch_fused"
+    assert choose_optimizer(loaded.recipe, A100).value == asked
+
+
+def test_unsloth_checkpointing_is_plain_without_unsloth(recipe: Make) -> None:
+    assert choose_checkpointing(recipe().recipe, "unsloth", A100).value == "unsloth"
+    assert choose_checkpointing(recipe().recipe, "transformers", A100).value is True
+
+
+@pytest.mark.parametrize(
+    ("engine", "device", "overrides", "values"),
+    [
+        ("unsloth", A100, [], (True, False)),
+        ("unsloth", CPU, [], (False, True)),
+        ("transformers", A100, [], (False, True)),
+        ("transformers", A100, ["model.attn_implementation=flash_attention_2"], (True, False)),
+        ("unsloth", A100, ["train.packing=false"], (False, True)),
+        ("unsloth", CPU, ["train.group_by_length=false"], (False, False)),
+    ],
+)
+def test_examples_are_packed_where_they_stay_apart_and_else_grouped(
+    recipe: Make, engine: str, device: Device, overrides: list[str], values: tuple[bool, bool]
+) -> None:
+    loaded = recipe("", "train.packing=true", "train.group_by_length=true", *overrides)
+
+    chosen = choose_batching(loaded.recipe, engine, device)
+
+    assert (chosen["train.packing"].value, chosen["train.group_by_length"].value) == values
+
+
+@pytest.mark.parametrize(
+    ("overrides", "devices", "lengths", "value"),
+    [
+        ([], 1, None, 1),
+        (["train.gradient_accumulation_steps=36"], 1, None, 36),
+        (["train.effective_batch_size=32"], 1, None, 8),
+        (["train.effective_batch_size=32"], 2, None, 4),
+        (["train.effective_batch_size=4"], 8, None, 1),
+    ],
+)
+def test_accumulation_follows_from_the_examples_of_a_step(
+    recipe: Make, overrides: list[str], devices: int, lengths: list[int] | None, value: int
+) -> None:
+    loaded = recipe("", "train.per_device_train_batch_size=4", *overrides)
+
+    assert choose_accumulation(loaded.recipe, devices, False, lengths).value == value
+
+
+def test_packing_does_not_multiply_the_examples_of_a_step(recipe: Make) -> None:
+    loaded = recipe("", "train.effective_batch_size=64", "train.packing=true", "model.max_seq_length=100")
+
+    assert choose_accumulation(loaded.recipe, 1, True, None).value is None
+    # Four examples of 25 tokens fill a row of 100: 64 examples are 16 rows, 8 batches of 2.
+    assert choose_accumulation(loaded.recipe, 1, True, [25] * 400).value == 8
+
+
+@pytest.mark.parametrize(
+    ("lengths", "rows"),
+    [([100] * 3, 3), ([50] * 4, 2), ([60, 40, 60, 40], 2), ([70, 20, 10, 30, 70], 2), ([99, 2], 2), ([], 0), ([1], 1)],
+)
+def test_packing_fills_rows_best_fit_first(lengths: list[int], rows: int) -> None:
+    assert packed_rows(lengths, 100) == rows
+
+
+def test_packed_rows_lie_between_the_sum_of_tokens_and_twice_that() -> None:
+    lengths = [random.Random(number).randint(1, 2048) for number in range(500)]  # noqa: S311
+
+    # No two rows of a best fit can both be less than half full.
+    assert sum(lengths) / 2048 <= packed_rows(lengths, 2048) <= 2 * sum(lengths) / 2048 + 1

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from fastft.probe.doctor import Finding
+from fastft.report.doctor import print_findings
+from fastft.report.plan import plan_page
+from fastft.report.result import print_result
+from tests.golden import RECIPES, golden_plan
+
+RESULT: dict[str, Any] = {
+    "steps": 60,
+    "train_loss": 0.5,
+    "eval_loss": {"before": 3.0, "after": 0.25},
+    "exact_match": {
+        "rows": 50,
+        "before": 0,
+        "after": 43,
+        "example": {"question": "Help [me]!", "reference": "{}", "before": "[b]Hello[/b]", "after": "{}"},
+    },
+    "train_seconds": 185.0,
+    "total_seconds": 300.0,
+    "train_tokens_seen": 18500,
+    "peak_memory_bytes": 2 * 1024**3,
+    "trained_weights": 4884480,
+    "weights": 139400064,
+    "weights_folder": "runs/quickstart/adapter",
+}
+
+
+def printed(result: dict[str, Any]) -> str:
+    stream = io.StringIO()
+    print_result(Console(file=stream, width=80), result, "runs/quickstart")
+    return stream.getvalue()
+
+
+def test_a_result_tells_what_changed_and_where_the_weights_are() -> None:
+    text = printed(RESULT)
+
+    for part in ("0 of 50 (0 %)", "43 of 50 (86 %)", "3.0000", "0.2500", "3 min 05 s, 100 tokens/s", "4,884,480"):
+        assert part in text
+    assert "weights: runs/quickstart/adapter" in text
+
+
+def test_an_answer_is_shown_as_it_was_written() -> None:
+    assert "[b]Hello[/b]" in printed(RESULT)
+
+
+def test_a_result_without_held_out_rows_has_no_rows_for_them() -> None:
+    text = printed({**RESULT, "eval_loss": {"before": None, "after": None}, "exact_match": None})
+
+    assert "held-out" not in text
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_plan_page_cuts_nothing_off(recipe: Any, width: int) -> None:
+    stream = io.StringIO()
+
+    Console(file=stream, width=width).print(plan_page(golden_plan(recipe)), crop=False)
+
+    text = stream.getvalue()
+    assert "…" not in text
+    assert "    gradient_accumulation_steps=" in text
+    for line in text.splitlines():
+        assert len(line.rstrip()) <= width or line.startswith("    ")
+
+
+def test_findings_end_with_what_they_come_to(capsys: pytest.CaptureFixture[str]) -> None:
+    print_findings([Finding("torch", "broken", "not installed", "pip install torch"), Finding("disk", "ok", "1 GiB")])
+    broken = capsys.readouterr().out
+    print_findings([Finding("disk", "ok", "1 GiB")])
+    sound = capsys.readouterr().out
+
+    assert "pip install torch" in broken
+    assert broken.splitlines()[-1] == "1 broken"
+    assert sound.splitlines()[-1] == "ready to train"

@@ -1,0 +1,47 @@
+"""The light side stays light: what the quick commands leave in sys.modules, told by a process of their own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "recipes").glob("*.toml"))
+HEAVY = ("torch", "transformers", "datasets", "unsloth", "trl", "peft", "numpy", "pandas", "pyarrow")
+COMMANDS = [
+    ["--help"],
+    ["schema"],
+    ["explain"],
+    ["explain", "gradient_accumulation_steps"],
+    ["check", *RECIPES],
+    ["plan", "recipes/llama31_sft.toml"],
+]
+# One process for all: what one command loads is still there after the next.
+PROGRAM = f"""
+import json, sys
+import fastft.cli
+for command in json.loads(sys.argv.pop()):
+    sys.argv[1:] = command
+    try:
+        fastft.cli.main()
+    except SystemExit as done:
+        heavy = [name for name in {HEAVY} if name in sys.modules]
+        print(command[0], done.code or 0, *heavy, file=sys.stderr)
+"""
+
+
+def test_the_quick_commands_load_nothing_heavy() -> None:
+    assert _told(PROGRAM) == [f"{command[0]} 0" for command in COMMANDS]
+
+
+def test_what_is_heavy_would_be_seen() -> None:
+    assert _told(f"import numpy\n{PROGRAM}", ["--help"]) == ["--help 0 numpy"]
+
+
+def _told(program: str, *commands: list[str]) -> list[str]:
+    """One line a command: its name, its exit code, and the heavy modules that are loaded after it."""
+    line = [sys.executable, "-c", program, json.dumps(commands or COMMANDS)]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, check=False)
+    return done.stderr.splitlines()
