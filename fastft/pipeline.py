@@ -27,7 +27,7 @@ from fastft.data.render import Prompt, render_prompt
 from fastft.data.tokenizer import TokenizerFacts, load_tokenizer
 from fastft.engine_choice import select
 from fastft.errors import DataError, FastftError, Interrupted, MachineError, Problem, TrainingError, Where
-from fastft.facts import Facts, find_facts
+from fastft.facts import Facts, find_facts, with_rows
 from fastft.plan.plan import Plan, make_plan
 from fastft.probe.base_model import BaseModel
 from fastft.probe.hub import download
@@ -155,14 +155,7 @@ class _Attempt:
         assert folder is not None, "downloaded or converted by now"  # noqa: S101
         tokenizer = load_tokenizer(folder)
         prepared = self._prepare(tokenizer)
-        train_rows = prepared.train.rows
-        held_out = None if prepared.eval is None else prepared.eval.rows
-        self.facts = dataclasses.replace(
-            self.facts,
-            train_examples=len(train_rows),
-            eval_examples=None if held_out is None else len(held_out),
-            lengths=train_rows.lengths,
-        )
+        self.facts = with_rows(self.facts, self.loaded.recipe, prepared)
         plan = make_plan(self.loaded, self.facts, str(run_dir.path))
         if plan.obstacles:
             raise MachineError(plan.obstacles)

@@ -24,7 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("report",),
     ("export",),
     ("engine",),
-    ("pipeline",),
+    ("pipeline", "planning"),
     ("cli",),
     ("__main__",),
 )

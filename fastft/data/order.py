@@ -27,7 +27,9 @@ def shuffled(count: int, seed: int, first: int | None = None) -> list[int]:
 
 
 def grouped(lengths: Sequence[int], order: Sequence[int], rows_per_step: int) -> list[int]:
-    """`order` (of all rows, or the beginning of it), sorted by length within mega-batches of up to 50 times `rows_per_step`, the longest row of all first.
+    """`order` (or the beginning of it), sorted by length in mega-batches of up to 50 times `rows_per_step`.
+
+    The longest row of all comes first, so that what does not fit into memory fails in the first step.
 
     The same as get_length_grouped_indices of transformers, which `train_sampling_strategy="group_by_length"` calls.
     """
@@ -39,7 +41,6 @@ def grouped(lengths: Sequence[int], order: Sequence[int], rows_per_step: int) ->
     ]
     if not parts:
         return []
-    # The longest first, so that what does not fit into memory fails in the first step.
     longest = max(range(len(parts)), key=lambda number: lengths[parts[number][0]])
     parts[0][0], parts[longest][0] = parts[longest][0], parts[0][0]
     return [index for part in parts for index in part]

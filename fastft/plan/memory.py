@@ -14,6 +14,11 @@ Head = Literal["plain", "fused"]
 # NF4 with double quantization: 4 bits a weight, 8 bits for each block of 64, 32 for each 256 of those (Dettmers et al.
 # 2023, section 3): 4.127 bits.
 NF4_BYTES_PER_WEIGHT = 0.5159
+# Bytes a vocabulary entry of a token's logits: 16-bit logits 2, float32 copy 4, shifted copy 4, float32 gradient 4,
+# 16-bit gradient 2. On a processor in float32: logits, the shifted copy, the log-softmax, its gradient, that of the
+# logits, and the copy that TRL takes its accuracy from (measured: benchmarks/forecast_cpu.json).
+PLAIN_HEAD_BYTES = 16.0
+CPU_HEAD_BYTES = 24.0
 # CUDA context, cuBLAS and other workspaces. With it, the sum meets the published peaks in tests/plan/memory_cases.toml.
 GPU_FRAMEWORK_BYTES = 600_000_000
 
@@ -42,6 +47,9 @@ class MemorySettings:
     `weight_bytes`: of one weight that is not quantized. `trained_bytes`: of one trained weight and of its gradient.
     `keeps_head_in_float32`: PEFT's preparation of a 4-bit model does, Unsloth does not. `fused_layers`: whether
     activations inside a layer are recomputed by fused kernels (Unsloth) or kept as plain operations leave them.
+    `keeps_attention`: whether attention is computed as a whole matrix, heads x length numbers a token, and kept.
+    `holds_gradients`: gradients of an earlier micro-batch are there while the next one runs. Without accumulation they
+    take the room that activations leave.
     """
 
     load_in_4bit: bool
@@ -55,6 +63,9 @@ class MemorySettings:
     keeps_head_in_float32: bool
     weight_bytes: int = 2
     trained_bytes: int = 4
+    head_bytes: float = PLAIN_HEAD_BYTES
+    keeps_attention: bool = False
+    holds_gradients: bool = True
     framework_bytes: int = GPU_FRAMEWORK_BYTES
 
 
@@ -106,23 +117,25 @@ _PARTS = (
 )
 
 
-def forecast_memory(model: Architecture, settings: MemorySettings, tokens: int, device_bytes: int) -> Memory:
-    """The peak of one step on a micro-batch of `tokens`, padding included.
+def forecast_memory(
+    model: Architecture, settings: MemorySettings, tokens: int, device_bytes: int, length: int = 0
+) -> Memory:
+    """The peak of one step on a micro-batch of `tokens`, padding included, in rows of `length`.
 
     Weights are there all the time. Beside them stands either what a layer works on or what the output layer works on,
     whichever is more: the two are not alive together.
     """
     layers, head = _per_token(model, settings)
-    fixed, larger = _saved_per_token(model, settings), max(layers, head)
+    fixed, larger = _saved_per_token(model, settings, length), max(layers, head)
     # Shown where it arises: the part of the larger one that the logits need beyond a layer is the logits'.
     logits = larger - layers if head > layers else 0
     return _with_weights(model, settings, tokens * (fixed + larger - logits), tokens * logits, tokens, device_bytes)
 
 
-def most_tokens(model: Architecture, settings: MemorySettings, limit_bytes: float) -> int:
-    """The largest number of tokens in one micro-batch whose peak stays within `limit_bytes`; 0 when nothing fits."""
+def most_tokens(model: Architecture, settings: MemorySettings, limit_bytes: float, length: int = 0) -> int:
+    """The largest number of tokens, in rows of `length`, whose peak stays within `limit_bytes`; 0 if nothing fits."""
     empty = forecast_memory(model, settings, 0, 0).peak_bytes
-    per_token = _saved_per_token(model, settings) + max(_per_token(model, settings))
+    per_token = _saved_per_token(model, settings, length) + max(_per_token(model, settings))
     return max(0, int((limit_bytes - empty) / per_token))
 
 
@@ -134,11 +147,12 @@ def _with_weights(
     if settings.keeps_head_in_float32 and settings.load_in_4bit:
         kept = 4 * model.vocabulary_weights + size * model.small_weights
     trained = model.weights if settings.full_finetuning else model.adapter_weights(settings.rank, settings.targets)
+    gradients = settings.trained_bytes * trained
     return Memory(
         base_weights_bytes=round((NF4_BYTES_PER_WEIGHT if settings.load_in_4bit else size) * model.body_weights),
         kept_weights_bytes=kept,
         adapter_bytes=0 if settings.full_finetuning else settings.trained_bytes * trained,
-        gradients_bytes=settings.trained_bytes * trained,
+        gradients_bytes=round(max(0.0, gradients if settings.holds_gradients else gradients - activations - logits)),
         optimizer_bytes=round(OPTIMIZER_BYTES_PER_WEIGHT[settings.optimizer] * trained),
         activations_bytes=round(activations),
         logits_bytes=round(logits),
@@ -150,7 +164,7 @@ def _with_weights(
     )
 
 
-def _saved_per_token(model: Architecture, settings: MemorySettings) -> float:
+def _saved_per_token(model: Architecture, settings: MemorySettings, length: int) -> float:
     """Bytes a token that every layer keeps for the backward pass.
 
     With checkpointing, the input of each layer in 16 bits; Unsloth moves it to main memory. Without, all that the
@@ -160,19 +174,22 @@ def _saved_per_token(model: Architecture, settings: MemorySettings) -> float:
         return 0.0
     if settings.checkpointing == "keep":
         return settings.weight_bytes * model.hidden * model.layers
-    return model.layers * saved_in_layer(model, settings.rank, settings.weight_bytes, settings.fused_layers)
+    matrix = settings.weight_bytes * model.heads * length if settings.keeps_attention else 0
+    return model.layers * (saved_in_layer(model, settings) + matrix)
 
 
-def saved_in_layer(model: Architecture, rank: int, number_bytes: int, fused: bool) -> float:
+def saved_in_layer(model: Architecture, settings: MemorySettings) -> float:
     """Bytes a token that one layer keeps for its backward pass when nothing is recomputed.
 
     Frozen projections keep nothing; LoRA keeps each input it reads (the normed states, the attention's output, the
     product of the gate) and its r values; the norms keep their inputs, attention its query, key, value and output, the
-    gate its two halves and their product. Fused kernels recompute the product.
+    gate its two halves and their product. Fused kernels recompute the product; without them keys and values stand
+    repeated for every head. The same tensors are kept when the projections themselves are trained.
     """
-    hidden, query, key_value, inner = model.hidden, model.query_width, model.key_value_width, model.inner
-    kept = 4 * hidden + 3 * query + 2 * key_value + (3 if fused else 4) * inner + 7 * rank
-    return float(number_bytes * kept)
+    hidden, query, inner = model.hidden, model.query_width, model.inner
+    key_value = model.key_value_width if settings.fused_layers else query
+    kept = 4 * hidden + 3 * query + 2 * key_value + (3 if settings.fused_layers else 4) * inner + 7 * settings.rank
+    return float(settings.weight_bytes * kept)
 
 
 def _per_token(model: Architecture, settings: MemorySettings) -> tuple[float, float]:
@@ -180,9 +197,8 @@ def _per_token(model: Architecture, settings: MemorySettings) -> tuple[float, fl
 
     Layer, fused (Unsloth's kernels): 16-bit copies of 10 hidden states, twice query, key and value, 4 of the inner
     width. Layer of plain operations (transformers and PEFT): 14, 3 and 7 of them and one float32 hidden state.
-    Head, plain: 16-bit logits 2, float32 copy 4, shifted copy 4, float32 gradient 4, 16-bit gradient 2 = 16 bytes a
-    vocabulary entry. Head, fused (cut cross-entropy: Wijmans et al. 2024; TRL 1.15's own kernel): next to nothing.
-    Both counts meet the published peaks in tests/plan/memory_cases.toml within 10 %.
+    Head, plain: see PLAIN_HEAD_BYTES. Head, fused (cut cross-entropy: Wijmans et al. 2024; TRL 1.15's own kernel):
+    next to nothing. Both counts meet the published peaks in tests/plan/memory_cases.toml within 10 %.
     """
     hidden, inner = model.hidden, model.inner
     attention = model.query_width + 2 * model.key_value_width
@@ -193,6 +209,6 @@ def _per_token(model: Architecture, settings: MemorySettings) -> tuple[float, fl
         layer = scale * 2 * (14 * hidden + 3 * attention + 7 * inner) + 8 * hidden
     if settings.checkpointing == "none":
         # The layer's working set is what it saves; only what the backward pass adds comes on top.
-        layer -= min(layer, saved_in_layer(model, settings.rank, settings.weight_bytes, settings.fused_layers))
-    head = 16.0 * model.vocabulary if settings.head == "plain" else 6.0 * hidden
+        layer -= min(layer, saved_in_layer(model, settings))
+    head = settings.head_bytes * model.vocabulary if settings.head == "plain" else 6.0 * hidden
     return layer, head

@@ -1,4 +1,4 @@
-"""How long a run takes: floating-point operations by tokens, the rate of the device, and what share of it is reached."""
+"""How long a run takes: operations by tokens, the rate of the device, and what share of it is reached."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from fastft.probe.device import Device
 # Each micro-batch expands the 4-bit weights once in each pass: reads 0.516 bytes a weight, writes 2.
 EXPANDED_BYTES_PER_WEIGHT = 2.516
 # What training reaches of a processor's peak: measured with the runs of benchmarks/forecast_cpu.json.
-CPU_UTILISATION = 0.35
+CPU_UTILISATION = 0.25
 
 
 @dataclass(frozen=True)
 class Work:
-    """Floating-point operations per token. `recompute` is what checkpointing adds; `attention` is part of the others."""
+    """Floating-point operations per token. `recompute`: what checkpointing adds; `attention`: a part of the rest."""
 
     forward: float
     backward: float
@@ -107,7 +107,9 @@ def _processor_rate(device: Device) -> Rate | None:
     width = 16 if "avx512f" in flags else 8 if "avx2" in flags else 4
     peak = int(cores[1]) * float(clock[1]) * 1e6 * width * 4
     vectors = f"{cores[1]} x {float(clock[1]) / 1000:.1f} GHz x {width * 4} operations"
-    return Rate(peak, CPU_UTILISATION, None, f"{peak / 1e9:.0f} GFLOP/s ({vectors}), {CPU_UTILISATION:.0%} of it assumed")
+    return Rate(
+        peak, CPU_UTILISATION, None, f"{peak / 1e9:.0f} GFLOP/s ({vectors}), {CPU_UTILISATION:.0%} of it assumed"
+    )
 
 
 def seconds_per_epoch(

@@ -96,7 +96,9 @@ def _llama(
     return Architecture(layers, hidden, inner, heads, key_value, hidden // heads, vocabulary, tied)
 
 
-def _qwen2(layers: int, hidden: int, inner: int, heads: int, key_value: int, vocabulary: int, tied: bool) -> Architecture:
+def _qwen2(
+    layers: int, hidden: int, inner: int, heads: int, key_value: int, vocabulary: int, tied: bool
+) -> Architecture:
     return Architecture(
         layers, hidden, inner, heads, key_value, hidden // heads, vocabulary, tied, has_attention_bias=True
     )
@@ -175,7 +177,9 @@ def from_config(config: Mapping[str, Any]) -> Architecture | None:
     kind = str(config.get("model_type", ""))
     try:
         hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
-        inner, layers, vocabulary = (int(config[key]) for key in ("intermediate_size", "num_hidden_layers", "vocab_size"))
+        inner, layers, vocabulary = (
+            int(config[key]) for key in ("intermediate_size", "num_hidden_layers", "vocab_size")
+        )
     except (KeyError, TypeError):
         return None
     if any(key in config for key in ("num_experts", "num_local_experts", "n_routed_experts")):

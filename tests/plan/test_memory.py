@@ -13,7 +13,7 @@ from fastft.probe.architecture import KNOWN, PROJECTIONS, Architecture
 
 GB = 1e9
 CASES = tomllib.loads((Path(__file__).parent / "memory_cases.toml").read_text(encoding="utf-8"))
-# The first Qwen generation, from its published config.json files (its intermediate_size counts both halves of the gate).
+# The first Qwen generation, from its published config.json (whose intermediate_size counts both halves of the gate).
 MODELS = KNOWN | {
     "qwen-1.8b": Architecture(24, 2048, 5504, 16, 16, 128, 151_936, False, has_attention_bias=True),
     "qwen-7b": Architecture(32, 4096, 11_008, 32, 32, 128, 151_936, False, has_attention_bias=True),
