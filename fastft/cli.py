@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fastft import __version__
-from fastft.errors import FastftError, Problem, UsageError, Where
+from fastft.errors import DataError, FastftError, Problem, UsageError, Where
 
 app = typer.Typer(
     help="Fine-tune language models fast, from one TOML recipe.",
@@ -23,6 +23,7 @@ app = typer.Typer(
 
 if TYPE_CHECKING:
     from fastft.data.inspect import SourceFacts
+    from fastft.recipe.loader import LoadedRecipe
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a .toml file.", show_default=False)]
 Overrides = Annotated[
@@ -56,6 +57,7 @@ def run(
 def check(
     recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE", help="One or more recipes.", show_default=False)],
     overrides: Overrides = None,
+    data: Annotated[bool, typer.Option("--data", help="Render and tokenize every row too.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Find every fault that shows without a model or a GPU."""
@@ -66,7 +68,10 @@ def check(
     seen = {}
     for path in recipes:
         try:
-            seen[path] = check_recipe(load(path, overrides or []))
+            loaded = load(path, overrides or [])
+            seen[path] = check_recipe(loaded)
+            if data:
+                _check_rows(loaded)
         except FastftError as error:
             failed[path] = error
     if as_json:
@@ -79,6 +84,25 @@ def check(
                 print(f"{path}: sound; " + "; ".join(_source(source) for source in seen[path].sources))
     if failed:
         raise typer.Exit(min(error.exit_code for error in failed.values()))
+
+
+def _check_rows(loaded: LoadedRecipe) -> None:
+    """Every row as it would be trained: counts and notes to standard error, broken rows as a DataError."""
+    from fastft.rows import account, every_row, tokenizer_folder
+
+    made = every_row(loaded, tokenizer_folder(loaded, _say))
+    for name, rows in (("training", made.train), ("held-out", made.eval)):
+        if rows is not None:
+            said, notes = account(name, rows, made.format)
+            for line in (said, *notes):
+                _say(line)
+    broken = [*made.train.rejected, *(made.eval.rejected if made.eval else ())]
+    if broken:
+        raise DataError(broken)
+
+
+def _say(text: str) -> None:
+    print(f"• {text}", file=sys.stderr)
 
 
 def _source(source: SourceFacts) -> str:
@@ -100,6 +124,64 @@ def _as_json(problem: Problem) -> dict[str, object]:
         "got": problem.got,
         "instead": problem.instead,
     }
+
+
+@app.command()
+def preview(
+    recipe: RecipePath,
+    count: Annotated[int, typer.Option("-n", min=1, help="How many rows, from the first on.")] = 3,
+    row: Annotated[int | None, typer.Option("--row", min=1, help="One row, by its number in training.")] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print rows as they are trained, and which tokens carry loss."""
+    from rich.console import Console
+
+    from fastft.check import check as check_recipe
+    from fastft.data.preview import preview as preview_row
+    from fastft.data.tokenizer import load_tokenizer
+    from fastft.recipe.loader import load
+    from fastft.report.preview import print_row
+    from fastft.rows import prepared_rows, tokenizer_folder
+
+    loaded = load(recipe, overrides or [])
+    check_recipe(loaded)
+    folder = tokenizer_folder(loaded, _say)
+    train = prepared_rows(loaded, folder).train
+    if row is not None and row > len(train.rows):
+        wrong = f"there is no row {row}"
+        raise UsageError(Problem(Where("--row"), "", wrong, f"write 1 to {len(train.rows)}"))
+    chosen = [row - 1] if row is not None else range(min(count, len(train.rows)))
+    tokenizer = load_tokenizer(folder).tokenizer
+    dropped = {entry.where: entry.tokens - entry.kept_tokens for entry in train.overlong}
+    shown = [
+        preview_row(encoded, tokenizer, dropped.get(encoded.where, 0))
+        for encoded in (train.rows[index] for index in chosen)
+    ]
+    if as_json:
+        print(json.dumps([entry.as_json() for entry in shown], indent=2, ensure_ascii=False))
+        return
+    for entry in shown:
+        print_row(Console(), entry)
+
+
+@app.command()
+def data(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Report repeats, leaks, contradictions and imbalance of the data."""
+    import dataclasses
+
+    from fastft.check import check as check_recipe
+    from fastft.data.hygiene import examine
+    from fastft.recipe.loader import load
+    from fastft.report.hygiene import print_hygiene
+
+    loaded = load(recipe, overrides or [])
+    check_recipe(loaded)
+    found = examine(loaded.recipe.data, loaded.folder)
+    if as_json:
+        print(json.dumps(dataclasses.asdict(found), indent=2, ensure_ascii=False))
+    else:
+        print_hygiene(found)
 
 
 @app.command()

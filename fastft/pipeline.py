@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib
-import logging
 import os
+import shutil
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,20 +20,25 @@ from rich.console import Console
 from fastft import __version__
 from fastft.check import check
 from fastft.data.example import Example
-from fastft.data.prepare import Prepared, prepare
+from fastft.data.prepare import Prepared
 from fastft.data.render import Prompt, render_prompt
 from fastft.data.tokenizer import TokenizerFacts, load_tokenizer
 from fastft.engine_choice import select
+<<<<<<< HEAD
 from fastft.errors import DataError, FastftError, Interrupted, MachineError, Problem, TrainingError, Where
 from fastft.facts import Facts, find_facts, with_rows
+=======
+from fastft.errors import DataError, FastftError, Interrupted, MachineError, Problem, RecipeError, TrainingError, Where
+from fastft.facts import Facts, find_facts
+>>>>>>> main
 from fastft.plan.plan import Plan, make_plan
-from fastft.probe.base_model import BaseModel
-from fastft.probe.hub import download
 from fastft.recipe.loader import LoadedRecipe, load
 from fastft.report.live import LiveView
 from fastft.report.metrics import MetricsFile, StepMetrics
+from fastft.rows import account, converted, fetched, library_output_to, prepared_rows, reject_lines
 from fastft.run import (
     RunDir,
+    checkpoints,
     create_run_dir,
     find_run,
     locked,
@@ -72,25 +75,29 @@ def run(recipe: Path, overrides: list[str], runs_dir: Path, *, resume: bool, con
     plan = make_plan(loaded, facts, str(directory.path))
     if plan.obstacles:
         raise MachineError(plan.obstacles)
-    facts = dataclasses.replace(facts, base_model=_fetched(loaded, facts.base_model, console))
+    model = fetched(loaded, facts.base_model, lambda text: console.print(f"• {text}"))
+    facts = dataclasses.replace(facts, base_model=model)
     if earlier is None:
         directory = create_run_dir(runs_dir, loaded)
+    try:
+        return _in_folder(loaded, facts, directory, console, wanted_resume=resume and earlier is None)
+    except (RecipeError, DataError, MachineError):
+        if earlier is None and not directory.metrics.exists():
+            shutil.rmtree(directory.path)  # refused before anything was learnt: nothing in it is worth keeping
+        raise
+
+
+def _in_folder(
+    loaded: LoadedRecipe, facts: Facts, directory: RunDir, console: Console, *, wanted_resume: bool
+) -> RunDir:
+    """One attempt in the run's folder, which no other process may use meanwhile."""
     with locked(directory), _Stopping() as stopping, LiveView(console) as view:
         if directory.result is not None:  # another process finished it before this one had the lock
             return directory
-        if resume and earlier is None:
+        if wanted_resume:
             view.note("there is no unfinished run of this recipe: a new one begins")
         _Attempt(loaded, facts, directory, view, stopping).run()
     return directory
-
-
-def _fetched(loaded: LoadedRecipe, model: BaseModel, console: Console) -> BaseModel:
-    """The base model with its files on this machine, downloaded when it is a Hub model that is not."""
-    if model.source != "hub" or model.is_here:
-        return model
-    console.print(f"• downloading {model.id}")
-    where = loaded.where("model.id")
-    return dataclasses.replace(model, folder=download(model.id, loaded.recipe.model.revision, where))
 
 
 class _Stopping:
@@ -129,7 +136,7 @@ class _Attempt:
 
     def run(self) -> None:
         log = new_attempt(self.run_dir)
-        with _library_output_to(log):
+        with library_output_to(log):
             try:
                 self._run()
             except FastftError as error:
@@ -138,7 +145,7 @@ class _Attempt:
                     self.view.note(f"the log of this attempt: {log}")
                 raise
             except KeyboardInterrupt:
-                raise self._interrupted(log, saved=False) from None
+                raise self._interrupted(log, saved=bool(checkpoints(self.run_dir))) from None
             except Exception as error:
                 _write_traceback(log)
                 wrong = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
@@ -149,19 +156,30 @@ class _Attempt:
         run_dir = self.run_dir
         plan = make_plan(self.loaded, self.facts, str(run_dir.path))
         select(plan.engine)
-        if not self.facts.base_model.is_here:
-            self._convert()
-        folder = self.facts.base_model.folder
-        assert folder is not None, "downloaded or converted by now"  # noqa: S101
+        folder = converted(self.loaded, self.facts.base_model, self._stage)
         tokenizer = load_tokenizer(folder)
+<<<<<<< HEAD
         prepared = self._prepare(tokenizer)
         self.facts = with_rows(self.facts, self.loaded.recipe, prepared)
+=======
+        prepared = self._prepare(folder)
+        train_rows = prepared.train.rows
+        held_out = None if prepared.eval is None else prepared.eval.rows
+        self.facts = dataclasses.replace(
+            self.facts,
+            train_examples=len(train_rows),
+            eval_examples=None if held_out is None else len(held_out),
+            lengths=train_rows.lengths,
+        )
+>>>>>>> main
         plan = make_plan(self.loaded, self.facts, str(run_dir.path))
         if plan.obstacles:
             raise MachineError(plan.obstacles)
         manifest = self._manifest(prepared, plan, tokenizer)
         self._compare(manifest)
-        _write_rejects(run_dir, prepared)
+        rejects = reject_lines(prepared)
+        if rejects:
+            write_text(run_dir.path / "rejects.jsonl", rejects)
         write_json(run_dir.path / "plan.json", plan.as_json())
         write_json(run_dir.path / "manifest.json", manifest)
         checkpoint, passed = newest_checkpoint(run_dir)
@@ -174,40 +192,22 @@ class _Attempt:
             raise self._interrupted(run_dir.path, saved=True)
         write_json(run_dir.path / "result.json", self._result(prepared, trained, prompts, model_figures))
 
-    def _convert(self) -> None:
-        model = self.facts.base_model
-        if model.gguf is None or model.folder is None:
-            raise MachineError(self.loaded.problem("model.id", "is not on this machine", "download it first"))
-        self.view.stage(f"converting {model.gguf.name} to safetensors, once (about 40 s); kept in {model.folder}")
-        importlib.import_module("fastft.engine.convert").convert_gguf(model.gguf, model.folder)
+    def _stage(self, text: str) -> None:
+        """Say what comes next before training, where a run that was asked to stop can end at once."""
+        if self.stopping.asked is not None:
+            raise KeyboardInterrupt
+        self.view.stage(text)
 
-    def _prepare(self, tokenizer: TokenizerFacts) -> Prepared:
-        recipe = self.loaded.recipe
-        self.view.stage(f"reading {recipe.data.train}")
-        prepared = prepare(
-            recipe.data,
-            tokenizer,
-            max_seq_length=recipe.model.max_seq_length,
-            seed=recipe.train.seed,
-            recipe_dir=self.loaded.folder,
-            locate=self.loaded.where,
-        )
+    def _prepare(self, folder: Path) -> Prepared:
+        self._stage("reading the rows")
+        prepared = prepared_rows(self.loaded, folder)
         for name, rows in (("training", prepared.train), ("held-out", prepared.eval)):
             if rows is None:
                 continue
-            self.view.stage(
-                f"{len(rows.rows)} {name} rows ({prepared.format}), {rows.rows.tokens} tokens, "
-                f"{rows.rows.trained_tokens} carry loss"
-            )
-            if rows.overlong:
-                longest = max(row.tokens for row in rows.overlong)
-                limit = recipe.model.max_seq_length
-                self.view.note(
-                    f"{len(rows.overlong)} {name} rows are longer than max_seq_length = {limit} (up to {longest} "
-                    "tokens) and are left out; they are listed in rejects.jsonl"
-                )
-            if rows.rejected:
-                self.view.note(f"{len(rows.rejected)} {name} rows are broken and left out; see rejects.jsonl")
+            said, notes = account(name, rows, prepared.format)
+            self._stage(said)
+            for note in notes:
+                self.view.note(note)
         return prepared
 
     def _prompts(self, prepared: Prepared) -> list[Prompt]:
@@ -224,14 +224,14 @@ class _Attempt:
         facts: TokenizerFacts,
         checkpoint: Path | None,
     ) -> tuple[Trained, dict[str, Any]]:
-        self.view.stage(f"starting {plan.engine} on {plan.device}")
+        self._stage(f"starting {plan.engine} on {plan.device}")
         engine_model = importlib.import_module("fastft.engine.model")
         engine_train = importlib.import_module("fastft.engine.train")
-        self.view.stage(f"loading {plan.base_model}")
+        self._stage(f"loading {plan.base_model}")
         template = prepared.template
         model, tokenizer = engine_model.load_model(plan, None if template is None else template.source)
         trained_count, total = engine_model.trained_weights(model)
-        self.view.stage(f"training {trained_count:,} of {total:,} weights ({100 * trained_count / total:.2f} %)")
+        self._stage(f"training {trained_count:,} of {total:,} weights ({100 * trained_count / total:.2f} %)")
         metrics = MetricsFile(self.run_dir.metrics)
         metrics.rewind(_step(checkpoint))
         if checkpoint is not None:
@@ -363,54 +363,10 @@ def _exact_match(trained: Trained, prompts: list[Prompt], questions: list[str]) 
     return {**counts, "example": example}
 
 
-def _write_rejects(run_dir: RunDir, prepared: Prepared) -> None:
-    """rejects.jsonl: each row that was left out, with its place and the reason; no file when nothing was."""
-    import json
-
-    lines = []
-    for name, rows in (("train", prepared.train), ("eval", prepared.eval)):
-        if rows is None:
-            continue
-        for row in rows.overlong:
-            reason = f"{row.tokens} tokens, longer than max_seq_length"
-            lines.append({"split": name, "file": row.where.path, "line": row.where.line, "reason": reason})
-        for problem in rows.rejected:
-            place = {"file": problem.where.path, "line": problem.where.line}
-            lines.append({"split": name, **place, "reason": f"{problem.wrong}; {problem.instead}"})
-    if lines:
-        write_text(run_dir.path / "rejects.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-
-
 def _write_traceback(log: Path) -> None:
     """Append the traceback of the exception that is being handled to `log`."""
     with log.open("a", encoding="utf-8") as file:
         traceback.print_exc(file=file)
-
-
-@contextlib.contextmanager
-def _library_output_to(log: Path) -> Iterator[None]:
-    """Send what is written to the process's standard output and error to `log`, file descriptors and logging included.
-
-    The console that shows progress must hold its own copy of the terminal (see `own_console`).
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    kept = os.dup(1), os.dup(2)
-    with log.open("ab", buffering=0) as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-        handler = logging.StreamHandler()
-        logging.getLogger().addHandler(handler)
-        try:
-            yield
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            logging.getLogger().removeHandler(handler)
-            os.dup2(kept[0], 1)
-            os.dup2(kept[1], 2)
-            os.close(kept[0])
-            os.close(kept[1])
 
 
 def own_console() -> Console:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("report",),
     ("export",),
     ("engine",),
+    ("rows",),
     ("pipeline", "planning"),
     ("cli",),
     ("__main__",),
@@ -57,19 +57,23 @@ def test_only_the_engine_imports_the_training_libraries() -> None:
     ],
 )
 def test_an_import_that_breaks_the_layers_is_found(tmp_path: Path, module: str, line: str) -> None:
-    copy = shutil.copytree(PACKAGE, tmp_path / "fastft")
-    planted = copy / module
-    planted.write_text(f"{planted.read_text()}\n{line}\n")
+    plant(tmp_path, module, line)
 
-    assert [place for place, _ in wrong_imports(copy)] == [module]
+    assert [place for place, _ in wrong_imports(tmp_path)] == [module]
 
 
 @pytest.mark.parametrize("line", ["import torch.nn", "def late():\n    from transformers import Trainer"])
 def test_a_training_library_outside_the_engine_is_found(tmp_path: Path, line: str) -> None:
-    copy = shutil.copytree(PACKAGE, tmp_path / "fastft")
-    (copy / "run.py").write_text(f"{(copy / 'run.py').read_text()}\n{line}\n")
+    plant(tmp_path, "run.py", line)
 
-    assert [place for place, _ in heavy_imports(copy)] == ["run.py"]
+    assert [place for place, _ in heavy_imports(tmp_path)] == ["run.py"]
+
+
+def plant(package: Path, module: str, line: str) -> None:
+    """A copy of one module of fastft in `package`, with one line more."""
+    planted = package / module
+    planted.parent.mkdir(exist_ok=True)
+    planted.write_text(f"{(PACKAGE / module).read_text()}\n{line}\n")
 
 
 def wrong_imports(package: Path) -> list[tuple[str, str]]:

@@ -114,7 +114,19 @@ def test_a_run_of_another_recipe_is_not_found(recipe: Make, runs: Path) -> None:
     assert find_run(runs / "none", recipe()) is None
 
 
-def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_reads_a_file_while_it_is_replaced_reads_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    write_text(path, "old")
+
+    with path.open() as reader:
+        write_text(path, "new")
+        assert reader.read() == "old"
+
+    assert path.read_text() == "new"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["plan.json"]
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     write_json(path, {"steps": 1})
 

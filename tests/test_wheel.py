@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from fastft import __version__
 
 ROOT = Path(__file__).parents[1]
 
@@ -15,18 +19,32 @@ ROOT = Path(__file__).parents[1]
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`fastft` as `pip install` of the built wheel makes it, without [train]."""
     folder = tmp_path_factory.mktemp("wheel")
+    # A copy, because setuptools leaves a build folder behind, from which the next wheel would take what was deleted.
+    source = folder / "source"
+    shutil.copytree(ROOT / "fastft", source / "fastft", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    # Without PYTHONPATH, through which pip would find fastft installed already.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    build = ["wheel", str(ROOT), "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder)]
-    subprocess.run([*pip, *build], check=True, cwd=folder)
-    subprocess.run([sys.executable, "-m", "venv", str(folder / "venv")], check=True)
-    (wheel,) = folder.glob("fastft-*.whl")
-    subprocess.run([*pip, "--python", str(folder / "venv/bin/python"), "install", str(wheel)], check=True)
+    for command in (
+        [*pip, "wheel", str(source), "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder)],
+        [sys.executable, "-m", "venv", str(folder / "venv")],
+        [
+            *pip,
+            "--python",
+            str(folder / "venv/bin/python"),
+            "install",
+            str(folder / f"fastft-{__version__}-py3-none-any.whl"),
+        ],
+    ):
+        subprocess.run(command, check=True, cwd=folder, env=environment)
     return folder / "venv/bin/fastft"
 
 
 @pytest.mark.slow
 def test_an_installed_wheel_starts_without_torch_and_brings_all_its_files(program: Path, tmp_path: Path) -> None:
-    """Only an installed wheel shows a file that was not packaged, a dependency that was not declared, a wrong script."""
+    """Only an installed wheel shows a file that was not packaged, an undeclared dependency, a wrong script."""
 
     def fastft(*arguments: object) -> subprocess.CompletedProcess[str]:
         command = [str(program), *map(str, arguments)]

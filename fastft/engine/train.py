@@ -163,7 +163,12 @@ def _evaluate(
     if material.prompts:
         hooks.stage(f"answering {len(material.prompts)} held-out prompts {when}")
         answers = answer(
-            trainer.model, tokenizer, material.prompts, material.stop_ids, material.max_new_tokens, hooks.stop_asked
+            trainer.model,
+            tokenizer,
+            material.prompts,
+            material.stop_ids,
+            material.max_new_tokens,
+            lambda: hooks.stop_asked() and trainer.can_end_here(),
         )
     return loss, answers
 

@@ -24,7 +24,7 @@ from transformers import (
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from trl import SFTTrainer
 
-from fastft.data.render import NO_LOSS
+from fastft.data.encode import NO_LOSS
 from fastft.engine_choice import selected
 from fastft.errors import Problem, TrainingError, Where
 from fastft.report.metrics import StepMetrics
@@ -68,6 +68,7 @@ class RunTrainer(SFTTrainer):
         self._saving_to: Path | None = None
         self._real_tokens: list[torch.Tensor | int] = []
         self._examples = 0
+        self._loss: torch.Tensor | None = None
         self._grad_norm: torch.Tensor | float | None = None
         super().__init__(*args, **kwargs)
         # TRL 1.15 computes its loss in a Triton kernel alone, which needs a GPU; Unsloth brings a loss of its own.
@@ -85,6 +86,7 @@ class RunTrainer(SFTTrainer):
         positions = inputs.get("position_ids")
         self._examples += len(inputs["input_ids"]) if positions is None else int((positions == 0).sum())
         loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
+        self._loss = loss if self._loss is None else self._loss + loss
         return loss
 
     def compute_loss(
@@ -113,7 +115,7 @@ class RunTrainer(SFTTrainer):
         Raises:
             TrainingError: one of them is no number.
         """
-        loss = float(self._tr_loss)
+        loss, self._loss = float("nan") if self._loss is None else float(self._loss), None
         norm = None if self._grad_norm is None else float(self._grad_norm)
         if not math.isfinite(loss) or (norm is not None and not math.isfinite(norm) and not self.args.fp16):
             raise _not_a_number(f"the loss is {loss}, the gradient norm {norm}", self.state.global_step + 1)
@@ -168,6 +170,11 @@ class RunTrainer(SFTTrainer):
         """Point the state at the best checkpoint by its step: a folder that was written down can have moved."""
         if self.state.best_global_step:
             self.state.best_model_checkpoint = str(self._run.checkpoints / f"step-{self.state.best_global_step}")
+
+    def can_end_here(self) -> bool:
+        """Whether nothing would be lost if the process ended now: nothing is trained yet, or all of it is saved."""
+        step = self.state.global_step
+        return step == 0 or (self._run.checkpoints / f"step-{step}").is_dir()
 
     def has_ended_at(self, checkpoint: Path) -> bool:
         """Whether training was over when `checkpoint` was written: at its last step, or stopped early."""
@@ -244,7 +251,7 @@ class Watcher(TrainerCallback):
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        if self._asked() and not self._training:  # nothing is half done: the run can end here
+        if self._asked() and not self._training and self.trainer is not None and self.trainer.can_end_here():
             raise KeyboardInterrupt
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

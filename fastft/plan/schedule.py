@@ -103,6 +103,8 @@ def make_schedule(
     if accumulation is not None:
         per_row = examples / rows if examples and rows else 1.0 if rows == examples else None
         step_examples = None if per_row is None else batch * accumulation * devices * per_row
+        if step_examples is not None and examples is not None:
+            step_examples = min(step_examples, examples)
     evaluations = checkpoints = None
     if steps is not None and per_epoch is not None:
         evaluations = points(train.eval_strategy, train.eval_steps, steps, epochs)

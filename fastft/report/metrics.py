@@ -54,7 +54,8 @@ class MetricsFile:
 
     def totals(self) -> tuple[int, float]:
         """Real tokens trained and seconds spent in optimizer steps, by all attempts of the run."""
-        lines = [json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines()]
+        text = self._path.read_text(encoding="utf-8") if self._path.exists() else ""
+        lines = [json.loads(line) for line in text.splitlines()]
         steps = [line for line in lines if line["event"] == "step"]
         return sum(line["tokens"] for line in steps), sum(line["seconds"] for line in steps)
 

@@ -91,7 +91,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_is_never_saved(
 
 def test_the_message_names_the_step_whose_loss_is_no_number(poisoned_model: Path, tmp_path: Path) -> None:
     write_poisoned_rows(tmp_path, step=4)
-    with pytest.raises(TrainingError, match=r"training, step 4: .* lower train\.learning_rate"):
+    with pytest.raises(TrainingError, match=r"training, step 4: .*the loss is nan, .* lower train\.learning_rate"):
         run(write_recipe(tmp_path, poisoned_model))
 
 

@@ -94,6 +94,29 @@ def test_a_signal_before_training_ends_the_run_at_once(model: Path, tmp_path: Pa
     assert [event["event"] for event in events(RunDir(tmp_path / "runs" / "tiny"))] == ["evaluation"]
 
 
+def test_a_signal_while_rows_are_read_ends_the_run_before_the_engine_starts(model: Path, tmp_path: Path) -> None:
+    shown = SignalAt("reading", signal.SIGTERM)
+    with pytest.raises(Interrupted, match="before a checkpoint could be written"):
+        run(write_recipe(tmp_path, model), shown=shown)
+    assert "loading" not in shown.getvalue()
+
+
+def test_a_signal_after_training_ends_a_run_that_is_saved(model: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, model, KINDS["held-out rows"])
+    with pytest.raises(Interrupted, match="after a checkpoint"):
+        run(recipe, shown=SignalAt("held-out rows after training", signal.SIGTERM))
+    resumed = run(recipe, resume=True)
+    assert "step 10/" not in resumed.shown
+    assert resumed.result["steps"] == 10
+
+
+def test_a_signal_after_training_does_not_throw_away_what_is_saved_nowhere(model: Path, tmp_path: Path) -> None:
+    changes = {**KINDS["held-out rows"], "train.save_strategy": "no"}
+    changes |= {"train.save_steps": None, "train.save_total_limit": None}
+    done = run(write_recipe(tmp_path, model, changes), shown=SignalAt("held-out rows after training", signal.SIGTERM))
+    assert done.result["steps"] == 10
+
+
 @pytest.mark.parametrize("max_steps", [6, 8])
 def test_a_run_killed_after_its_last_step_is_not_trained_further(model: Path, tmp_path: Path, max_steps: int) -> None:
     """Step 6 is an epoch's end, step 8 is within one: there transformers 5.17 would train one step too many."""

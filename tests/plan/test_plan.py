@@ -96,6 +96,21 @@ def test_a_renamed_argument_has_the_name_of_the_installed_version(
     assert {key: kwargs[key] for key in renamed if key in kwargs} == expected
 
 
+def test_what_was_chosen_is_what_is_called(recipe: Make) -> None:
+    made = plan(recipe("", "train.packing=true", "train.effective_batch_size=8"), CPU)
+
+    kwargs = made.call("SFTConfig").kwargs
+
+    for key in ("optim", "bf16", "fp16", "packing", "gradient_accumulation_steps"):
+        assert kwargs[key] == made.choices[f"train.{key}"].value
+    assert (kwargs["optim"], kwargs["packing"], kwargs["gradient_accumulation_steps"]) == (
+        "adamw_torch_fused",
+        False,
+        4,
+    )
+    assert made.call("from_pretrained").kwargs["dtype"] == made.choices["model.dtype"].value
+
+
 def test_epochs_and_steps_never_both_reach_the_trainer(recipe: Make) -> None:
     by_steps = plan(recipe("", "train.max_steps=5")).call("SFTConfig").kwargs
     by_epochs = plan(recipe()).call("SFTConfig").kwargs

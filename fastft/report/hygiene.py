@@ -1,0 +1,60 @@
+"""The report of `fastft data`: what is odd about a data set, with the rows to look at."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fastft.data.hygiene import Finding, Hygiene
+
+# Rows named on the screen for one finding; `--json` has all.
+SHOWN = 3
+
+_TITLES = {
+    "exact_repeats": "exact repeats",
+    "near_repeats": "near repeats",
+    "leaked_rows": "evaluation rows that are trained",
+    "leaked_prompts": "evaluation questions that are trained",
+    "contradictions": "one question, different answers",
+    "repeated_answers": "answers given very often",
+    "outliers": "far longer than the rest",
+}
+
+
+def print_hygiene(found: Hygiene) -> None:
+    """Counts, balances, and the findings of each kind with their first rows."""
+    console = Console(highlight=False)
+    unreadable = f", {found.unreadable} not understood (`fastft check --data` lists them)" if found.unreadable else ""
+    console.print(f"{found.rows} training rows, {found.evaluation_rows} held-out rows{unreadable}")
+    least, low, middle, high, most = found.lengths
+    console.print(f"characters in a row: {least} to {most}, half of them {low} to {high}, middle {middle}")
+    console.print(f"questions that begin in a way of their own: {found.prompt_diversity:.0%}")
+    for title, counts in (("source", found.sources), ("answer", found.labels)):
+        if len(counts) > 1:
+            console.print(_balance(title, counts))
+    if not found.findings:
+        console.print("nothing odd was found", style="green")
+    for kind, title in _TITLES.items():
+        group = [finding for finding in found.findings if finding.kind == kind]
+        if group:
+            _print_group(console, title, group)
+
+
+def _balance(title: str, counts: dict[str, int]) -> Table:
+    total = sum(counts.values())
+    grid = Table.grid(padding=(0, 2))
+    for name, count in counts.items():
+        grid.add_row(Text(f"{title} {name[:40]}", style="dim"), f"{count:,}", f"{count / total:.0%}")
+    return grid
+
+
+def _print_group(console: Console, title: str, group: list[Finding]) -> None:
+    rows = sum(len(finding.rows) for finding in group)
+    console.print(Text(f"{title}: {len(group)} ({rows} rows)", style="bold yellow"))
+    for finding in group[:SHOWN]:
+        places = ", ".join(str(where) for where in finding.rows[:SHOWN])
+        more = f" and {len(finding.rows) - SHOWN} more" if len(finding.rows) > SHOWN else ""
+        console.print(Text(f"  {places}{more}" + (f": {finding.note}" if finding.note else "")))
+    if len(group) > SHOWN:
+        console.print(f"  and {len(group) - SHOWN} more; --json lists all", style="dim")
