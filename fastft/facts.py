@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 
-from fastft.data.prepare import Prepared, prepare
+from fastft.data.prepare import Prepared
 from fastft.data.sources import count_training_rows, evaluation_source
-from fastft.data.tokenizer import load_tokenizer
-from fastft.probe.base_model import BaseModel, cache_folder, find_base_model
+from fastft.probe.base_model import BaseModel, find_base_model
 from fastft.probe.device import Device, find_device
 from fastft.probe.software import installed
 from fastft.recipe.loader import LoadedRecipe
@@ -83,11 +81,6 @@ def find_facts(loaded: LoadedRecipe, runs_dir: Path) -> Facts:
     )
 
 
-def rows_folder() -> Path:
-    """Where prepared rows are kept, so that `plan` and the `run` after it tokenize once."""
-    return cache_folder() / "rows"
-
-
 def with_rows(facts: Facts, recipe: Recipe, prepared: Prepared) -> Facts:
     """`facts` with what the prepared rows tell."""
     train, held_out = prepared.train, prepared.eval
@@ -106,33 +99,6 @@ def with_rows(facts: Facts, recipe: Recipe, prepared: Prepared) -> Facts:
         template=None if prepared.template is None else prepared.template.name,
     )
     return replace(facts, train_examples=len(lengths), eval_examples=rows.eval_rows, rows=rows)
-
-
-def tokenized(loaded: LoadedRecipe, facts: Facts, progress: Callable[[int], None] | None = None) -> Facts:
-    """`facts` with the real lengths, where the base model's tokenizer is on this machine; else as they are.
-
-    Rows are kept in the user's cache, so that the next plan or run of the same data maps them.
-
-    Raises:
-        DataError, RecipeError: the rows or the chat template cannot be used.
-    """
-    folder = facts.base_model.folder
-    if folder is None or not (folder / "tokenizer.json").is_file():
-        return replace(facts, rows_missing=f"the tokenizer of {facts.base_model.id} is not on this machine")
-    if facts.train_examples is None:
-        return replace(facts, rows_missing="the training rows are on the Hub: the run reads them")
-    recipe = loaded.recipe
-    prepared = prepare(
-        recipe.data,
-        load_tokenizer(folder),
-        max_seq_length=recipe.model.max_seq_length,
-        seed=recipe.train.seed,
-        recipe_dir=loaded.folder,
-        locate=loaded.where,
-        progress=progress,
-        cache_dir=rows_folder() if find_spec("pyarrow") else None,
-    )
-    return with_rows(facts, recipe, prepared)
 
 
 def example_counts(loaded: LoadedRecipe) -> tuple[int | None, int | None]:

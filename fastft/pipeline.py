@@ -24,13 +24,8 @@ from fastft.data.prepare import Prepared
 from fastft.data.render import Prompt, render_prompt
 from fastft.data.tokenizer import TokenizerFacts, load_tokenizer
 from fastft.engine_choice import select
-<<<<<<< HEAD
-from fastft.errors import DataError, FastftError, Interrupted, MachineError, Problem, TrainingError, Where
-from fastft.facts import Facts, find_facts, with_rows
-=======
 from fastft.errors import DataError, FastftError, Interrupted, MachineError, Problem, RecipeError, TrainingError, Where
-from fastft.facts import Facts, find_facts
->>>>>>> main
+from fastft.facts import Facts, find_facts, with_rows
 from fastft.plan.plan import Plan, make_plan
 from fastft.recipe.loader import LoadedRecipe, load
 from fastft.report.live import LiveView
@@ -158,20 +153,8 @@ class _Attempt:
         select(plan.engine)
         folder = converted(self.loaded, self.facts.base_model, self._stage)
         tokenizer = load_tokenizer(folder)
-<<<<<<< HEAD
-        prepared = self._prepare(tokenizer)
-        self.facts = with_rows(self.facts, self.loaded.recipe, prepared)
-=======
         prepared = self._prepare(folder)
-        train_rows = prepared.train.rows
-        held_out = None if prepared.eval is None else prepared.eval.rows
-        self.facts = dataclasses.replace(
-            self.facts,
-            train_examples=len(train_rows),
-            eval_examples=None if held_out is None else len(held_out),
-            lengths=train_rows.lengths,
-        )
->>>>>>> main
+        self.facts = with_rows(self.facts, self.loaded.recipe, prepared)
         plan = make_plan(self.loaded, self.facts, str(run_dir.path))
         if plan.obstacles:
             raise MachineError(plan.obstacles)

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastft.errors import Problem, UsageError, Where, nearest
-from fastft.facts import Facts, find_facts, tokenized
+from fastft.facts import Facts, find_facts, with_rows
 from fastft.plan.devices import named_device
 from fastft.plan.plan import Plan, make_plan
 from fastft.recipe.loader import LoadedRecipe, load
 from fastft.recipe.reference import fields
+from fastft.rows import prepared_rows
 from fastft.run import next_run_dir, run_name
 
 # Keys that change what the rows are: with another value they are prepared again.
@@ -57,7 +58,17 @@ def compare(loaded: LoadedRecipe, text: str, question: Question) -> tuple[str, l
 def _facts(loaded: LoadedRecipe, question: Question) -> Facts:
     facts = find_facts(loaded, question.runs_dir)
     device = named_device(question.device, question.memory, facts.device)
-    return tokenized(loaded, dataclasses.replace(facts, device=device))
+    return _tokenized(loaded, dataclasses.replace(facts, device=device))
+
+
+def _tokenized(loaded: LoadedRecipe, facts: Facts) -> Facts:
+    """`facts` with the real lengths, where tokenizer and rows are on this machine; else with the reason why not."""
+    folder = facts.base_model.folder
+    if folder is None or not (folder / "tokenizer.json").is_file():
+        return dataclasses.replace(facts, rows_missing=f"the tokenizer of {facts.base_model.id} is not on this machine")
+    if facts.train_examples is None:
+        return dataclasses.replace(facts, rows_missing="the training rows are on the Hub: the run reads them")
+    return with_rows(facts, loaded.recipe, prepared_rows(loaded, folder))
 
 
 def _plan(loaded: LoadedRecipe, facts: Facts, question: Question) -> Plan:
