@@ -7,14 +7,17 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fastft.data.prepare import Prepared
 from fastft.data.sources import count_training_rows, evaluation_source
 from fastft.probe.base_model import BaseModel, find_base_model
 from fastft.probe.device import Device, find_device
 from fastft.probe.software import installed
 from fastft.recipe.loader import LoadedRecipe
 from fastft.recipe.model import Recipe
+
+if TYPE_CHECKING:
+    from fastft.data.prepare import Prepared
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from fastft.engine_choice import select
 from fastft.errors import DataError, FastftError, Interrupted, MachineError, Problem, RecipeError, TrainingError, Where
 from fastft.facts import Facts, find_facts, with_rows
 from fastft.plan.plan import Plan, make_plan
+from fastft.plan.score import score
 from fastft.recipe.loader import LoadedRecipe, load
 from fastft.report.live import LiveView
 from fastft.report.metrics import MetricsFile, StepMetrics
@@ -173,7 +174,9 @@ class _Attempt:
         trained, model_figures = self._train(plan, prepared, prompts, tokenizer, checkpoint)
         if not trained.finished:
             raise self._interrupted(run_dir.path, saved=True)
-        write_json(run_dir.path / "result.json", self._result(prepared, trained, prompts, model_figures))
+        result = self._result(prepared, trained, prompts, model_figures)
+        result["forecast"] = score(plan.as_json(), result, _weights_bytes(result))
+        write_json(run_dir.path / "result.json", result)
 
     def _stage(self, text: str) -> None:
         """Say what comes next before training, where a run that was asked to stop can end at once."""
@@ -307,6 +310,12 @@ class _Attempt:
             "best_checkpoint": trained.best_checkpoint,
             **figures,
         }
+
+
+def _weights_bytes(result: dict[str, Any]) -> int | None:
+    """The size of the trained weights that were written, None where none were."""
+    folder = result.get("weights_folder")
+    return None if folder is None else sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
 
 
 def _step(checkpoint: Path | None) -> int:
