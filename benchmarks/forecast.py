@@ -1,6 +1,6 @@
 """How right the forecast of peak memory is on a processor: real runs of SmolLM2-135M, a few steps each.
 
-    python benchmarks/forecast.py                # runs every case, about 10 minutes on 2 cores; writes forecast_cpu.json
+    python benchmarks/forecast.py                # runs every case, 10 minutes on 2 cores; writes forecast_cpu.json
     python benchmarks/forecast.py runs/a runs/b  # collects what finished runs scored themselves
 
 Every run is `fastft run` in a process of its own, because the peak of a process never falls. The rows are made so that

@@ -6,6 +6,7 @@
     ├── DataError          exit 3   the training or evaluation data cannot be used
     ├── MachineError       exit 4   this machine lacks something: a package, a GPU, memory, disk, network, a file
     ├── TrainingError      exit 1   the run started and failed
+    ├── ExportError        exit 5   exported weights do not say what the trained model says
     └── Interrupted        exit 75  somebody asked the run to stop; `--resume` goes on
 
 Each carries one or more `Problem`s; only `cli.main` catches them. Anything else is a bug and keeps its traceback.
@@ -86,6 +87,12 @@ class MachineError(FastftError):
 
 class TrainingError(FastftError):
     """The run started and failed."""
+
+
+class ExportError(FastftError):
+    """Exported weights do not say what the trained model says; the file is kept, marked FAILED."""
+
+    exit_code = 5
 
 
 class Interrupted(FastftError):  # noqa: N818  a request that was met, not a fault

@@ -49,6 +49,7 @@ from fastft.run import (
 
 if TYPE_CHECKING:
     from fastft.engine.train import Trained
+    from fastft.export.job import Job
 
 
 def run(recipe: Path, overrides: list[str], runs_dir: Path, *, resume: bool, console: Console) -> RunDir:
@@ -159,6 +160,9 @@ class _Attempt:
         plan = make_plan(self.loaded, self.facts, str(run_dir.path))
         if plan.obstacles:
             raise MachineError(plan.obstacles)
+        for warning in plan.warnings:
+            self.view.note(str(warning))
+        job = self._export_job(folder)
         manifest = self._manifest(prepared, plan, tokenizer)
         self._compare(manifest)
         rejects = reject_lines(prepared)
@@ -171,7 +175,7 @@ class _Attempt:
             self.view.note(f"{sentence}: passed over")
         set_aside(run_dir, newer_than=_step(checkpoint))
         prompts = self._prompts(prepared)
-        trained, model_figures = self._train(plan, prepared, prompts, tokenizer, checkpoint)
+        trained, model_figures = self._train(plan, prepared, prompts, tokenizer, checkpoint, job)
         if not trained.finished:
             raise self._interrupted(run_dir.path, saved=True)
         result = self._result(prepared, trained, prompts, model_figures)
@@ -209,6 +213,7 @@ class _Attempt:
         prompts: list[Prompt],
         facts: TokenizerFacts,
         checkpoint: Path | None,
+        job: Job,
     ) -> tuple[Trained, dict[str, Any]]:
         self._stage(f"starting {plan.engine} on {plan.device}")
         engine_model = importlib.import_module("fastft.engine.model")
@@ -249,7 +254,38 @@ class _Attempt:
             figures["train_tokens_seen"], seconds = metrics.totals()
             figures["train_seconds"] = round(seconds, 1)
             figures["weights_folder"] = str(engine_model.save_weights(model, tokenizer, plan, self.run_dir))
+            if job.kinds:
+                figures["exports"] = self._export(job, model, tokenizer, prepared, material.stop_ids)
         return trained, figures
+
+    def _export_job(self, base: Path) -> Job:
+        """What is exported besides the adapter, which every run keeps; proven to be possible before training.
+
+        Raises:
+            FastftError: an export would fail.
+        """
+        from fastft.export.job import ADAPTER, Job, rehearse, wanted_kinds
+
+        wanted = self.loaded.recipe.export
+        kinds = tuple(kind for kind in wanted_kinds(wanted.formats, wanted.quantization) if kind != ADAPTER)
+        if self.loaded.recipe.model.full_finetuning:
+            kinds = ()  # the whole model is what training saves
+        job = Job(base, self.run_dir.adapter, self.run_dir.exports, kinds, name=run_name(self.loaded.path))
+        if kinds:
+            self._stage(f"rehearsing the export of {', '.join(kinds)}")
+            rehearse(job)
+        return job
+
+    def _export(
+        self, job: Job, model: Any, tokenizer: Any, prepared: Prepared, stop_ids: list[int]
+    ) -> list[dict[str, Any]]:
+        from fastft.export.card import CardFacts
+
+        examples = [] if prepared.eval is None else prepared.eval.examples
+        card = CardFacts(self.facts.base_model.id, None, prepared.train_sha256, self.loaded.text)
+        engine_export = importlib.import_module("fastft.engine.export")
+        done = engine_export.export_weights(job, model, tokenizer, examples, stop_ids, card, self.view.stage)
+        return [{"kind": one.kind, "path": str(one.path), "bytes": one.size_bytes} for one in done.artefacts]
 
     def _manifest(self, prepared: Prepared, plan: Plan, tokenizer: TokenizerFacts) -> dict[str, Any]:
         """What the run stands on: enough to tell whether another run, or a resumed one, is the same."""

@@ -2,7 +2,8 @@
 
 runs/<name>/
   recipe.toml   settings.json   plan.json   manifest.json   metrics.jsonl   rejects.jsonl
-  attempts/1/log.txt   checkpoints/step-100/   adapter/   exports/   result.json (last: the run finished)
+  before.json (the held-out figures of the untrained model)   attempts/1/log.txt   checkpoints/step-100/   adapter/
+  exports/   result.json (last: the run finished)
 """
 
 from __future__ import annotations

@@ -101,6 +101,9 @@ def save_weights(model: Any, tokenizer: PreTrainedTokenizerBase, plan: Plan, run
             # A name that others can load; a folder or a converted file keeps its path.
             name = plan.base_model if is_hub_id(plan.base_model) else None
             model.peft_config["default"].base_model_name_or_path = name or _model_path(plan)
+        else:
+            # The folder promises 16 bits; training is over, so that nothing is lost but the last digits.
+            model.to(torch.bfloat16)
         model.save_pretrained(partial, safe_serialization=True)
         tokenizer.save_pretrained(partial)
     except OSError as error:

@@ -81,11 +81,11 @@ def describe(lengths: Sequence[int]) -> Lengths:
     return Lengths(
         examples=len(ordered),
         tokens=tokens,
-        mean=tokens / len(ordered),
+        mean=round(tokens / len(ordered), 1),
         median=ordered[len(ordered) // 2],
         p90=ordered[min(len(ordered) - 1, len(ordered) * 9 // 10)],
         longest=ordered[-1],
-        mean_span=sum(length * length for length in ordered) / tokens,
+        mean_span=round(sum(length * length for length in ordered) / tokens, 1),
     )
 
 
@@ -132,15 +132,15 @@ def _padded(mode: Mode, lengths: Sequence[int], batch: int) -> Padding:
     """Each micro-batch padded to its longest row, as the collator does it (trl DataCollatorForLanguageModeling)."""
     sizes = [len(part) * max(part) for part in _parts(lengths, batch)]
     tokens, computed = sum(lengths), sum(sizes)
-    return Padding(mode, batch, len(sizes), 1 - tokens / computed, tokens / len(sizes), max(sizes))
+    return Padding(mode, batch, len(sizes), round(1 - tokens / computed, 5), round(tokens / len(sizes), 1), max(sizes))
 
 
 def _flat(mode: Mode, lengths: Sequence[int], batch: int, capacity: int | None) -> Padding:
     """Each micro-batch flattened to one row without padding (the collator's `padding_free`)."""
     sizes = [sum(part) for part in _parts(lengths, batch)]
     tokens = sum(sizes)
-    fill = None if capacity is None else tokens / (len(lengths) * capacity)
-    return Padding(mode, batch, len(sizes), 0.0, tokens / len(sizes), max(sizes), fill)
+    fill = None if capacity is None else round(tokens / (len(lengths) * capacity), 4)
+    return Padding(mode, batch, len(sizes), 0.0, round(tokens / len(sizes), 1), max(sizes), fill)
 
 
 def _parts(lengths: Sequence[int], batch: int) -> list[Sequence[int]]:

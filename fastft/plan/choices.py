@@ -102,16 +102,17 @@ def choose_checkpointing(recipe: Recipe, engine: str, device: Device) -> Choice:
 def choose_batching(recipe: Recipe, engine: str, device: Device) -> dict[str, Choice]:
     """Whether `packing` and `group_by_length` are active: packed where examples stay apart, else grouped."""
     train, attention = recipe.train, recipe.model.attn_implementation
-    keeps_apart = device.is_gpu and (engine == "unsloth" or attention == "flash_attention_2")
     if not train.packing:
         packing = Choice(False, "not asked for")
-    elif keeps_apart:
-        how = "Unsloth's attention" if engine == "unsloth" else "FlashAttention 2"
-        packing = Choice(True, f"{how} keeps packed examples apart")
-    elif not device.is_gpu:
-        packing = Choice(False, "on a processor, attention would run across packed examples")
+    elif engine == "unsloth" and device.is_gpu:
+        packing = Choice(True, "Unsloth's attention keeps packed examples apart")
+    elif engine == "unsloth":
+        packing = Choice(False, "Unsloth's CPU backend switches it off")
+    elif attention == "flex_attention":
+        packing = Choice(False, "not proven to keep packed examples apart with flex_attention")
     else:
-        packing = Choice(False, 'plain transformers keeps packed examples apart only with "flash_attention_2"')
+        # transformers masks by position (masking_utils.py, find_packed_sequence_indices); a test proves it.
+        packing = Choice(True, "transformers keeps packed examples apart by their positions")
     if not train.group_by_length:
         grouping = Choice(False, "not asked for")
     elif packing.value:

@@ -17,7 +17,7 @@ from fastft.plan.batching import (
     packed_rows,
     recommend,
 )
-from fastft.plan.choices import Choice
+from fastft.plan.choices import Choice, choose_batching
 from fastft.plan.disk import trained_weights
 from fastft.plan.fitting import MemoryForecast, fit, memory_settings
 from fastft.plan.memory import forecast_memory
@@ -64,7 +64,7 @@ def make_forecast(
         )
     rate = device_rate(facts.device)
     seconds = _seconds(table, lengths.tokens if lengths else 0, work, rate, model, recipe.model.load_in_4bit)
-    available = _available(choices, facts)
+    available = _available(recipe, choices, facts)
     recommended, speed_up = (None, None) if row is None else recommend(table, row, available, seconds)
     rows = facts.rows
     batching = Batching(
@@ -105,11 +105,12 @@ def _flattens(choices: Mapping[str, Choice], facts: Facts) -> bool:
     return facts.device.is_gpu and choices["model.engine"].value == "unsloth"
 
 
-def _available(choices: Mapping[str, Choice], facts: Facts) -> tuple[Mode, ...]:
+def _available(recipe: Recipe, choices: Mapping[str, Choice], facts: Facts) -> tuple[Mode, ...]:
     """The modes that can be active here: where attention keeps examples apart, no padding is needed."""
     if _flattens(choices, facts):
         return ("padding_free", "packing")
-    if choices["train.packing"].value:
+    with_packing = recipe.model_copy(update={"train": recipe.train.model_copy(update={"packing": True})})
+    if choose_batching(with_packing, str(choices["model.engine"].value), facts.device)["train.packing"].value:
         return ("random", "group_by_length", "packing")
     return ("random", "group_by_length")
 

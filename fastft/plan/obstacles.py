@@ -23,7 +23,7 @@ def find_obstacles(
     """Every obstacle, most basic first."""
     return (
         *_software(loaded, installed, engine),
-        *_device(loaded, device),
+        *_device(loaded, device, engine),
         *_memory(loaded, device, model),
         *_disk(loaded, disk),
     )
@@ -41,11 +41,15 @@ def _software(loaded: LoadedRecipe, installed: Mapping[str, str], engine: str) -
             yield loaded.problem("model.engine", wrong, f"run: pip install '{name}>={need}'")
 
 
-def _device(loaded: LoadedRecipe, device: Device) -> Iterator[Problem]:
+def _device(loaded: LoadedRecipe, device: Device, engine: str) -> Iterator[Problem]:
     recipe = loaded.recipe
     if device.is_gpu:
         if recipe.train.bf16 is True and not device.computes_bfloat16:
             yield loaded.problem("train.bf16", f"{device} does not compute in bfloat16", "write fp16 = true instead")
+        if engine == "unsloth" and recipe.model.attn_implementation != "auto":
+            wrong = "has no effect: on a GPU, Unsloth picks the attention itself"
+            instead = 'take the line away, or write engine = "transformers"'
+            yield loaded.problem("model.attn_implementation", wrong, instead)
         return
     here = f"{device.missing}; here is only {device}" if device.missing else f"no GPU found, only {device}"
     fits = "take recipes/quickstart.toml, a 135M model, on this machine"

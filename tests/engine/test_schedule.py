@@ -23,7 +23,7 @@ SEEDED = random.Random(4)  # noqa: S311 -- lengths, no secrets
 
 
 def grid() -> list[dict[str, Any]]:
-    """400 combinations: rows, batch, accumulation, epochs or steps, world size, packing, drawn from the usual ranges."""
+    """400 combinations: rows, batch, accumulation, epochs or steps, world size, packing; drawn from usual ranges."""
     drawn = []
     for number in range(400):
         rows = SEEDED.choice([1, 2, 7, 64, 100, 479, 480, 1000, 2503, 10_000])

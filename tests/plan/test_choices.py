@@ -76,8 +76,9 @@ def test_unsloth_checkpointing_is_plain_without_unsloth(recipe: Make) -> None:
     [
         ("unsloth", A100, [], (True, False)),
         ("unsloth", CPU, [], (False, True)),
-        ("transformers", A100, [], (False, True)),
-        ("transformers", A100, ["model.attn_implementation=flash_attention_2"], (True, False)),
+        ("transformers", A100, [], (True, False)),
+        ("transformers", CPU, [], (True, False)),
+        ("transformers", CPU, ["model.attn_implementation=flex_attention"], (False, True)),
         ("unsloth", A100, ["train.packing=false"], (False, True)),
         ("unsloth", CPU, ["train.group_by_length=false"], (False, False)),
     ],
