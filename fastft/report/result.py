@@ -62,7 +62,7 @@ def _forecast(figures: dict[str, dict[str, Any]]) -> str:
     told = []
     for name, figure in figures.items():
         error = figure["error"]
-        words = name.removesuffix("_bytes").removesuffix("_seconds").replace("_", " ")
+        words = name.removesuffix("_bytes").replace("train_seconds", "training time").replace("_", " ")
         told.append(f"{words} {'unknown' if error is None else 'exact' if error == 0 else f'{100 * error:+.0f} %'}")
     return ", ".join(told)
 
