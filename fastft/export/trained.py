@@ -230,9 +230,12 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], threads:
 
     At most two results a thread wait for the reader, so memory stays bounded whatever the writer's speed.
     """
+    from threadpoolctl import threadpool_limits
+
     workers = threads or os.cpu_count() or 1
     waiting: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
+    # BLAS threads under these threads wait for each other in busy loops: 5 times the CPU time on 2 cores.
+    with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(workers) as pool:
         try:
             for item in items:
                 waiting.append(pool.submit(function, item))
