@@ -186,25 +186,44 @@ def data(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = Fals
 
 @app.command()
 def plan(
-    recipe: RecipePath, overrides: Overrides = None, runs_dir: RunsDir = Path("runs"), as_json: AsJson = False
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    runs_dir: RunsDir = Path("runs"),
+    as_json: AsJson = False,
+    device: Annotated[
+        str | None, typer.Option("--device", metavar="NAME", help="Forecast for a100-40gb, h100, l4, t4, cpu, ...")
+    ] = None,
+    memory: Annotated[str | None, typer.Option("--memory", metavar="SIZE", help="Its memory: 24GB.")] = None,
+    price_per_hour: Annotated[float | None, typer.Option("--price-per-hour", min=0, help="What an hour costs.")] = None,
+    what_if: Annotated[
+        str | None, typer.Option("--what-if", metavar="KEY=V1,V2", help="One row for each value of a key.")
+    ] = None,
+    calls: Annotated[bool, typer.Option("--calls", help="Show the upstream calls too.")] = False,
 ) -> None:
-    """Show the steps, what was chosen and why, and the upstream calls."""
+    """Forecast steps, padding, memory, time and disk, without a GPU."""
     from rich.console import Console
 
     from fastft.check import check as check_recipe
-    from fastft.facts import find_facts
-    from fastft.plan.plan import make_plan
+    from fastft.planning import Question, answer, compare
     from fastft.recipe.loader import load
     from fastft.report.plan import plan_page
-    from fastft.run import next_run_dir, run_name
+    from fastft.report.what_if import what_if_page
 
     loaded = load(recipe, overrides or [])
     check_recipe(loaded)
-    made = make_plan(loaded, find_facts(loaded, runs_dir), str(next_run_dir(runs_dir, run_name(recipe)).path))
+    question = Question(runs_dir, device, memory, price_per_hour)
+    if what_if is not None:
+        field, plans = compare(loaded, what_if, question)
+        if as_json:
+            print(json.dumps([{"value": value, **made.as_json()} for value, made in plans], indent=2))
+        else:
+            Console(highlight=False).print(what_if_page(field, plans), crop=False)
+        return
+    made = answer(loaded, question)
     if as_json:
         print(json.dumps(made.as_json(), indent=2))
     else:
-        Console(highlight=False).print(plan_page(made), crop=False)
+        Console(highlight=False).print(plan_page(made, with_calls=calls), crop=False)
 
 
 @app.command()

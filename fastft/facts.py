@@ -2,25 +2,50 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastft.data.sources import count_training_rows, evaluation_source
 from fastft.probe.base_model import BaseModel, find_base_model
 from fastft.probe.device import Device, find_device
 from fastft.probe.software import installed
 from fastft.recipe.loader import LoadedRecipe
+from fastft.recipe.model import Recipe
+
+if TYPE_CHECKING:
+    from fastft.data.prepare import Prepared
+
+
+@dataclass(frozen=True)
+class RowFacts:
+    """What the tokenizer tells of the training rows, and of itself.
+
+    `lengths`: tokens of each training row. `trained_tokens`: those that carry loss. `lost_rows`, `lost_tokens`: what
+    max_seq_length costs, by `overlong` ("drop", "truncate", ...); `longest`: tokens of the longest row before that.
+    """
+
+    lengths: Sequence[int]
+    eval_rows: int | None
+    trained_tokens: int
+    lost_rows: int
+    lost_tokens: int
+    longest: int
+    overlong: str
+    pads_with_end: bool
+    template: str | None
 
 
 @dataclass(frozen=True)
 class Facts:
     """What the plan is made from besides the recipe.
 
-    `train_examples`, `eval_examples`: rows in the data, None where they cannot be counted here.
-    `lengths`: tokens of each training example, None before the rows are tokenized.
-    `free_disk_bytes`: free space where runs are written.
+    `train_examples`, `eval_examples`: rows in the data, None where they cannot be counted here. `rows`: what is known
+    once they are tokenized, else None and `rows_missing` says why. `free_disk_bytes`: free space where runs are
+    written. `processes`: how many this run is made of, one a GPU (torchrun tells them by WORLD_SIZE).
     """
 
     device: Device
@@ -29,7 +54,14 @@ class Facts:
     train_examples: int | None
     eval_examples: int | None
     free_disk_bytes: int
-    lengths: Sequence[int] | None = None
+    rows: RowFacts | None = None
+    rows_missing: str = "the rows are not tokenized yet"
+    processes: int = 1
+
+    @property
+    def lengths(self) -> Sequence[int] | None:
+        """Tokens of each training row, None before they are tokenized."""
+        return None if self.rows is None else self.rows.lengths
 
 
 def find_facts(loaded: LoadedRecipe, runs_dir: Path) -> Facts:
@@ -48,7 +80,28 @@ def find_facts(loaded: LoadedRecipe, runs_dir: Path) -> Facts:
         train_examples=train_examples,
         eval_examples=eval_examples,
         free_disk_bytes=shutil.disk_usage(_existing(runs_dir)).free,
+        processes=int(os.environ.get("WORLD_SIZE") or 1),
     )
+
+
+def with_rows(facts: Facts, recipe: Recipe, prepared: Prepared) -> Facts:
+    """`facts` with what the prepared rows tell."""
+    train, held_out = prepared.train, prepared.eval
+    tokenizer = prepared.renderer.tokenizer
+    read = sum(row.tokens for row in train.overlong)
+    lengths = train.rows.lengths
+    rows = RowFacts(
+        lengths=lengths,
+        eval_rows=None if held_out is None else len(held_out.rows),
+        trained_tokens=train.rows.trained_tokens,
+        lost_rows=sum(1 for row in train.overlong if not row.kept_tokens),
+        lost_tokens=read - sum(row.kept_tokens for row in train.overlong),
+        longest=max((row.tokens for row in train.overlong), default=max(lengths, default=0)),
+        overlong=recipe.data.overlong,
+        pads_with_end=tokenizer.pad_token is not None and tokenizer.pad_token in tokenizer.stop_tokens,
+        template=None if prepared.template is None else prepared.template.name,
+    )
+    return replace(facts, train_examples=len(lengths), eval_examples=rows.eval_rows, rows=rows)
 
 
 def example_counts(loaded: LoadedRecipe) -> tuple[int | None, int | None]:

@@ -25,8 +25,9 @@ from fastft.data.render import Prompt, render_prompt
 from fastft.data.tokenizer import TokenizerFacts, load_tokenizer
 from fastft.engine_choice import select
 from fastft.errors import DataError, FastftError, Interrupted, MachineError, Problem, RecipeError, TrainingError, Where
-from fastft.facts import Facts, find_facts
+from fastft.facts import Facts, find_facts, with_rows
 from fastft.plan.plan import Plan, make_plan
+from fastft.plan.score import score
 from fastft.recipe.loader import LoadedRecipe, load
 from fastft.report.live import LiveView
 from fastft.report.metrics import MetricsFile, StepMetrics
@@ -155,19 +156,12 @@ class _Attempt:
         folder = converted(self.loaded, self.facts.base_model, self._stage)
         tokenizer = load_tokenizer(folder)
         prepared = self._prepare(folder)
-        train_rows = prepared.train.rows
-        held_out = None if prepared.eval is None else prepared.eval.rows
-        self.facts = dataclasses.replace(
-            self.facts,
-            train_examples=len(train_rows),
-            eval_examples=None if held_out is None else len(held_out),
-            lengths=train_rows.lengths,
-        )
+        self.facts = with_rows(self.facts, self.loaded.recipe, prepared)
         plan = make_plan(self.loaded, self.facts, str(run_dir.path))
         if plan.obstacles:
             raise MachineError(plan.obstacles)
         for warning in plan.warnings:
-            self.view.note(warning)
+            self.view.note(str(warning))
         job = self._export_job(folder)
         manifest = self._manifest(prepared, plan, tokenizer)
         self._compare(manifest)
@@ -184,7 +178,9 @@ class _Attempt:
         trained, model_figures = self._train(plan, prepared, prompts, tokenizer, checkpoint, job)
         if not trained.finished:
             raise self._interrupted(run_dir.path, saved=True)
-        write_json(run_dir.path / "result.json", self._result(prepared, trained, prompts, model_figures))
+        result = self._result(prepared, trained, prompts, model_figures)
+        result["forecast"] = score(plan.as_json(), result, _weights_bytes(result))
+        write_json(run_dir.path / "result.json", result)
 
     def _stage(self, text: str) -> None:
         """Say what comes next before training, where a run that was asked to stop can end at once."""
@@ -350,6 +346,12 @@ class _Attempt:
             "best_checkpoint": trained.best_checkpoint,
             **figures,
         }
+
+
+def _weights_bytes(result: dict[str, Any]) -> int | None:
+    """The size of the trained weights that were written, None where none were."""
+    folder = result.get("weights_folder")
+    return None if folder is None else sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
 
 
 def _step(checkpoint: Path | None) -> int:

@@ -24,7 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("export",),
     ("engine",),
     ("rows",),
-    ("pipeline",),
+    ("pipeline", "planning"),
     ("cli",),
     ("__main__",),
 )

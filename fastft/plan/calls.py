@@ -126,6 +126,9 @@ def trainer_call(
         # Rows are tokenized, masked and cut by fastft; with packing TRL only joins them (no row is longer than a row).
         "packing": packing,
         **({"packing_strategy": "bfd"} if packing else {"dataset_kwargs": {"skip_prepare_dataset": True}}),
+        # Unsloth would share the packing among processes by the machine's size, and each share packs by itself: the
+        # number of rows, and so of steps, would differ from machine to machine.
+        **({"dataset_num_proc": 1} if packing and choices["model.engine"].value == "unsloth" else {}),
         "max_length": recipe.model.max_seq_length if packing else None,
         **_sampling(bool(choices["train.group_by_length"].value), transformers),
         "dataloader_num_workers": train.dataloader_num_workers,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,8 +124,11 @@ def choose_batching(recipe: Recipe, engine: str, device: Device) -> dict[str, Ch
     return {"train.packing": packing, "train.group_by_length": grouping}
 
 
-def choose_accumulation(recipe: Recipe, devices: int, packing: bool, lengths: Sequence[int] | None) -> Choice:
-    """Micro-batches per optimizer step; value None while it depends on token lengths that are not known yet."""
+def choose_accumulation(recipe: Recipe, devices: int, packing: bool, per_row: float | None) -> Choice:
+    """Micro-batches per optimizer step; value None while it depends on token lengths that are not known yet.
+
+    `per_row`: examples in a packed row, None before they are tokenized.
+    """
     train = recipe.train
     batch = train.per_device_train_batch_size
     if train.effective_batch_size is None:
@@ -136,43 +139,9 @@ def choose_accumulation(recipe: Recipe, devices: int, packing: bool, lengths: Se
     if not packing:
         value = max(1, math.ceil(size / (batch * devices)))
         return Choice(value, f"{size} examples per step / (batch {batch} x {devices} device{'s' * (devices > 1)})")
-    if not lengths:
+    if per_row is None:
         return Choice(None, "depends on how many examples a packed row holds; known once the rows are tokenized")
-    per_row = len(lengths) / packed_rows(lengths, recipe.model.max_seq_length)
     value = max(1, round(size / (batch * devices * per_row)))
     return Choice(
         value, f"{size} examples per step / (batch {batch} x {devices} x {per_row:.2f} examples in a packed row)"
     )
-
-
-def packed_rows(lengths: Sequence[int], max_seq_length: int) -> int:
-    """Rows that best-fit decreasing packing makes of `lengths`, counted on the histogram of lengths.
-
-    Best-fit decreasing as in TRL's `pack_dataset(strategy="bfd")`; TRL packs blocks of 1000 rows, so its count can be
-    up to about half a percent higher.
-    """
-    from bisect import bisect_left, insort
-
-    counts = [0] * (max_seq_length + 1)
-    for length in lengths:
-        counts[min(length, max_seq_length)] += 1
-    open_rows = [0] * (max_seq_length + 1)  # free space -> number of rows that have it
-    spaces: list[int] = []  # the free spaces that some row has, ascending
-    rows = 0
-    for length in range(max_seq_length, 0, -1):
-        for _ in range(counts[length]):
-            index = bisect_left(spaces, length)
-            if index < len(spaces):
-                space = spaces[index]
-                open_rows[space] -= 1
-                if not open_rows[space]:
-                    spaces.pop(index)
-            else:
-                space = max_seq_length
-                rows += 1
-            rest = space - length
-            if rest:
-                if not open_rows[rest]:
-                    insort(spaces, rest)
-                open_rows[rest] += 1
-    return rows

@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from fastft.probe.architecture import Architecture
 from fastft.probe.base_model import BaseModel
 from fastft.recipe.model import Recipe
 
 # Metrics, logs, tokenizer files and the manifest of a run, measured on the quickstart and rounded up.
 SMALL_FILES_BYTES = 32 * 1024**2
-# A float32 adapter weight with its two AdamW moments.
+# A trained weight in float32 with its two AdamW moments.
 CHECKPOINT_BYTES_PER_WEIGHT = 12
+# Bits a weight of each GGUF type. The k-quants, q8_0 and f16: llama.cpp, tools/quantize/README.md, Llama 3.1 8B
+# (q3_k_m, which it leaves out, counts as q3_k_l); q4_0 to q5_1: their blocks, with the output layer in q6_k.
+GGUF_BITS: Mapping[str, float] = {
+    "f32": 32.0,
+    "f16": 16.0005,
+    "bf16": 16.0005,
+    "q8_0": 8.5008,
+    "q6_k": 6.5633,
+    "q5_0": 5.57,
+    "q5_1": 6.04,
+    "q5_k_m": 5.7036,
+    "q5_k_s": 5.5704,
+    "q4_0": 4.64,
+    "q4_1": 5.1,
+    "q4_k_m": 4.8944,
+    "q4_k_s": 4.6672,
+    "q3_k_l": 4.2979,
+    "q3_k_m": 4.2979,
+    "q3_k_s": 3.6429,
+}
 
 
 @dataclass(frozen=True)
@@ -18,8 +40,10 @@ class Disk:
     """Bytes that a run needs where it is written. Parts are None while the base model's sizes are unknown."""
 
     adapter_weights: int | None
+    adapter_bytes: int | None
     checkpoints_bytes: int | None
-    export_bytes: int | None
+    merged_bytes: int | None
+    gguf_bytes: int | None
     needed_bytes: int
     free_bytes: int
 
@@ -28,51 +52,38 @@ class Disk:
         return self.needed_bytes <= self.free_bytes
 
 
-def adapter_weights(recipe: Recipe, model: BaseModel) -> int | None:
-    """The number of trained weights: r (in + out) for each adapted projection of a Llama-shaped model (Hu et al. 2021).
-
-    With full fine-tuning, all weights. None where the sizes are not known.
-    """
-    config = model.config
-    if recipe.model.full_finetuning:
-        return None if model.weight_bytes is None else model.weight_bytes // 2
-    try:
-        hidden, inner, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
-        heads = config["num_attention_heads"]
-    except KeyError:
+def trained_weights(recipe: Recipe, architecture: Architecture | None) -> int | None:
+    """The number of trained weights: of the adapter, or with full fine-tuning all; None where sizes are not known."""
+    if architecture is None:
         return None
-    head = config.get("head_dim") or hidden // heads
-    key_value = head * config.get("num_key_value_heads", heads)
-    sides = {
-        "q_proj": hidden + head * heads,
-        "k_proj": hidden + key_value,
-        "v_proj": hidden + key_value,
-        "o_proj": head * heads + hidden,
-        "gate_proj": hidden + inner,
-        "up_proj": hidden + inner,
-        "down_proj": inner + hidden,
-    }
-    return int(recipe.lora.r * layers * sum(sides.get(name, 0) for name in recipe.lora.target_modules))
+    if recipe.model.full_finetuning:
+        return architecture.weights
+    return architecture.adapter_weights(recipe.lora.r, recipe.lora.target_modules)
 
 
-def make_disk(recipe: Recipe, model: BaseModel, free_bytes: int) -> Disk:
+def make_disk(recipe: Recipe, model: BaseModel, architecture: Architecture | None, free_bytes: int) -> Disk:
     """The bytes of checkpoints (one more than is kept, while the newest is written), adapter and exports."""
-    weights = adapter_weights(recipe, model)
-    checkpoints = None
+    weights = trained_weights(recipe, architecture)
+    adapter = checkpoints = None
     if weights is not None:
         kept = 0 if recipe.train.save_strategy == "no" else recipe.train.save_total_limit + 1
-        checkpoints = weights * (CHECKPOINT_BYTES_PER_WEIGHT * kept + 4)
-    export: int | None = 0
-    if set(recipe.export.formats) - {"adapter"}:
-        # 16-bit weights once for each merged copy; a GGUF is never larger.
-        copies = ("merged_16bit" in recipe.export.formats) + max(1, len(recipe.export.quantization)) * (
-            "gguf" in recipe.export.formats
-        )
-        export = None if model.weight_bytes is None else model.weight_bytes * copies
+        adapter, checkpoints = 4 * weights, weights * CHECKPOINT_BYTES_PER_WEIGHT * kept
+    whole = architecture.weights if architecture is not None else None
+    if whole is None and model.weight_bytes is not None:
+        whole = model.weight_bytes // 2
+    merged = gguf = None
+    if whole is not None:
+        merged = 2 * whole if "merged_16bit" in recipe.export.formats else 0
+        types = recipe.export.quantization or ("q8_0",)
+        bits = sum(GGUF_BITS.get(name, 16.0) for name in types)
+        gguf = round(whole * bits / 8) if "gguf" in recipe.export.formats else 0
+    parts = (adapter, checkpoints, merged, gguf)
     return Disk(
         adapter_weights=weights,
+        adapter_bytes=adapter,
         checkpoints_bytes=checkpoints,
-        export_bytes=export,
-        needed_bytes=SMALL_FILES_BYTES + (checkpoints or 0) + (export or 0),
+        merged_bytes=merged,
+        gguf_bytes=gguf,
+        needed_bytes=SMALL_FILES_BYTES + sum(part or 0 for part in parts),
         free_bytes=free_bytes,
     )

@@ -9,7 +9,9 @@ from typing import Any
 
 from fastft.errors import Problem
 from fastft.facts import Facts
+from fastft.plan.batching import Batching, packed_rows
 from fastft.plan.calls import Call, adapter_call, load_call, trainer_call
+from fastft.plan.cautions import Caution, Sight, find_cautions
 from fastft.plan.choices import (
     Choice,
     choose_accumulation,
@@ -18,11 +20,14 @@ from fastft.plan.choices import (
     choose_engine,
     choose_optimizer,
     choose_precision,
-    packed_rows,
 )
 from fastft.plan.disk import Disk, make_disk
+from fastft.plan.fitting import MemoryForecast
+from fastft.plan.forecast import make_forecast
 from fastft.plan.obstacles import find_obstacles
 from fastft.plan.schedule import Schedule, make_schedule
+from fastft.plan.timing import Time
+from fastft.probe.architecture import architecture_of
 from fastft.probe.base_model import BaseModel
 from fastft.probe.software import TESTED, release
 from fastft.recipe.loader import LoadedRecipe
@@ -38,9 +43,12 @@ class Plan:
     device: str
     base_model: str
     schedule: Schedule
+    batching: Batching
+    memory: MemoryForecast
+    time: Time
     disk: Disk
     choices: Mapping[str, Choice]
-    warnings: tuple[str, ...]
+    warnings: tuple[Caution, ...]
     obstacles: tuple[Problem, ...]
     calls: tuple[Call, ...]
 
@@ -58,12 +66,13 @@ class Plan:
     def as_json(self) -> dict[str, Any]:
         """The plan as plain values, in the order in which it is read."""
         values = dataclasses.asdict(self)
+        values["memory"] = self.memory.as_json()
         values["obstacles"] = [str(problem) for problem in self.obstacles]
         values["calls"] = [{"name": call.name, "kwargs": dict(call.kwargs)} for call in self.calls]
         return values
 
 
-def make_plan(loaded: LoadedRecipe, facts: Facts, run_dir: str) -> Plan:
+def make_plan(loaded: LoadedRecipe, facts: Facts, run_dir: str, price_per_hour: float | None = None) -> Plan:
     """The plan of a recipe on what `facts` found; writes nothing, asks nothing."""
     recipe, device = loaded.recipe, facts.device
     engine = choose_engine(recipe, facts.installed)
@@ -75,16 +84,23 @@ def make_plan(loaded: LoadedRecipe, facts: Facts, run_dir: str) -> Plan:
         **choose_batching(recipe, engine.value, device),
     }
     packing = bool(choices["train.packing"].value)
-    devices = device.count if device.is_gpu else 1
-    choices["train.gradient_accumulation_steps"] = choose_accumulation(recipe, devices, packing, facts.lengths)
-    schedule = _schedule(loaded, facts, choices, devices)
-    transformers = release(facts.installed.get("transformers", TESTED["transformers"]))
-    calls = [load_call(recipe, _model_path(facts.base_model), engine.value, choices)]
-    if not recipe.model.full_finetuning:
-        calls.append(adapter_call(recipe, engine.value, choices))
-    deepspeed = None if recipe.train.deepspeed is None else str(loaded.folder / recipe.train.deepspeed)
-    calls.append(trainer_call(recipe, f"{run_dir}/checkpoints", choices, transformers, deepspeed))
-    disk = make_disk(recipe, facts.base_model, facts.free_disk_bytes)
+    packed = None
+    if packing and facts.lengths:
+        packed = packed_rows(facts.lengths, recipe.model.max_seq_length)
+    per_row = len(facts.lengths) / len(packed) if packed and facts.lengths else None
+    choices["train.gradient_accumulation_steps"] = choose_accumulation(recipe, facts.processes, packing, per_row)
+    schedule = make_schedule(
+        examples=facts.train_examples,
+        rows=facts.train_examples if not packing else None if packed is None else len(packed),
+        tokens=None if facts.lengths is None else sum(facts.lengths),
+        eval_examples=facts.eval_examples,
+        accumulation=choices["train.gradient_accumulation_steps"].value,
+        devices=facts.processes,
+        train=recipe.train,
+    )
+    architecture = architecture_of(recipe.model.id, facts.base_model.config)
+    forecast = make_forecast(recipe, facts, choices, schedule, architecture, packed, price_per_hour)
+    disk = make_disk(recipe, facts.base_model, architecture, facts.free_disk_bytes)
     return Plan(
         recipe=str(loaded.path),
         run_dir=run_dir,
@@ -92,57 +108,30 @@ def make_plan(loaded: LoadedRecipe, facts: Facts, run_dir: str) -> Plan:
         device=str(device),
         base_model=recipe.model.id,
         schedule=schedule,
+        batching=forecast.batching,
+        memory=forecast.memory,
+        time=forecast.time,
         disk=disk,
         choices=choices,
-        warnings=tuple(_warnings(loaded, schedule)),
+        warnings=find_cautions(Sight(loaded, facts, schedule, forecast.batching, choices)),
         obstacles=find_obstacles(loaded, device, facts.installed, facts.base_model, disk, engine.value),
-        calls=tuple(calls),
+        calls=_calls(loaded, facts, choices, engine.value, run_dir),
     )
 
 
-def _schedule(loaded: LoadedRecipe, facts: Facts, choices: Mapping[str, Choice], devices: int) -> Schedule:
-    train = loaded.recipe.train
-    examples, held_out = facts.train_examples, facts.eval_examples
-    rows = examples
-    if choices["train.packing"].value:
-        rows = packed_rows(facts.lengths, loaded.recipe.model.max_seq_length) if facts.lengths else None
-    return make_schedule(
-        examples=examples,
-        rows=rows,
-        eval_examples=held_out,
-        batch=train.per_device_train_batch_size,
-        accumulation=choices["train.gradient_accumulation_steps"].value,
-        devices=devices,
-        epochs=train.num_train_epochs or 1.0,
-        max_steps=train.max_steps,
-        warmup_ratio=train.warmup_ratio,
-        warmup_steps=train.warmup_steps,
-    )
+def _calls(
+    loaded: LoadedRecipe, facts: Facts, choices: Mapping[str, Choice], engine: str, run_dir: str
+) -> tuple[Call, ...]:
+    recipe = loaded.recipe
+    transformers = release(facts.installed.get("transformers", TESTED["transformers"]))
+    calls = [load_call(recipe, _model_path(facts.base_model), engine, choices)]
+    if not recipe.model.full_finetuning:
+        calls.append(adapter_call(recipe, engine, choices))
+    deepspeed = None if recipe.train.deepspeed is None else str(loaded.folder / recipe.train.deepspeed)
+    calls.append(trainer_call(recipe, f"{run_dir}/checkpoints", choices, transformers, deepspeed))
+    return tuple(calls)
 
 
 def _model_path(model: BaseModel) -> str:
     """What the loader is given: a local folder wherever there is one, so that nothing is looked up again."""
     return str(model.folder) if model.folder is not None else model.id
-
-
-def _warnings(loaded: LoadedRecipe, schedule: Schedule) -> list[str]:
-    """What is allowed and probably not meant."""
-    warnings: list[str] = []
-    train, steps = loaded.recipe.train, schedule.optimizer_steps
-    asked, got = train.effective_batch_size, schedule.examples_per_optimizer_step
-    # Whole packed rows come near a number of examples, rarely to it; a tenth off changes no result.
-    if asked is not None and got is not None and abs(got - asked) > asked / 10:
-        batch, accumulation = schedule.per_device_train_batch_size, schedule.gradient_accumulation_steps
-        held = f"{batch} x {accumulation} accumulated x {schedule.devices} devices"
-        warnings.append(f"an optimizer step holds {got:g} examples ({held}), not effective_batch_size = {asked}")
-    if steps is None:
-        return warnings
-    if schedule.warmup_steps is not None and steps > 1 and schedule.warmup_steps >= steps:
-        warnings.append(f"the warm-up of {schedule.warmup_steps} steps is as long as the run of {steps} steps")
-    for name, every in (("eval_steps", train.eval_steps), ("save_steps", train.save_steps)):
-        if every is not None and every > steps:
-            warnings.append(f"train.{name} = {every} is never reached: the run has {steps} steps")
-    epochs = schedule.num_train_epochs
-    if train.max_steps is not None and epochs is not None:
-        warnings.append(f"max_steps = {train.max_steps} is {epochs:.3g} epochs of this data")
-    return warnings

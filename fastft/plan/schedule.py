@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from fastft.recipe.model import TrainSection
+
 
 @dataclass(frozen=True)
 class Schedule:
     """The numbers of a run that follow from rows and batches. None where the number of rows is not known yet.
 
     `train_examples` are the user's examples; `train_rows` what the model sees at once: the same, or packed rows.
+    `last_micro_batch_rows`, `last_step_micro_batches`: what is left for the end of each epoch.
+    `evaluations`, `checkpoints`: how often the trainer evaluates and saves between first and last step.
     """
 
     train_examples: int | None
@@ -25,6 +29,11 @@ class Schedule:
     optimizer_steps: int | None
     num_train_epochs: float | None
     warmup_steps: int | None
+    tokens_per_optimizer_step: int | None = None
+    last_micro_batch_rows: int | None = None
+    last_step_micro_batches: int | None = None
+    evaluations: int | None = None
+    checkpoints: int | None = None
 
 
 def micro_batches(rows: int, batch: int, devices: int) -> int:
@@ -54,20 +63,34 @@ def warmup(steps: int, ratio: float | None, fixed: int | None) -> int:
     return fixed if fixed is not None else math.ceil(steps * (ratio or 0.0))
 
 
+def points(strategy: str, every: int | None, steps: int, epochs: float) -> int:
+    """How often the trainer evaluates or saves (transformers/trainer_callback.py, DefaultFlowCallback).
+
+    "steps": after every multiple of `every`, and after the last step. "epoch": after each epoch, also one that
+    `max_steps` cuts short.
+    """
+    if strategy == "epoch":
+        return math.ceil(round(epochs, 9))
+    if strategy != "steps" or every is None:
+        return 0
+    return math.ceil(steps / every)
+
+
 def make_schedule(
     *,
     examples: int | None,
     rows: int | None,
+    tokens: int | None,
     eval_examples: int | None,
-    batch: int,
     accumulation: int | None,
     devices: int,
-    epochs: float,
-    max_steps: int | None,
-    warmup_ratio: float | None,
-    warmup_steps: int | None,
+    train: TrainSection,
 ) -> Schedule:
-    """Every count of a run; `rows` differ from `examples` when several examples are packed into one row."""
+    """Every count of a run; `rows` differ from `examples` when several examples are packed into one row.
+
+    `tokens`: of all examples, padding not counted; None before they are tokenized.
+    """
+    batch, epochs, max_steps = train.per_device_train_batch_size, train.num_train_epochs or 1.0, train.max_steps
     per_epoch = steps = step_examples = batches = None
     if rows is not None:
         batches = micro_batches(rows, batch, devices)
@@ -80,6 +103,15 @@ def make_schedule(
     if accumulation is not None:
         per_row = examples / rows if examples and rows else 1.0 if rows == examples else None
         step_examples = None if per_row is None else batch * accumulation * devices * per_row
+        if step_examples is not None and examples is not None:
+            step_examples = min(step_examples, examples)
+    evaluations = checkpoints = None
+    if steps is not None and per_epoch is not None:
+        evaluations = points(train.eval_strategy, train.eval_steps, steps, epochs)
+        checkpoints = points(train.save_strategy, train.save_steps, steps, epochs)
+    step_tokens = None
+    if rows and tokens is not None and accumulation is not None:
+        step_tokens = round(tokens / rows * min(batch * accumulation * devices, rows))
     return Schedule(
         train_examples=examples,
         train_rows=rows,
@@ -92,5 +124,12 @@ def make_schedule(
         optimizer_steps_per_epoch=per_epoch,
         optimizer_steps=steps,
         num_train_epochs=epochs if max_steps is None or per_epoch is not None else None,
-        warmup_steps=warmup_steps if steps is None else warmup(steps, warmup_ratio, warmup_steps),
+        warmup_steps=train.warmup_steps if steps is None else warmup(steps, train.warmup_ratio, train.warmup_steps),
+        tokens_per_optimizer_step=step_tokens,
+        last_micro_batch_rows=None if not rows else batch if devices > 1 else rows - (rows - 1) // batch * batch,
+        last_step_micro_batches=None
+        if batches is None or accumulation is None
+        else batches - (batches - 1) // accumulation * accumulation,
+        evaluations=evaluations,
+        checkpoints=checkpoints,
     )

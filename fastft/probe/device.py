@@ -43,9 +43,9 @@ def find_device() -> Device:
     gpus = _visible(_nvidia_gpus())
     torch = version("torch")
     if not gpus:
-        return _processor(None)
+        return processor()
     if torch is not None and "+cpu" in torch:
-        return _processor(f"{gpus[0].name} is there, but torch {torch} is a build without CUDA")
+        return processor(f"{gpus[0].name} is there, but torch {torch} is a build without CUDA")
     return Device("cuda", gpus[0].name, min(gpu.memory_bytes for gpu in gpus), len(gpus), gpus[0].computes_bfloat16)
 
 
@@ -82,7 +82,8 @@ def _visible(gpus: list[Device]) -> list[Device]:
     return [] if "-1" in entries else gpus[: len(entries)]
 
 
-def _processor(missing: str | None) -> Device:
+def processor(missing: str | None = None) -> Device:
+    """The processor and main memory of this machine; `missing` says why a GPU that is there is not used."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     name = f"CPU ({platform.machine()}, {cores} {'core' if cores == 1 else 'cores'})"
     return Device("cpu", name, _memory_bytes(), 1, _cpu_computes_bfloat16(), missing)

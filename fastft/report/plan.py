@@ -1,4 +1,4 @@
-"""A plan for people: the schedule, the choices with their reasons, the literal calls."""
+"""A plan for people: one screen with steps, padding, memory, time, disk, what was decided and what deserves a look."""
 
 from __future__ import annotations
 
@@ -9,91 +9,202 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from fastft.plan.disk import Disk
+from fastft.plan.memory import Memory
 from fastft.plan.plan import Plan
-from fastft.report.live import size
+from fastft.report.live import duration, size
+
+BAR = 16
+# What the parts of the memory are called on the screen; small ones are told together.
+PARTS = {
+    "base_weights": "base",
+    "kept_weights": "kept in 16 bit",
+    "adapter": "adapter",
+    "gradients": "gradients",
+    "optimizer": "optimizer",
+    "activations": "activations",
+    "logits": "logits",
+    "workspace": "workspace",
+    "framework": "framework",
+}
 
 
-def plan_page(plan: Plan) -> Group:
-    """The plan as one page."""
-    parts: list[Any] = [_title(plan), Text(), _schedule(plan), Text()]
-    parts += [Text("decided here", style="italic"), _choices(plan), Text(), _calls(plan)]
-    for warning in plan.warnings:
-        parts.append(Text(f"! {warning}", style="yellow"))
+def plan_page(plan: Plan, *, with_calls: bool = False) -> Group:
+    """The plan as one page; the literal upstream calls come last, when they are asked for."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold cyan", no_wrap=True)
+    grid.add_column()
+    for name, part in (
+        ("steps", _steps(plan)),
+        ("padding", _padding(plan)),
+        ("memory", _memory(plan)),
+        ("time", _time(plan)),
+        ("disk", _disk(plan)),
+    ):
+        grid.add_row(name, part)
+    parts: list[Any] = [_title(plan), grid, *_choices(plan)]
+    for caution in plan.warnings:
+        text = Text.assemble((f"! {caution.says}", "yellow"), (f" ({caution.reason}; {caution.source})", "dim"))
+        parts.append(text)
     if plan.obstacles:
-        parts += [Text(), Text("This machine cannot run it:", style="bold red")]
+        parts.append(Text("This machine cannot run it:", style="bold red"))
         parts += [Padding(Text(str(problem)), (0, 0, 0, 2)) for problem in plan.obstacles]
+    if with_calls:
+        parts += [Text(), _calls(plan)]
     return Group(*parts)
 
 
 def _title(plan: Plan) -> Text:
     return Text.assemble(
-        (plan.recipe, "bold"), f": {plan.base_model} with {plan.engine} on {plan.device}", overflow="fold"
+        (plan.recipe, "bold"), f": {plan.base_model} with {plan.engine} on {plan.memory.device}", overflow="fold"
     )
 
 
-def _schedule(plan: Plan) -> Table:
-    schedule, disk = plan.schedule, plan.disk
-    unknown = "known when the rows are read"
-    rows = [
-        ("training examples", _count(schedule.train_examples, unknown)),
-        ("held-out examples", _count(schedule.eval_examples, "none")),
-        ("examples per optimizer step", _batch(plan)),
-        ("micro-batches per epoch", _count(schedule.micro_batches_per_epoch, unknown)),
-        ("optimizer steps per epoch", _count(schedule.optimizer_steps_per_epoch, unknown)),
-        ("optimizer steps", _count(schedule.optimizer_steps, unknown)),
-        ("epochs", unknown if schedule.num_train_epochs is None else f"{schedule.num_train_epochs:.4g}"),
-        ("warm-up steps", _count(schedule.warmup_steps, unknown)),
-        ("trained weights", _count(disk.adapter_weights, "known when the base model is here")),
-        ("disk", f"{_extent(disk)} {size(disk.needed_bytes)} of {size(disk.free_bytes)} free"),
-    ]
-    grid = Table.grid(padding=(0, 3))
-    grid.add_column(style="dim")
-    grid.add_column(justify="left")
-    for name, text in rows:
-        grid.add_row(name, text)
-    return grid
-
-
-def _batch(plan: Plan) -> str:
+def _steps(plan: Plan) -> Text:
     schedule = plan.schedule
-    accumulation = schedule.gradient_accumulation_steps
-    if accumulation is None or schedule.examples_per_optimizer_step is None:
-        return "known when the rows are tokenized"
-    product = f"{schedule.per_device_train_batch_size} x {accumulation} accumulated x {schedule.devices} device"
-    return f"{schedule.examples_per_optimizer_step:g} ({product}{'s' if schedule.devices > 1 else ''})"
+    batch, accumulation = schedule.per_device_train_batch_size, schedule.gradient_accumulation_steps
+    examples = schedule.examples_per_optimizer_step
+    devices = f"{schedule.devices} device{'s' * (schedule.devices > 1)}"
+    each = "?" if examples is None else f"{examples:g}"
+    lines = []
+    if schedule.optimizer_steps is None or schedule.optimizer_steps_per_epoch is None:
+        steps = "a number known when the rows are read" if schedule.optimizer_steps is None else ""
+        lines.append(f"{steps or schedule.optimizer_steps} of {each} examples")
+    else:
+        per_epoch, epochs = schedule.optimizer_steps_per_epoch, schedule.num_train_epochs
+        lines.append(f"{schedule.optimizer_steps:,} = {epochs:.4g} epochs x {per_epoch:,} steps of {each} examples")
+    tokens = schedule.tokens_per_optimizer_step
+    lines.append(
+        f"{batch} x {'later' if accumulation is None else accumulation} accumulated x {devices}"
+        + ("" if tokens is None else f", {tokens:,} tokens a step")
+    )
+    rows = _count(schedule.train_rows, "an unknown number of")
+    of = (
+        ""
+        if schedule.train_rows == schedule.train_examples
+        else f" from {_count(schedule.train_examples, '?')} examples"
+    )
+    ends = [f"{_count(schedule.warmup_steps, '?')} warm-up steps"]
+    ends += [] if not schedule.evaluations else [f"{schedule.evaluations} evaluations"]
+    ends += [] if not schedule.checkpoints else [f"{schedule.checkpoints} checkpoints"]
+    lines.append(f"{rows} rows{of}, {_count(schedule.eval_examples, 'none')} held out; {', '.join(ends)}")
+    return Text("\n".join(lines))
 
 
-def _extent(disk: Disk) -> str:
-    return "more than" if None in (disk.checkpoints_bytes, disk.export_bytes) else "up to"
+def _padding(plan: Plan) -> Group:
+    batching, batch = plan.batching, plan.schedule.per_device_train_batch_size
+    if batching.lengths is None:
+        return Group(Text(f"{batching.active}: {batching.active_because}"), Text(batching.recommended_because, "dim"))
+    grid = Table.grid(padding=(0, 1))
+    for _ in range(5):
+        grid.add_column(no_wrap=True)
+    for row in (row for row in batching.table if row.batch == batch):
+        active = "◂ active" if row.mode == batching.active else "" if row.mode in batching.available else "not here"
+        useful = round(BAR * (1 - row.padding_share))
+        style = "bold" if row.mode == batching.active else ""
+        grid.add_row(
+            Text(row.mode, style),
+            Text.assemble(("█" * useful, "green"), ("░" * (BAR - useful), "red")),
+            Text(f"{row.padding_share:.1%} padding", style, justify="right"),
+            Text(f"{row.useful_tokens:,.0f} tokens", style, justify="right"),
+            Text(active, "bold" if active.startswith("◂") else "dim"),
+        )
+    shares = [f"{row.batch}: {row.padding_share:.0%}" for row in batching.table if row.mode == "random"]
+    lengths = batching.lengths
+    told = f"rows of {lengths.median} tokens (median), 90 % up to {lengths.p90}, longest {lengths.longest}; "
+    if batching.recommended == batching.active or batching.speed_up is None:
+        told += batching.active_because
+    else:
+        told += f"{batching.recommended} would be {batching.speed_up:.2f} times as fast"
+    return Group(grid, Text(f"random by batch: {', '.join(shares)}", "dim"), Text(told, "dim"))
 
 
-def _count(value: int | None, unknown: str) -> str:
-    return unknown if value is None else f"{value:,}"
+def _memory(plan: Plan) -> Group:
+    forecast = plan.memory
+    memory, fitting = forecast.memory, forecast.fitting
+    if memory is None or fitting is None:
+        return Group(Text(forecast.missing))
+    share = memory.peak_bytes / memory.device_bytes
+    full = min(BAR, round(BAR * share))
+    verdict = ("fits", "bold green") if memory.fits else ("DOES NOT FIT", "bold red")
+    head = Text.assemble(
+        ("█" * full, "green" if share <= 0.9 else "red"),
+        ("░" * (BAR - full), "dim"),
+        f" {size(memory.peak_bytes)} of {size(memory.device_bytes)} ({share:.0%}) ",
+        verdict,
+    )
+    needs = [
+        "checkpointing is needed" if fitting.needs_checkpointing else "checkpointing is not needed",
+        *(["4-bit is needed"] if fitting.needs_4bit else []),
+    ]
+    room = f"room for batch {fitting.largest_batch:,} or rows of {fitting.longest_row:,} tokens; {', '.join(needs)}"
+    if not fitting.largest_batch:
+        room = f"not one row fits; rows of up to {fitting.longest_row:,} tokens would"
+    what = f"at {memory.tokens:,} tokens ({forecast.micro_batch}): {_parts(memory)}"
+    return Group(head, Text(what, "dim"), Text(room + _target(plan)))
 
 
-def _choices(plan: Plan) -> Table:
-    table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True, style="bold")
-    table.add_column(style="dim")
-    for key, choice in plan.choices.items():
-        table.add_row(key.partition(".")[2], Text(_shown(choice.value)), Text(choice.reason))
-    return table
+def _parts(memory: Memory) -> str:
+    """The parts above a fiftieth of the peak by size, the others as one."""
+    large = {name: value for name, value in memory.parts.items() if value > memory.peak_bytes / 50}
+    rest = memory.peak_bytes - sum(large.values())
+    told = [f"{PARTS[name]} {size(value)}" for name, value in sorted(large.items(), key=lambda part: -part[1])]
+    return ", ".join([*told, *([f"other {size(rest)}"] if rest else [])])
+
+
+def _target(plan: Plan) -> str:
+    fitting, batch = plan.memory.fitting, plan.schedule.per_device_train_batch_size
+    if fitting is None or fitting.target_batch is None or fitting.target_batch == batch:
+        return ""
+    return f"; the same step as {fitting.target_batch} x {fitting.target_accumulation}"
+
+
+def _time(plan: Plan) -> Text:
+    time = plan.time
+    if time.seconds is None:
+        return Text(f"unknown: {time.assumption}")
+    price = "" if time.price is None else f", costs {time.price:,.2f}"
+    work = "" if time.flops_per_token is None else f"{time.flops_per_token / 1e9:.3g} GFLOP a token"
+    share = "" if time.attention_share is None else f" ({time.attention_share:.0%} attention)"
+    head = f"about {duration(time.seconds)} of training at {time.tokens_per_second:,.0f} tokens/s{price}"
+    return Text.assemble(head, "\n", (f"{work}{share}; {time.assumption}", "dim"))
+
+
+def _disk(plan: Plan) -> Text:
+    disk = plan.disk
+    parts = {
+        "checkpoints": disk.checkpoints_bytes,
+        "adapter": disk.adapter_bytes,
+        "merged": disk.merged_bytes,
+        "GGUF": disk.gguf_bytes,
+    }
+    told = ", ".join(f"{name} {size(value)}" for name, value in parts.items() if value)
+    extent = "more than" if None in parts.values() else "up to"
+    free = ("", "") if disk.fits else (" TOO LITTLE", "bold red")
+    line = f"{extent} {size(disk.needed_bytes)} of {size(disk.free_bytes)} free"
+    return Text.assemble(line, free, f": {told}" if told else "")
+
+
+def _choices(plan: Plan) -> list[Text]:
+    return [
+        Text.assemble(
+            (key.partition(".")[2], "cyan"), " = ", (_shown(choice.value), "bold"), (f": {choice.reason}", "dim")
+        )
+        for key, choice in plan.choices.items()
+    ]
 
 
 def _calls(plan: Plan) -> Group:
     parts: list[Any] = [Text("upstream calls", style="italic")]
     for call in plan.calls:
         parts.append(Text(f"{call.name}(", style="cyan"))
-        # Never wrapped: a call can be pasted.
-        parts += [_line(f"    {key}={value!r},") for key, value in call.kwargs.items()]
+        # One line a value, however long: a call is there to be copied.
+        parts += [Text(f"    {key}={value!r},", no_wrap=True, overflow="ignore") for key, value in call.kwargs.items()]
         parts.append(Text(")", style="cyan"))
     return Group(*parts)
 
 
-def _line(text: str) -> Text:
-    return Text(text, no_wrap=True, overflow="ignore")
+def _count(value: int | None, unknown: str) -> str:
+    return unknown if value is None else f"{value:,}"
 
 
 def _shown(value: object) -> str:

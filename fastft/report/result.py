@@ -34,6 +34,8 @@ def result_table(result: dict[str, Any], run_dir: str) -> Group:
     parts: list[Any] = [Text(), table]
     if match is not None and match["example"]:
         parts += [Text(), _example(match["example"])]
+    if result.get("forecast"):
+        parts += [Text(), Text(f"forecast: {_forecast(result['forecast'])}", style="dim")]
     parts += [Text(), Text(f"weights: {result['weights_folder']}", style="green")]
     return Group(*parts)
 
@@ -53,6 +55,16 @@ def _example(example: dict[str, Any]) -> Table:
             # Text, not markup: an answer may hold square brackets.
             grid.add_row(name, Text(textwrap.shorten(text, 300, placeholder=" ...")))
     return grid
+
+
+def _forecast(figures: dict[str, dict[str, Any]]) -> str:
+    """How far off the plan was, figure by figure: `optimizer steps exact, peak memory +3 %`."""
+    told = []
+    for name, figure in figures.items():
+        error = figure["error"]
+        words = name.removesuffix("_bytes").replace("train_seconds", "training time").replace("_", " ")
+        told.append(f"{words} {'unknown' if error is None else 'exact' if error == 0 else f'{100 * error:+.0f} %'}")
+    return ", ".join(told)
 
 
 def _number(value: float | None) -> str:

@@ -31,6 +31,7 @@ from fastft.probe.software import installed
 from fastft.recipe.loader import load
 from fastft.recipe.model import Optimizer, Scheduler
 from tests.engine.tiny import ROOT
+from tests.golden import row_facts
 
 A100 = Device("cuda", "NVIDIA A100-SXM4-80GB", 80 * GIB, 1, computes_bfloat16=True)
 T4 = Device("cuda", "Tesla T4", 15 * GIB, 1, computes_bfloat16=False)
@@ -66,7 +67,13 @@ def plans(recipe: Path, engine: str, device: Device) -> list[Call]:
         overrides = [f"model.engine={engine}", *plain, *more]
         loaded = load(recipe, overrides)
         facts = Facts(
-            device, installed(), BaseModel(loaded.recipe.model.id, "hub", None), 1000, 100, 100 * GIB, [100] * 1000
+            device,
+            installed(),
+            BaseModel(loaded.recipe.model.id, "hub", None),
+            1000,
+            100,
+            100 * GIB,
+            row_facts([100] * 1000),
         )
         found += make_plan(loaded, facts, "runs/x").calls
     return found

@@ -13,7 +13,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from fastft.data.render import NO_LOSS
+from fastft.data.encode import NO_LOSS
 from fastft.engine.model import save_weights
 from fastft.engine.train import train
 from tests.engine.tiny import make_parts, make_rows, run, write_recipe, write_rows

@@ -88,7 +88,7 @@ class TestProcess:
         lines = finished.error.splitlines()
         steps = [line for line in lines if line.startswith("step ")]
         assert [line.split()[1] for line in steps] == [f"{number}/12" for number in range(1, 13)]
-        assert [line for line in lines if not line.startswith(("step ", "• "))] == []
+        assert [line for line in lines if not line.startswith(("step ", "• ", "! "))] == []
 
     def test_standard_output_holds_the_result_alone(self, finished: Process) -> None:
         lines = [line for line in finished.out.splitlines() if line]

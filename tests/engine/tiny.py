@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import os
@@ -28,7 +27,7 @@ from fastft.engine.train import Hooks, Material
 from fastft.engine.train import _trainer as make_trainer
 from fastft.engine.trainer import RunTrainer, Watcher
 from fastft.errors import Interrupted
-from fastft.facts import find_facts
+from fastft.facts import find_facts, with_rows
 from fastft.pipeline import run as run_pipeline
 from fastft.plan.plan import Plan, make_plan
 from fastft.recipe.loader import load
@@ -226,7 +225,7 @@ def make_parts(recipe: Path) -> Parts:
         locate=loaded.where,
     )
     folder = create_run_dir(runs, loaded)
-    plan = make_plan(loaded, dataclasses.replace(facts, lengths=prepared.train.rows.lengths), str(folder.path))
+    plan = make_plan(loaded, with_rows(facts, section, prepared), str(folder.path))
     held_out = None if prepared.eval is None else prepared.eval.rows
     material = Material(prepared.train.rows, held_out, (), (), 8, section.train.early_stopping_patience)
     hooks = Hooks(lambda _: None, lambda _: None, lambda _: None, lambda: False)

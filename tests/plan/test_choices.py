@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 
 import pytest
@@ -12,7 +11,6 @@ from fastft.plan.choices import (
     choose_engine,
     choose_optimizer,
     choose_precision,
-    packed_rows,
 )
 from fastft.probe.device import Device
 from fastft.probe.software import TESTED
@@ -96,21 +94,21 @@ def test_examples_are_packed_where_they_stay_apart_and_else_grouped(
 
 
 @pytest.mark.parametrize(
-    ("overrides", "devices", "lengths", "value"),
+    ("overrides", "devices", "value"),
     [
-        ([], 1, None, 1),
-        (["train.gradient_accumulation_steps=36"], 1, None, 36),
-        (["train.effective_batch_size=32"], 1, None, 8),
-        (["train.effective_batch_size=32"], 2, None, 4),
-        (["train.effective_batch_size=4"], 8, None, 1),
+        ([], 1, 1),
+        (["train.gradient_accumulation_steps=36"], 1, 36),
+        (["train.effective_batch_size=32"], 1, 8),
+        (["train.effective_batch_size=32"], 2, 4),
+        (["train.effective_batch_size=4"], 8, 1),
     ],
 )
 def test_accumulation_follows_from_the_examples_of_a_step(
-    recipe: Make, overrides: list[str], devices: int, lengths: list[int] | None, value: int
+    recipe: Make, overrides: list[str], devices: int, value: int
 ) -> None:
     loaded = recipe("", "train.per_device_train_batch_size=4", *overrides)
 
-    assert choose_accumulation(loaded.recipe, devices, False, lengths).value == value
+    assert choose_accumulation(loaded.recipe, devices, False, None).value == value
 
 
 def test_packing_does_not_multiply_the_examples_of_a_step(recipe: Make) -> None:
@@ -118,19 +116,4 @@ def test_packing_does_not_multiply_the_examples_of_a_step(recipe: Make) -> None:
 
     assert choose_accumulation(loaded.recipe, 1, True, None).value is None
     # Four examples of 25 tokens fill a row of 100: 64 examples are 16 rows, 8 batches of 2.
-    assert choose_accumulation(loaded.recipe, 1, True, [25] * 400).value == 8
-
-
-@pytest.mark.parametrize(
-    ("lengths", "rows"),
-    [([100] * 3, 3), ([50] * 4, 2), ([60, 40, 60, 40], 2), ([70, 20, 10, 30, 70], 2), ([99, 2], 2), ([], 0), ([1], 1)],
-)
-def test_packing_fills_rows_best_fit_first(lengths: list[int], rows: int) -> None:
-    assert packed_rows(lengths, 100) == rows
-
-
-def test_packed_rows_lie_between_the_sum_of_tokens_and_twice_that() -> None:
-    lengths = [random.Random(number).randint(1, 2048) for number in range(500)]  # noqa: S311
-
-    # No two rows of a best fit can both be less than half full.
-    assert sum(lengths) / 2048 <= packed_rows(lengths, 2048) <= 2 * sum(lengths) / 2048 + 1
+    assert choose_accumulation(loaded.recipe, 1, True, 4.0).value == 8

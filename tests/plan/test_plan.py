@@ -14,7 +14,7 @@ from fastft.probe.base_model import BaseModel
 from fastft.probe.device import GIB, Device
 from fastft.probe.software import TESTED
 from fastft.recipe.loader import LoadedRecipe
-from tests.golden import A100, CPU, T4
+from tests.golden import A100, CPU, T4, row_facts
 
 Make = Callable[..., LoadedRecipe]
 
@@ -26,6 +26,8 @@ LLAMA = {
     "num_attention_heads": 32,
     "num_key_value_heads": 8,
     "torch_dtype": "bfloat16",
+    "vocab_size": 128_256,
+    "tie_word_embeddings": False,
 }
 
 
@@ -167,7 +169,8 @@ def test_too_little_disk_is_an_obstacle_with_both_numbers(recipe: Make, llama: B
 
     (obstacle,) = plan(loaded, base_model=llama, free_disk_bytes=10 * GIB).obstacles
 
-    assert "the run writes up to 17." in str(obstacle)
+    # 14.96 GiB merged, 1.41 GiB of checkpoints, 0.16 GiB adapter, 32 MiB of small files.
+    assert "the run writes up to 16.55 GiB" in str(obstacle)
     assert "10.00 GiB are free" in str(obstacle)
 
 
@@ -183,9 +186,9 @@ def test_checkpoints_count_one_more_than_is_kept(recipe: Make, llama: BaseModel)
     kept = plan(recipe("", "train.save_total_limit=3"), base_model=llama).disk
     none = plan(recipe("", "train.save_strategy=no"), base_model=llama).disk
 
-    # Weight and two moments in float32, four times, and the adapter itself.
-    assert kept.checkpoints_bytes == 41_943_040 * (12 * 4 + 4)
-    assert none.checkpoints_bytes == 41_943_040 * 4
+    # Weight and two moments in float32, four times.
+    assert (kept.checkpoints_bytes, kept.adapter_bytes) == (41_943_040 * 12 * 4, 41_943_040 * 4)
+    assert none.checkpoints_bytes == 0
 
 
 @pytest.mark.parametrize(
@@ -198,6 +201,6 @@ def test_checkpoints_count_one_more_than_is_kept(recipe: Make, llama: BaseModel)
     ],
 )
 def test_what_is_allowed_and_hardly_meant_is_a_warning(recipe: Make, overrides: list[str], told: str) -> None:
-    made = plan(recipe("", *overrides), lengths=[85] * 480)
+    made = plan(recipe("", *overrides), rows=row_facts([85] * 480))
 
-    assert [told in warning for warning in made.warnings] == [True]
+    assert any(told in str(warning) for warning in made.warnings)

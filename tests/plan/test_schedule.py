@@ -4,24 +4,35 @@ from typing import Any
 
 import pytest
 
-from fastft.plan.schedule import Schedule, make_schedule, micro_batches, steps_per_epoch, total_steps, warmup
+from fastft.plan.schedule import (
+    Schedule,
+    make_schedule,
+    micro_batches,
+    points,
+    steps_per_epoch,
+    total_steps,
+    warmup,
+)
+from fastft.recipe.model import TrainSection
 
 
-def schedule(**changes: Any) -> Schedule:
-    """10,000 examples, a batch of 16, 8 accumulated, 3 epochs on one device."""
-    values: dict[str, Any] = {
-        "examples": 10_000,
-        "rows": 10_000,
-        "eval_examples": None,
-        "batch": 16,
-        "accumulation": 8,
-        "devices": 1,
-        "epochs": 3.0,
-        "max_steps": None,
-        "warmup_ratio": None,
-        "warmup_steps": None,
-    }
-    return make_schedule(**{**values, **changes})
+def schedule(
+    *, examples: int | None = 10_000, rows: int | None = 10_000, accumulation: int | None = 8, **train: Any
+) -> Schedule:
+    """10,000 examples of 10 tokens, a batch of 16, 8 accumulated, 3 epochs on one device."""
+    asked = {"per_device_train_batch_size": 16, "num_train_epochs": 3.0, **train}
+    if "max_steps" in train:
+        del asked["num_train_epochs"]
+    tokens = None if examples is None else 10 * examples
+    return make_schedule(
+        examples=examples,
+        rows=rows,
+        tokens=tokens,
+        eval_examples=None,
+        accumulation=accumulation,
+        devices=1,
+        train=TrainSection(**asked),
+    )
 
 
 def test_ten_thousand_rows_at_128_a_step_are_79_steps_an_epoch_and_237_in_three() -> None:
@@ -34,7 +45,7 @@ def test_ten_thousand_rows_at_128_a_step_are_79_steps_an_epoch_and_237_in_three(
 
 
 def test_a_thousand_steps_of_a_hundred_examples_are_ten_epochs_of_ten_thousand() -> None:
-    made = schedule(batch=10, accumulation=10, max_steps=1000)
+    made = schedule(per_device_train_batch_size=10, accumulation=10, max_steps=1000)
 
     assert (made.optimizer_steps, made.num_train_epochs) == (1000, 10)
 
@@ -87,3 +98,33 @@ def test_steps_that_are_asked_for_are_known_without_the_rows() -> None:
     made = schedule(examples=None, rows=None, max_steps=50, warmup_ratio=0.1)
 
     assert (made.optimizer_steps, made.warmup_steps, made.num_train_epochs) == (50, 5, None)
+
+
+def test_what_is_left_at_the_end_of_an_epoch_is_told() -> None:
+    made = schedule(examples=10_001, rows=10_001)
+
+    assert made.micro_batches_per_epoch == 626
+    assert made.last_micro_batch_rows == 1
+    assert made.last_step_micro_batches == 2
+
+
+def test_tokens_of_a_step_are_those_of_its_examples() -> None:
+    assert schedule().tokens_per_optimizer_step == 1280
+    assert schedule(examples=20, rows=20).tokens_per_optimizer_step == 200
+
+
+@pytest.mark.parametrize(
+    ("strategy", "every", "steps", "epochs", "expected"),
+    [
+        ("no", None, 237, 3.0, 0),
+        ("steps", 50, 237, 3.0, 5),
+        ("steps", 79, 237, 3.0, 3),
+        ("steps", 500, 237, 3.0, 1),
+        ("epoch", None, 237, 3.0, 3),
+        ("epoch", None, 100, 1.27, 2),
+    ],
+)
+def test_evaluations_and_checkpoints_come_at_their_points_and_at_the_end(
+    strategy: str, every: int | None, steps: int, epochs: float, expected: int
+) -> None:
+    assert points(strategy, every, steps, epochs) == expected

@@ -61,7 +61,7 @@ def test_a_result_without_held_out_rows_has_no_rows_for_them() -> None:
 def test_a_plan_page_cuts_nothing_off(recipe: Any, width: int) -> None:
     stream = io.StringIO()
 
-    Console(file=stream, width=width).print(plan_page(golden_plan(recipe)), crop=False)
+    Console(file=stream, width=width).print(plan_page(golden_plan(recipe), with_calls=True), crop=False)
 
     text = stream.getvalue()
     assert "…" not in text

@@ -1,0 +1,91 @@
+"""GPUs by the name that `--device` takes: memory as the driver reports it, and the rates of their data sheets."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fastft.errors import Problem, UsageError, Where, nearest
+from fastft.probe.device import GIB, Device
+
+MIB = 1024**2
+# What a LoRA step that is bound by the GPU reaches of the data-sheet peak: Unsloth's own measured figure for an A100
+# (unsloth/utils/padding_choice.py, _EFFICIENCY); LLaMA-Factory's published runs with Unsloth reach 42 to 74 %.
+GPU_UTILISATION = 0.5
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """One GPU: memory in bytes, dense 16-bit matrix rate in FLOP/s, memory bandwidth in bytes/s.
+
+    Rates are those of the maker's data sheet without sparsity; memory is what nvidia-smi reports as total.
+    """
+
+    name: str
+    memory_bytes: int
+    flops: float
+    bandwidth: float
+    computes_bfloat16: bool = True
+
+
+SHEETS: Mapping[str, Sheet] = {
+    "a100-40gb": Sheet("NVIDIA A100 40 GB", 40_960 * MIB, 312e12, 1.555e12),
+    "a100-80gb": Sheet("NVIDIA A100 80 GB", 81_920 * MIB, 312e12, 2.039e12),
+    "h100": Sheet("NVIDIA H100 80 GB", 81_559 * MIB, 989e12, 3.35e12),
+    "h200": Sheet("NVIDIA H200", 143_771 * MIB, 989e12, 4.8e12),
+    "l4": Sheet("NVIDIA L4", 23_034 * MIB, 121e12, 0.3e12),
+    "t4": Sheet("NVIDIA T4", 15_360 * MIB, 65e12, 0.32e12, computes_bfloat16=False),
+    "rtx4090": Sheet("NVIDIA GeForce RTX 4090", 24_564 * MIB, 165.2e12, 1.008e12),
+}
+# How the driver spells them, longest first, so that "L40S" is not taken for an L4.
+_SPELLINGS = (
+    (r"A100.*80 ?GB", "a100-80gb"),
+    (r"A100", "a100-40gb"),
+    (r"H200", "h200"),
+    (r"H100", "h100"),
+    (r"\bL4\b", "l4"),
+    (r"\bT4\b", "t4"),
+    (r"RTX 4090(?! D| Laptop)", "rtx4090"),
+)
+
+
+def named_device(name: str | None, memory: str | None, found: Device) -> Device:
+    """The device to forecast for: `name` of `--device`, with the memory of `--memory`; else the one that was found.
+
+    Raises:
+        UsageError: there is no device of that name, or the memory is no size.
+    """
+    device = found
+    if name is not None and name.lower() != "cpu":
+        sheet = SHEETS.get(name.lower())
+        if sheet is None:
+            close = nearest(name.lower(), [*SHEETS, "cpu"])
+            known = f"did you mean {close}?" if close else f"known: {', '.join([*SHEETS, 'cpu'])}"
+            raise UsageError(Problem(Where("--device"), "", "there is no such device", known, name))
+        device = Device("cuda", sheet.name, sheet.memory_bytes, 1, sheet.computes_bfloat16)
+    elif name is not None and found.is_gpu:
+        from fastft.probe.device import processor
+
+        device = processor()
+    if memory is None:
+        return device
+    return Device(device.kind, device.name, _bytes(memory), device.count, device.computes_bfloat16, device.missing)
+
+
+def sheet_of(device: Device) -> Sheet | None:
+    """The data sheet of a GPU by its name, None for one that is not listed and for a processor."""
+    if not device.is_gpu:
+        return None
+    for pattern, key in _SPELLINGS:
+        if re.search(pattern, device.name):
+            return SHEETS[key]
+    return None
+
+
+def _bytes(text: str) -> int:
+    """`24GB`, `16 GiB` or `8000MB` in bytes; a GPU's "24 GB" is meant in the binary sense, as drivers count it."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(GB|GiB|G|MB|MiB|M)\s*", text, re.IGNORECASE)
+    if match is None or not float(match[1]):
+        raise UsageError(Problem(Where("--memory"), "", "is not a size of memory", "write --memory 24GB", text))
+    return int(float(match[1]) * (GIB if match[2].lower().startswith("g") else MIB))

@@ -1,0 +1,200 @@
+"""The sizes of a base model: read from its config.json, or known by its Hub id before it is on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+# Layers are named as Llama names them; the first four read or write attention heads.
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A decoder of Llama's shape: attention with `key_value_heads`, a gated feed-forward of `inner` in each layer.
+
+    `norms`: vectors of `hidden` weights that normalise, per layer. `head_norms`: vectors of `head_dim` weights per
+    layer (Qwen3 and Gemma 3 normalise queries and keys).
+    """
+
+    layers: int
+    hidden: int
+    inner: int
+    heads: int
+    key_value_heads: int
+    head_dim: int
+    vocabulary: int
+    ties_embeddings: bool
+    has_attention_bias: bool = False
+    norms: int = 2
+    head_norms: int = 0
+
+    @property
+    def query_width(self) -> int:
+        return self.heads * self.head_dim
+
+    @property
+    def key_value_width(self) -> int:
+        return self.key_value_heads * self.head_dim
+
+    @property
+    def projections(self) -> dict[str, tuple[int, int]]:
+        """Each linear projection of a layer: (inputs, outputs)."""
+        query, key_value = self.query_width, self.key_value_width
+        shapes = [
+            (self.hidden, query),
+            (self.hidden, key_value),
+            (self.hidden, key_value),
+            (query, self.hidden),
+            (self.hidden, self.inner),
+            (self.hidden, self.inner),
+            (self.inner, self.hidden),
+        ]
+        return dict(zip(PROJECTIONS, shapes, strict=True))
+
+    @property
+    def body_weights(self) -> int:
+        """Weights of all projections: what 4-bit loading quantizes, and what a token is multiplied with."""
+        return self.layers * sum(inputs * outputs for inputs, outputs in self.projections.values())
+
+    @property
+    def embedding_weights(self) -> int:
+        """Weights of the embedding; the output layer has as many, its own or the same ones."""
+        return self.vocabulary * self.hidden
+
+    @property
+    def vocabulary_weights(self) -> int:
+        """Stored weights of embedding and output layer together."""
+        return self.embedding_weights * (1 if self.ties_embeddings else 2)
+
+    @property
+    def small_weights(self) -> int:
+        """Norms and biases."""
+        bias = self.query_width + 2 * self.key_value_width if self.has_attention_bias else 0
+        layer = self.norms * self.hidden + self.head_norms * self.head_dim + bias
+        return self.layers * layer + self.hidden
+
+    @property
+    def weights(self) -> int:
+        """All stored weights."""
+        return self.body_weights + self.vocabulary_weights + self.small_weights
+
+    @property
+    def largest_projection_weights(self) -> int:
+        return max(inputs * outputs for inputs, outputs in self.projections.values())
+
+    def adapter_weights(self, rank: int, targets: tuple[str, ...]) -> int:
+        """Weights of a LoRA adapter: r (inputs + outputs) for each adapted projection (Hu et al. 2021)."""
+        sides = self.projections
+        return rank * self.layers * sum(sum(sides[name]) for name in targets if name in sides)
+
+
+def _llama(
+    layers: int, hidden: int, inner: int, heads: int, key_value: int, vocabulary: int, *, tied: bool = False
+) -> Architecture:
+    return Architecture(layers, hidden, inner, heads, key_value, hidden // heads, vocabulary, tied)
+
+
+def _qwen2(
+    layers: int, hidden: int, inner: int, heads: int, key_value: int, vocabulary: int, tied: bool
+) -> Architecture:
+    return Architecture(
+        layers, hidden, inner, heads, key_value, hidden // heads, vocabulary, tied, has_attention_bias=True
+    )
+
+
+def _qwen3(layers: int, hidden: int, inner: int, heads: int, tied: bool) -> Architecture:
+    return Architecture(layers, hidden, inner, heads, 8, 128, 151_936, tied, head_norms=2)
+
+
+def _gemma2(layers: int, hidden: int, inner: int, heads: int, key_value: int, head_dim: int) -> Architecture:
+    return Architecture(layers, hidden, inner, heads, key_value, head_dim, 256_000, True, norms=4)
+
+
+# The published config.json of each; a test compares every count of weights with the one that the Hub shows.
+KNOWN: Mapping[str, Architecture] = {
+    "llama-2-7b": _llama(32, 4096, 11_008, 32, 32, 32_000),
+    "llama-2-13b": _llama(40, 5120, 13_824, 40, 40, 32_000),
+    "llama-3-8b": _llama(32, 4096, 14_336, 32, 8, 128_256),
+    "llama-3.1-8b": _llama(32, 4096, 14_336, 32, 8, 128_256),
+    "llama-3.1-70b": _llama(80, 8192, 28_672, 64, 8, 128_256),
+    "llama-3.3-70b": _llama(80, 8192, 28_672, 64, 8, 128_256),
+    "llama-3.2-1b": _llama(16, 2048, 8192, 32, 8, 128_256, tied=True),
+    "llama-3.2-3b": _llama(28, 3072, 8192, 24, 8, 128_256, tied=True),
+    "mistral-7b-v0.1": _llama(32, 4096, 14_336, 32, 8, 32_000),
+    "mistral-7b-v0.2": _llama(32, 4096, 14_336, 32, 8, 32_000),
+    "mistral-7b-v0.3": _llama(32, 4096, 14_336, 32, 8, 32_768),
+    "qwen2.5-0.5b": _qwen2(24, 896, 4864, 14, 2, 151_936, True),
+    "qwen2.5-1.5b": _qwen2(28, 1536, 8960, 12, 2, 151_936, True),
+    "qwen2.5-3b": _qwen2(36, 2048, 11_008, 16, 2, 151_936, True),
+    "qwen2.5-7b": _qwen2(28, 3584, 18_944, 28, 4, 152_064, False),
+    "qwen2.5-14b": _qwen2(48, 5120, 13_824, 40, 8, 152_064, False),
+    "qwen2.5-32b": _qwen2(64, 5120, 27_648, 40, 8, 152_064, False),
+    "qwen2.5-72b": _qwen2(80, 8192, 29_568, 64, 8, 152_064, False),
+    "qwen3-0.6b": _qwen3(28, 1024, 3072, 16, True),
+    "qwen3-1.7b": _qwen3(28, 2048, 6144, 16, True),
+    "qwen3-4b": _qwen3(36, 2560, 9728, 32, True),
+    "qwen3-8b": _qwen3(36, 4096, 12_288, 32, False),
+    "qwen3-14b": _qwen3(40, 5120, 17_408, 40, False),
+    "qwen3-32b": _qwen3(64, 5120, 25_600, 64, False),
+    "gemma-2-2b": _gemma2(26, 2304, 9216, 8, 4, 256),
+    "gemma-2-9b": _gemma2(42, 3584, 14_336, 16, 8, 256),
+    "gemma-2-27b": _gemma2(46, 4608, 36_864, 32, 16, 128),
+    "gemma-3-1b": Architecture(26, 1152, 6912, 4, 1, 256, 262_144, True, norms=4, head_norms=2),
+    "smollm2-135m": _llama(30, 576, 1536, 9, 3, 49_152, tied=True),
+    "smollm2-360m": _llama(32, 960, 2560, 15, 5, 49_152, tied=True),
+    "smollm2-1.7b": _llama(24, 2048, 8192, 32, 32, 49_152, tied=True),
+}
+_HOMES = frozenset({"meta-llama", "mistralai", "qwen", "google", "huggingfacetb", "unsloth", "nousresearch"})
+# Endings that name a tuned or converted form of the same sizes.
+_ENDINGS = ("-bnb-4bit", "-unsloth", "-instruct-2507", "-instruct", "-it", "-pt", "-base", "-hf", "-chat", "-chat-hf")
+
+
+def architecture_of(model_id: str, config: Mapping[str, Any]) -> Architecture | None:
+    """The sizes of a model: those of `config` where it has any, else those known by its Hub id, else None."""
+    return from_config(config) if config else by_hub_id(model_id)
+
+
+def by_hub_id(model_id: str) -> Architecture | None:
+    """The sizes of a well-known model, also under the names of its instruction-tuned and 4-bit forms."""
+    home, _, name = model_id.lower().partition("/")
+    if home not in _HOMES:
+        return None
+    name = name.replace("meta-llama-", "llama-")
+    while name not in KNOWN:
+        shorter = next((name.removesuffix(ending) for ending in _ENDINGS if name.endswith(ending)), name)
+        shorter = shorter.replace("-instruct-v0.", "-v0.")
+        if shorter == name:
+            return None
+        name = shorter
+    return KNOWN[name]
+
+
+def from_config(config: Mapping[str, Any]) -> Architecture | None:
+    """The sizes that a config.json of Llama's shape tells; None where it is of another shape (experts, no gate)."""
+    config = config.get("text_config", config)
+    kind = str(config.get("model_type", ""))
+    try:
+        hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
+        inner, layers, vocabulary = (
+            int(config[key]) for key in ("intermediate_size", "num_hidden_layers", "vocab_size")
+        )
+    except (KeyError, TypeError):
+        return None
+    if any(key in config for key in ("num_experts", "num_local_experts", "n_routed_experts")):
+        return None
+    return Architecture(
+        layers=layers,
+        hidden=hidden,
+        inner=inner,
+        heads=heads,
+        key_value_heads=int(config.get("num_key_value_heads") or heads),
+        head_dim=int(config.get("head_dim") or hidden // heads),
+        vocabulary=vocabulary,
+        # transformers' own default is to tie; Llama, Mistral and Qwen configs that do not say otherwise do not.
+        ties_embeddings=bool(config.get("tie_word_embeddings", kind.startswith("gemma"))),
+        has_attention_bias=kind == "qwen2" or bool(config.get("attention_bias", False)),
+        norms=4 if kind in ("gemma2", "gemma3", "gemma3_text") else 2,
+        head_norms=2 if kind in ("qwen3", "gemma3", "gemma3_text") else 0,
+    )
