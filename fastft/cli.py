@@ -298,7 +298,7 @@ def _top(
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 done, 1 training failed, 2 recipe or usage, 3 data, 4 machine, 75 stopped."""
+    """Run the command line. Exit codes: docs/runs.md."""
     try:
         app(prog_name="fastft")
     except FastftError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from typing import Any
 
 from rich.console import Console, Group
@@ -10,6 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from fastft.report.live import duration, size
+
+# Characters of an answer that the table shows; result.json has all.
+SHOWN = 300
 
 
 def result_table(result: dict[str, Any], run_dir: str) -> Group:
@@ -37,6 +39,10 @@ def result_table(result: dict[str, Any], run_dir: str) -> Group:
     if result.get("forecast"):
         parts += [Text(), Text(f"forecast: {_forecast(result['forecast'])}", style="dim")]
     parts += [Text(), Text(f"weights: {result['weights_folder']}", style="green")]
+    parts += [
+        Text(f"{export['kind']}: {export['path']} ({size(export['bytes'])})", style="green")
+        for export in result.get("exports", [])
+    ]
     return Group(*parts)
 
 
@@ -53,7 +59,7 @@ def _example(example: dict[str, Any]) -> Table:
     for name, text in rows:
         if text is not None:
             # Text, not markup: an answer may hold square brackets.
-            grid.add_row(name, Text(textwrap.shorten(text, 300, placeholder=" ...")))
+            grid.add_row(name, Text(text if len(text) <= SHOWN else text[:SHOWN] + " ..."))
     return grid
 
 
