@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import codecs
-import datetime
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
+from fastft.data.example import Message as Turn
+from fastft.data.template import ChatTemplate
 from fastft.errors import Problem, RecipeError, Where
 
 Message = dict[str, str]
@@ -120,38 +120,15 @@ def talk(conversations: Sequence[tuple[str, Conversation]], lines: Iterable[str]
 
 
 def render_chat(template: str, messages: Sequence[Message], special_tokens: dict[str, str]) -> str:
-    """The prompt that `template` makes of `messages`, ready for the answer; Jinja as transformers sets it up.
+    """The prompt that `template` makes of `messages`, ready for the answer, as training renders it.
 
     Raises:
-        RecipeError: the template is no Jinja template, or refuses these messages.
+        RecipeError: the template is no Jinja template.
+        DataError: the template refuses these messages.
     """
-    from jinja2 import TemplateError
-    from jinja2.ext import loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols], autoescape=False
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().astimezone().strftime(form)
-    try:
-        compiled = environment.from_string(template)
-        return compiled.render(messages=list(messages), add_generation_prompt=True, **special_tokens)
-    except TemplateError as error:
-        raise RecipeError(
-            Problem(Where("chat template"), "", f"cannot render these messages: {error}", "use the trained template")
-        ) from error
-
-
-def _to_json(value: Any, **options: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, **options)
-
-
-def _refuse(message: str) -> NoReturn:
-    from jinja2 import TemplateError
-
-    raise TemplateError(message)
+    turns = [Turn(message["role"], message["content"]) for message in messages]
+    chat = ChatTemplate("chat template", template)
+    return chat.render(turns, special_tokens, where=Where("chat template"), add_generation_prompt=True)
 
 
 def serve(file: Path, port: int = 8080, context_tokens: int = 4096, host: str = "127.0.0.1") -> tuple[Any, str]:

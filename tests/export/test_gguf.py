@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, normalizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
-from fastft.errors import MachineError, RecipeError
+from fastft.errors import DataError, MachineError, RecipeError
 from fastft.export.chat import Conversation, Sampling, render_chat, talk
 from fastft.export.gguf.quantization import ModelFacts, tensor_type
 from fastft.export.gguf.vocabulary import pre_tokenizer
@@ -222,7 +222,7 @@ def test_talk_answers_resets_and_quits(base: Path, tmp_path: Path) -> None:
 
 
 def test_a_template_that_reaches_for_the_system_is_stopped() -> None:
-    with pytest.raises(RecipeError, match="cannot render"):
+    with pytest.raises(DataError, match="unsafe"):
         render_chat("{{ messages.__class__.__mro__[1].__subclasses__() }}", [], {})
 
 
