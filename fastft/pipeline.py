@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -92,7 +93,7 @@ def _in_folder(
         if directory.result is not None:  # another process finished it before this one had the lock
             return directory
         if wanted_resume:
-            view.note("there is no unfinished run of this recipe: a new one begins")
+            view.stage("no earlier run of this recipe to go on with: a new one begins")
         _Attempt(loaded, facts, directory, view, stopping).run()
     return directory
 
@@ -190,7 +191,7 @@ class _Attempt:
 
     def _prepare(self, folder: Path) -> Prepared:
         self._stage("reading the rows")
-        prepared = prepared_rows(self.loaded, folder)
+        prepared = prepared_rows(self.loaded, folder, _every_few_seconds(self._stage))
         for name, rows in (("training", prepared.train), ("held-out", prepared.eval)):
             if rows is None:
                 continue
@@ -352,6 +353,19 @@ def _weights_bytes(result: dict[str, Any]) -> int | None:
     """The size of the trained weights that were written, None where none were."""
     folder = result.get("weights_folder")
     return None if folder is None else sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
+
+
+def _every_few_seconds(say: Callable[[str], None], pause: float = 5.0) -> Callable[[int], None]:
+    """A progress callback that says how many rows were read, at most every `pause` seconds."""
+    said = time.monotonic()
+
+    def progress(rows: int) -> None:
+        nonlocal said
+        if time.monotonic() - said >= pause:
+            said = time.monotonic()
+            say(f"{rows:,} rows tokenized")
+
+    return progress
 
 
 def _step(checkpoint: Path | None) -> int:

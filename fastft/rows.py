@@ -52,8 +52,10 @@ def converted(loaded: LoadedRecipe, model: BaseModel, say: Say) -> Path:
     return model.folder
 
 
-def prepared_rows(loaded: LoadedRecipe, folder: Path) -> Prepared:
+def prepared_rows(loaded: LoadedRecipe, folder: Path, progress: Callable[[int], None] | None = None) -> Prepared:
     """The rows that are trained, rendered with the tokenizer in `folder`; mapped from the cache when nothing changed.
+
+    `progress` is called with the number of rows read so far.
 
     Raises:
         DataError: a source cannot be read, or too many of its rows are broken.
@@ -66,6 +68,7 @@ def prepared_rows(loaded: LoadedRecipe, folder: Path) -> Prepared:
         seed=recipe.train.seed,
         recipe_dir=loaded.folder,
         locate=loaded.where,
+        progress=progress,
         cache_dir=_row_cache(),
     )
 
