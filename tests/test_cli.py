@@ -140,7 +140,7 @@ def test_plan_shows_the_steps_and_the_calls(fastft: Fastft, write_recipe: Write)
     outcome = fastft("plan", "--calls", write_recipe(rows=20), "--set", "train.effective_batch_size=4")
 
     assert (outcome.code, outcome.err) == (0, "")
-    assert "1 epochs x 5 steps of 4 examples" in outcome.out
+    assert "1 epoch x 5 steps of 4 examples" in outcome.out
     assert "2 x 2 accumulated x 1 device" in outcome.out
     assert "trl.SFTConfig(" in outcome.out
     assert "    gradient_accumulation_steps=2," in outcome.out

@@ -67,11 +67,12 @@ def _steps(plan: Plan) -> Text:
     each = "?" if examples is None else f"{examples:g}"
     lines = []
     if schedule.optimizer_steps is None or schedule.optimizer_steps_per_epoch is None:
-        steps = "a number known when the rows are read" if schedule.optimizer_steps is None else ""
-        lines.append(f"{steps or schedule.optimizer_steps} of {each} examples")
+        known = schedule.optimizer_steps
+        lines.append("known when the rows are tokenized" if known is None else f"{known:,} of {each} examples")
     else:
         per_epoch, epochs = schedule.optimizer_steps_per_epoch, schedule.num_train_epochs
-        lines.append(f"{schedule.optimizer_steps:,} = {epochs:.4g} epochs x {per_epoch:,} steps of {each} examples")
+        passes = "1 epoch" if epochs == 1 else f"{epochs:.4g} epochs"
+        lines.append(f"{schedule.optimizer_steps:,} = {passes} x {per_epoch:,} steps of {each} examples")
     tokens = schedule.tokens_per_optimizer_step
     lines.append(
         f"{batch} x {'later' if accumulation is None else accumulation} accumulated x {devices}"

@@ -15,12 +15,12 @@ from fastft.report.live import duration, size
 def what_if_page(field: str, plans: Sequence[tuple[str, Plan]]) -> Group:
     """What changes with the value of `field`."""
     table = Table(show_edge=False, pad_edge=False)
-    for heading in (field.split(".")[1], "steps", "epochs", "examples/step", "padding", "memory", "time", "disk"):
-        table.add_column(heading, justify="right")
+    for heading in ("value", "steps", "epochs", "examples a step", "padding", "memory", "time", "disk"):
+        table.add_column(heading, justify="right", no_wrap=heading != "examples a step")
     for value, plan in plans:
         table.add_row(value, *_cells(plan))
     first = plans[0][1]
-    return Group(Text(f"{first.recipe} on {first.memory.device}", style="bold"), table)
+    return Group(Text(f"{first.recipe} on {first.memory.device}: {field}", style="bold"), table)
 
 
 def _cells(plan: Plan) -> list[Text]:
