@@ -18,9 +18,11 @@ _kernels.mkdir(mode=0o700, parents=True, exist_ok=True)
 # Unsloth writes generated code here and puts the folder on sys.path: never the current directory, which may be shared.
 os.environ["UNSLOTH_COMPILE_LOCATION"] = str(_kernels)
 os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
-# Threads that wait for each other sleep instead of spinning: on a machine that does other work too, a training step of
-# the quickstart takes 2 s instead of 15 (benchmarks/threads.py). Read when torch loads its OpenMP library.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Where the cores are busy already, threads that wait for each other had better sleep than spin: a training step then
+# takes 2.5 s instead of 3 to 7, while on a machine that is free it would take 1.3 s instead of 1.05
+# (benchmarks/threads.json). Read when torch loads its OpenMP library.
+if os.getloadavg()[0] >= (os.cpu_count() or 1):
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 if selected() == "unsloth":
