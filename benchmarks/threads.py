@@ -1,8 +1,8 @@
 """What waiting threads cost a training step on a CPU that has other work too: `python benchmarks/threads.py`.
 
 A forward and backward pass of a random model of the quickstart's shape (4 rows of 66 tokens, float32), with OpenMP's
-waiting threads spinning ("active") and sleeping ("passive", what fastft sets where the cores are busy), alone and beside
-one busy process for each core. Writes benchmarks/threads.json.
+waiting threads spinning ("active") and sleeping ("passive", what fastft sets where the cores are busy), alone and
+beside one busy process for each core. Writes benchmarks/threads.json.
 """
 
 from __future__ import annotations
