@@ -1,6 +1,6 @@
 # fastft on a host with NVIDIA GPUs (A100, H100 and newer; driver for CUDA 12.8 or later).
 #   docker build -t fastft .
-#   docker run --gpus all -v "$PWD:/work" -v hf:/models fastft run recipes/llama31_sft.toml
+#   docker run --gpus all -v "$PWD:/workspace" -v hf:/models fastft run recipes/llama31_sft.toml
 # The CUDA libraries come with torch; the driver comes from the host.
 FROM python:3.11-slim-bookworm
 
@@ -19,11 +19,11 @@ COPY pyproject.toml README.md LICENSE /opt/fastft/
 COPY fastft /opt/fastft/fastft
 RUN pip install --no-deps --no-build-isolation /opt/fastft
 
-RUN useradd --create-home --uid 1000 fastft && mkdir /models /work && chown fastft /models /work
+RUN useradd --create-home --uid 1000 fastft && mkdir /models /workspace && chown fastft /models /workspace
 USER fastft
 ENV HF_HOME=/models
-WORKDIR /work
-VOLUME ["/models", "/work/runs"]
+WORKDIR /workspace
+VOLUME ["/models", "/workspace/runs"]
 HEALTHCHECK --interval=5m --timeout=60s CMD ["fastft", "doctor"]
 ENTRYPOINT ["fastft"]
 CMD ["--help"]
