@@ -186,7 +186,7 @@ def test_a_step_can_be_taken_with_it_on_a_processor(name: str, optimizer: str, t
     assert trainer.lr_scheduler is not None
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="Unsloth's GPU side is tested in tests/gpu")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this asserts what Unsloth's CPU backend patches")
 def test_the_trainer_of_trl_is_the_one_that_unsloth_put_there() -> None:
     from fastft.engine.trainer import RunTrainer
 
