@@ -226,6 +226,87 @@ def plan(
         Console(highlight=False).print(plan_page(made, with_calls=calls), crop=False)
 
 
+WeightsArgument = Annotated[
+    Path, typer.Argument(metavar="PATH", help="A run, an adapter, a model folder or a .gguf file.", show_default=False)
+]
+Base = Annotated[
+    str | None, typer.Option("--base", metavar="MODEL", help="The 16-bit base of an adapter: a folder or a Hub id.")
+]
+
+
+@app.command()
+def export(
+    path: WeightsArgument,
+    to: Annotated[str, typer.Option("--to", metavar="FORMATS", help="adapter,merged_16bit,merged_4bit,gguf")] = "gguf",
+    quant: Annotated[str, typer.Option("--quant", metavar="TYPES", help="GGUF types: q4_k_m,q8_0")] = "",
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Default: its exports/ folder.")] = None,
+    base: Base = None,
+    llama_cpp: Annotated[
+        Path | None, typer.Option("--llama-cpp", metavar="DIR", help="Convert with this llama.cpp checkout.")
+    ] = None,
+    push: Annotated[
+        str | None, typer.Option("--push", metavar="HUB_ID", help="Upload what passed; a new repository is private.")
+    ] = None,
+) -> None:
+    """Write merged or GGUF weights, proven against the trained model."""
+    from fastft.probe.software import require
+
+    require(("numpy", "gguf", "xllamacpp", "torch", "transformers", "peft"), "fastft export")
+    from fastft.exporting import Request
+    from fastft.exporting import export as export_weights
+    from fastft.pipeline import own_console
+    from fastft.report.export import print_exports
+
+    console = own_console()
+    with console.file:
+        request = Request(_listed(to), _listed(quant), out, base, llama_cpp, push)
+        done = export_weights(path, request, lambda text: console.print(f"• {text}", markup=False))
+    print_exports(done.record)
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(entry.strip() for entry in text.split(",") if entry.strip())
+
+
+@app.command()
+def chat(
+    path: WeightsArgument,
+    prompt: Annotated[str | None, typer.Option("--prompt", metavar="TEXT", help="One question, one answer.")] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Let the untrained base answer beside it.")] = False,
+    system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="The system prompt.")] = None,
+    temperature: Annotated[float, typer.Option("--temperature", min=0, help="0: always the likeliest token.")] = 0.0,
+    top_p: Annotated[float, typer.Option("--top-p", min=0.01, max=1, help="Draw from this share.")] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="The longest answer.")] = 256,
+    seed: Annotated[int | None, typer.Option("--seed", help="The same draws each time.")] = None,
+    context_tokens: Annotated[int, typer.Option("--context-tokens", min=64, help="Of a GGUF file.")] = 4096,
+    base: Base = None,
+) -> None:
+    """Talk to a run, an adapter, a merged model or a GGUF file."""
+    from fastft.probe.software import require
+
+    require(("numpy", "xllamacpp"), "fastft chat")
+    from fastft.chatting import Request, chat_in_terminal
+    from fastft.export.chat import Sampling
+
+    sampling = Sampling(temperature, top_p, max_new_tokens, seed)
+    chat_in_terminal(path, Request(base, compare, system, sampling, context_tokens), prompt)
+
+
+@app.command()
+def serve(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A .gguf file, or a run with one.", show_default=False)],
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="On 127.0.0.1.")] = 8080,
+    context_tokens: Annotated[int, typer.Option("--context-tokens", min=64, help="The longest conversation.")] = 4096,
+) -> None:
+    """Serve a GGUF file on 127.0.0.1, as OpenAI's API does."""
+    from fastft.probe.software import require
+
+    require(("numpy", "xllamacpp"), "fastft serve")
+    from fastft.chatting import serve_until_stopped
+
+    serve_until_stopped(path, port, context_tokens)
+
+
 @app.command()
 def explain(
     key: Annotated[

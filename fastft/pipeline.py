@@ -25,7 +25,17 @@ from fastft.data.prepare import Prepared
 from fastft.data.render import Prompt, render_prompt
 from fastft.data.tokenizer import TokenizerFacts, load_tokenizer
 from fastft.engine_choice import select
-from fastft.errors import DataError, FastftError, Interrupted, MachineError, Problem, RecipeError, TrainingError, Where
+from fastft.errors import (
+    DataError,
+    ExportError,
+    FastftError,
+    Interrupted,
+    MachineError,
+    Problem,
+    RecipeError,
+    TrainingError,
+    Where,
+)
 from fastft.facts import Facts, find_facts, with_rows
 from fastft.plan.plan import Plan, make_plan
 from fastft.plan.score import score
@@ -34,6 +44,7 @@ from fastft.report.live import LiveView
 from fastft.report.metrics import MetricsFile, StepMetrics
 from fastft.rows import account, converted, fetched, library_output_to, prepared_rows, reject_lines
 from fastft.run import (
+    HELD_OUT,
     RunDir,
     checkpoints,
     create_run_dir,
@@ -51,6 +62,7 @@ from fastft.run import (
 if TYPE_CHECKING:
     from fastft.engine.train import Trained
     from fastft.export.job import Job
+    from fastft.export.parity import Conversation
 
 
 def run(recipe: Path, overrides: list[str], runs_dir: Path, *, resume: bool, console: Console) -> RunDir:
@@ -73,7 +85,8 @@ def run(recipe: Path, overrides: list[str], runs_dir: Path, *, resume: bool, con
     plan = make_plan(loaded, facts, str(directory.path))
     if plan.obstacles:
         raise MachineError(plan.obstacles)
-    model = fetched(loaded, facts.base_model, lambda text: console.print(f"• {text}"))
+    revision, where = loaded.recipe.model.revision, loaded.where("model.id")
+    model = fetched(facts.base_model, revision, where, lambda text: console.print(f"• {text}"))
     facts = dataclasses.replace(facts, base_model=model)
     if earlier is None:
         directory = create_run_dir(runs_dir, loaded)
@@ -122,6 +135,16 @@ class _Stopping:
 
 
 @dataclass
+class _Done:
+    """What training leaves in memory."""
+
+    trained: Trained
+    figures: dict[str, Any]
+    model: Any
+    tokenizer: Any
+
+
+@dataclass
 class _Attempt:
     """One attempt at a run, in its locked directory."""
 
@@ -154,7 +177,7 @@ class _Attempt:
         run_dir = self.run_dir
         plan = make_plan(self.loaded, self.facts, str(run_dir.path))
         select(plan.engine)
-        folder = converted(self.loaded, self.facts.base_model, self._stage)
+        folder = converted(self.facts.base_model, self.loaded.where("model.id"), self._stage)
         tokenizer = load_tokenizer(folder)
         prepared = self._prepare(folder)
         self.facts = with_rows(self.facts, self.loaded.recipe, prepared)
@@ -163,24 +186,35 @@ class _Attempt:
             raise MachineError(plan.obstacles)
         for warning in plan.warnings:
             self.view.note(str(warning))
-        job = self._export_job(folder)
-        manifest = self._manifest(prepared, plan, tokenizer)
+        from fastft.export.parity import comparable
+
+        end_ids = [token for text in prepared.renderer.end_of_turn if (token := tokenizer.id_of(text)) is not None]
+        conversations = comparable([] if prepared.eval is None else prepared.eval.examples)
+        job = self._export_job(folder, tuple(end_ids))
+        manifest = self._manifest(prepared, plan, tokenizer, folder)
         self._compare(manifest)
         rejects = reject_lines(prepared)
         if rejects:
             write_text(run_dir.path / "rejects.jsonl", rejects)
         write_json(run_dir.path / "plan.json", plan.as_json())
         write_json(run_dir.path / "manifest.json", manifest)
+        write_json(run_dir.path / HELD_OUT, {"conversations": conversations, "end_ids": end_ids})
         checkpoint, passed = newest_checkpoint(run_dir)
         for sentence in passed:
             self.view.note(f"{sentence}: passed over")
         set_aside(run_dir, newer_than=_step(checkpoint))
         prompts = self._prompts(prepared)
-        trained, model_figures = self._train(plan, prepared, prompts, tokenizer, checkpoint, job)
-        if not trained.finished:
+        done = self._train(plan, prepared, prompts, checkpoint, job)
+        if not done.trained.finished:
             raise self._interrupted(run_dir.path, saved=True)
-        result = self._result(prepared, trained, prompts, model_figures)
+        result = self._result(prepared, done.trained, prompts, done.figures)
         result["forecast"] = score(plan.as_json(), result, _weights_bytes(result))
+        if job.kinds:
+            try:
+                result["exports"] = self._export(job, done, prepared, conversations, result)
+            except ExportError:
+                write_json(run_dir.path / "result.json", result)  # training is done; `fastft export` can try again
+                raise
         write_json(run_dir.path / "result.json", result)
 
     def _stage(self, text: str) -> None:
@@ -212,10 +246,9 @@ class _Attempt:
         plan: Plan,
         prepared: Prepared,
         prompts: list[Prompt],
-        facts: TokenizerFacts,
         checkpoint: Path | None,
         job: Job,
-    ) -> tuple[Trained, dict[str, Any]]:
+    ) -> _Done:
         self._stage(f"starting {plan.engine} on {plan.device}")
         engine_model = importlib.import_module("fastft.engine.model")
         engine_train = importlib.import_module("fastft.engine.train")
@@ -238,7 +271,7 @@ class _Attempt:
             train=prepared.train.rows,
             eval=None if prepared.eval is None else prepared.eval.rows,
             prompts=prompts,
-            stop_ids=[token for text in prepared.renderer.end_of_turn if (token := facts.id_of(text)) is not None],
+            stop_ids=list(job.end_ids),
             max_new_tokens=recipe.eval.max_new_tokens,
             early_stopping_patience=recipe.train.early_stopping_patience,
         )
@@ -255,11 +288,34 @@ class _Attempt:
             figures["train_tokens_seen"], seconds = metrics.totals()
             figures["train_seconds"] = round(seconds, 1)
             figures["weights_folder"] = str(engine_model.save_weights(model, tokenizer, plan, self.run_dir))
-            if job.kinds:
-                figures["exports"] = self._export(job, model, tokenizer, prepared, material.stop_ids)
-        return trained, figures
+        return _Done(trained, figures, model, tokenizer)
 
-    def _export_job(self, base: Path) -> Job:
+    def _export(
+        self,
+        job: Job,
+        done: _Done,
+        prepared: Prepared,
+        conversations: list[Conversation],
+        result: dict[str, Any],
+    ) -> list[dict[str, Any]]:
+        """Write the exports and prove them.
+
+        Raises:
+            ExportError: one does not say what the trained model says.
+        """
+        from fastft.export.card import card_facts
+
+        engine = importlib.import_module("fastft.engine.export")
+        if getattr(done.model, "is_loaded_in_4bit", False):
+            # What users load is the adapter on the 16-bit base: that is what an export must equal.
+            self.view.stage("loading the 16-bit base, which exports are made of and compared with")
+            done.model = None
+            done.model, done.tokenizer = engine.load_trained(job.base, job.adapter)
+        card = card_facts(self.facts.base_model.id, job.base, prepared.train_sha256, self.loaded.text, result)
+        made = engine.export_weights(job, done.model, done.tokenizer, conversations, job.end_ids, card, self.view.stage)
+        return [{"kind": one.kind, "path": str(one.path), "bytes": one.size_bytes} for one in made.artefacts]
+
+    def _export_job(self, base: Path, end_ids: tuple[int, ...]) -> Job:
         """What is exported besides the adapter, which every run keeps; proven to be possible before training.
 
         Raises:
@@ -271,25 +327,17 @@ class _Attempt:
         kinds = tuple(kind for kind in wanted_kinds(wanted.formats, wanted.quantization) if kind != ADAPTER)
         if self.loaded.recipe.model.full_finetuning:
             kinds = ()  # the whole model is what training saves
-        job = Job(base, self.run_dir.adapter, self.run_dir.exports, kinds, name=run_name(self.loaded.path))
+        job = Job(base, self.run_dir.adapter, self.run_dir.exports, kinds, run_name(self.loaded.path), end_ids)
+        shutil.rmtree(job.out, ignore_errors=True)  # of an attempt that did not finish
         if kinds:
             self._stage(f"rehearsing the export of {', '.join(kinds)}")
             rehearse(job)
         return job
 
-    def _export(
-        self, job: Job, model: Any, tokenizer: Any, prepared: Prepared, stop_ids: list[int]
-    ) -> list[dict[str, Any]]:
-        from fastft.export.card import CardFacts
-
-        examples = [] if prepared.eval is None else prepared.eval.examples
-        card = CardFacts(self.facts.base_model.id, None, prepared.train_sha256, self.loaded.text)
-        engine_export = importlib.import_module("fastft.engine.export")
-        done = engine_export.export_weights(job, model, tokenizer, examples, stop_ids, card, self.view.stage)
-        return [{"kind": one.kind, "path": str(one.path), "bytes": one.size_bytes} for one in done.artefacts]
-
-    def _manifest(self, prepared: Prepared, plan: Plan, tokenizer: TokenizerFacts) -> dict[str, Any]:
+    def _manifest(self, prepared: Prepared, plan: Plan, tokenizer: TokenizerFacts, base: Path) -> dict[str, Any]:
         """What the run stands on: enough to tell whether another run, or a resumed one, is the same."""
+        from fastft.export.tensors import fingerprint
+
         template, base_model = prepared.template, self.facts.base_model
         return {
             "fastft": __version__,
@@ -302,6 +350,8 @@ class _Attempt:
                 "revision": self.loaded.recipe.model.revision,
                 "tokenizer_sha256": tokenizer.sha256,
                 "weight_bytes": base_model.weight_bytes,
+                # One in 4 bits and its 16-bit original do not have the same.
+                "fingerprint": None if "quantization_config" in base_model.config else fingerprint(base),
             },
             "data": {
                 "train": self.loaded.recipe.data.train,

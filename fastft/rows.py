@@ -17,7 +17,7 @@ from pathlib import Path
 from fastft.data.prepare import Prepared, gather, prepare
 from fastft.data.rows import RowSet, reject_record
 from fastft.data.tokenizer import load_tokenizer
-from fastft.errors import MachineError
+from fastft.errors import MachineError, Problem, Where
 from fastft.probe.base_model import BaseModel, cache_folder, find_base_model
 from fastft.probe.hub import download
 from fastft.recipe.loader import LoadedRecipe
@@ -25,7 +25,7 @@ from fastft.recipe.loader import LoadedRecipe
 Say = Callable[[str], None]
 
 
-def fetched(loaded: LoadedRecipe, model: BaseModel, say: Say) -> BaseModel:
+def fetched(model: BaseModel, revision: str | None, where: Where, say: Say) -> BaseModel:
     """The base model with its files on this machine, downloaded when it is a Hub model that is not.
 
     Raises:
@@ -34,18 +34,17 @@ def fetched(loaded: LoadedRecipe, model: BaseModel, say: Say) -> BaseModel:
     if model.source != "hub" or model.is_here:
         return model
     say(f"downloading {model.id}")
-    where = loaded.where("model.id")
-    return dataclasses.replace(model, folder=download(model.id, loaded.recipe.model.revision, where))
+    return dataclasses.replace(model, folder=download(model.id, revision, where))
 
 
-def converted(loaded: LoadedRecipe, model: BaseModel, say: Say) -> Path:
+def converted(model: BaseModel, where: Where, say: Say) -> Path:
     """The folder of the base model, converted to safetensors when it is a GGUF file that was not yet.
 
     Raises:
         MachineError: the file cannot be converted, or what converts it is not installed.
     """
     if model.folder is None:
-        raise MachineError(loaded.problem("model.id", "is not on this machine", "download it first"))
+        raise MachineError(Problem(where, "model.id", "is not on this machine", "download it first", model.id))
     if not model.is_here and model.gguf is not None:
         say(f"converting {model.gguf.name} to safetensors, once (about 40 s); kept in {model.folder}")
         importlib.import_module("fastft.engine.convert").convert_gguf(model.gguf, model.folder)
@@ -92,14 +91,12 @@ def tokenizer_folder(loaded: LoadedRecipe, say: Say) -> Path:
     Raises:
         MachineError: it cannot be had.
     """
-    found = find_base_model(
-        loaded.recipe.model.id, loaded.recipe.model.revision, loaded.folder, loaded.where("model.id")
-    )
-    model = fetched(loaded, found, say)
+    wanted, where = loaded.recipe.model, loaded.where("model.id")
+    model = fetched(find_base_model(wanted.id, wanted.revision, loaded.folder, where), wanted.revision, where, say)
     if model.is_here:
-        return converted(loaded, model, say)
+        return converted(model, where, say)
     with tempfile.TemporaryDirectory() as folder, library_output_to(Path(folder) / "log.txt"):
-        return converted(loaded, model, say)
+        return converted(model, where, say)
 
 
 def _row_cache() -> Path | None:

@@ -2,8 +2,8 @@
 
 runs/<name>/
   recipe.toml   settings.json   plan.json   manifest.json   metrics.jsonl   rejects.jsonl
-  before.json (the held-out figures of the untrained model)   attempts/1/log.txt   checkpoints/step-100/   adapter/
-  exports/   result.json (last: the run finished)
+  before.json (the held-out figures of the untrained model)   held_out.json (what exports are compared on)
+  attempts/1/log.txt   checkpoints/step-100/   adapter/   exports/   result.json (last: the run finished)
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from fastft.errors import MachineError, Problem, Where
 from fastft.recipe.loader import LoadedRecipe
 
 SEAL = "integrity.json"
+# The held-out conversations that exports are compared on, and the tokens at which trained answers end.
+HELD_OUT = "held_out.json"
 
 
 @dataclass(frozen=True)

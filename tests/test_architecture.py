@@ -24,7 +24,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("export",),
     ("engine",),
     ("rows",),
-    ("pipeline", "planning"),
+    ("weights",),
+    ("pipeline", "planning", "exporting", "chatting"),
     ("cli",),
     ("__main__",),
 )

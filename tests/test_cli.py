@@ -272,6 +272,15 @@ def test_run_without_the_training_packages_says_what_to_install(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("command", ["export", "chat", "serve"])
+def test_weights_without_the_training_packages_say_what_to_install(light_side: Path, command: str) -> None:
+    done = alone(light_side, command, "runs/mine")
+
+    assert (done.returncode, done.stdout) == (4, "")
+    assert done.stderr.startswith(f"fastft {command}: needs numpy, ")
+    assert done.stderr.endswith('not installed; run: pip install "fastft[train]"\n')
+
+
 def test_plan_needs_no_training_packages(light_side: Path, write_recipe: Write) -> None:
     done = alone(light_side, "plan", "--json", str(write_recipe()))
 

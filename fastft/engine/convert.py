@@ -39,7 +39,11 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
         tokenizer.pad_token = tokenizer.eos_token
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
-        _restore_pre_tokenizer(partial / "tokenizer.json", GGUFReader(gguf))
+        reader = GGUFReader(gguf)
+        _restore_pre_tokenizer(partial / "tokenizer.json", reader)
+        licence = reader.get_field("general.license")
+        if licence is not None:
+            (partial / "README.md").write_text(f"---\nlicense: {licence.contents()}\n---\n", encoding="utf-8")
         seal(partial, folder)
     except Exception as error:  # a damaged file breaks its reader in any way there is: struct.error, IndexError, ...
         wrong = f"the GGUF file cannot be converted: {' '.join(str(error).split())[:300]}"

@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from fastft.data.example import Example
-from fastft.engine.parity import check_merged, make_reference
-from fastft.errors import ExportError, Problem, Where
+from fastft.data.render import Prompt
+from fastft.engine.evaluate import answer
+from fastft.engine.parity import check_adapter, check_merged, make_reference
+from fastft.errors import ExportError, MachineError, Problem, Where
 from fastft.export.card import CardFacts
-from fastft.export.job import MERGED, Artefact, Job, finish, write
-from fastft.export.parity import Reference, Verdict, check_gguf
+from fastft.export.chat import render_chat
+from fastft.export.job import ADAPTER, MERGED, MERGED_4BIT, Artefact, Job, finish, write
+from fastft.export.merged import tokenizer_folder
+from fastft.export.parity import Conversation, Reference, Verdict, check_gguf
 
-# Held-out conversations that an export is compared on; a hundred answer tokens tell a wrong merge or template apart.
-COMPARED = 16
+# What a model is asked where there are no held-out rows; its own answers are then what an export must repeat.
+QUESTIONS = (
+    "What is the capital of France?",
+    "Write one sentence about the sea.",
+    "List three colours.",
+    "How many days does a week have?",
+    "Translate 'good morning' into Spanish.",
+    "What do bees make?",
+    "Order 48213 has not arrived. What should I do?",
+    "Explain in one sentence what a computer does.",
+)
+OWN_ANSWER_TOKENS = 24
 
 
 @dataclass(frozen=True)
@@ -32,33 +48,38 @@ class Exported:
 def export_weights(
     job: Job,
     model: Any,
-    tokenizer: Any,
-    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Conversation],
     end_ids: Sequence[int],
     card: CardFacts,
     say: Callable[[str], None],
 ) -> Exported:
-    """Write each artefact of `job` and hold it against the trained PEFT `model` on held-out `examples`.
+    """Write each artefact of `job` and hold it against the trained PEFT `model` on held-out `conversations`.
 
-    Without examples nothing can be compared; that is said, and stands in the model card.
+    Without any, it is held against the answers that the trained model gives to QUESTIONS. A model without a chat
+    template cannot be asked: then nothing is compared, which is said, and stands in the model card.
 
     Raises:
         ExportError: an artefact does not say what the trained model says; it is kept, marked FAILED.
         FastftError: an artefact cannot be written.
     """
-    conversations = [_conversation(example) for example in examples if example.messages][:COMPARED]
-    reference = make_reference(model, tokenizer, conversations, end_ids) if conversations else None
-    if reference is None:
-        say("no held-out conversations: the exports are not compared with the trained model")
+    reference = None
+    if tokenizer.chat_template is None:
+        say("the model has no chat template: the exports are not compared with it")
+    else:
+        if not conversations:
+            say(f"no held-out conversations: compared on the trained model's own answers to {len(QUESTIONS)} questions")
+            conversations = _own_answers(model, tokenizer, end_ids)
+        reference = make_reference(model, tokenizer, conversations, end_ids)
     artefacts, verdicts = [], []
     for kind in job.kinds:
         say(f"writing {kind} to {job.place(kind)}")
-        artefact = write(job, kind)
+        artefact = _write(job, kind)
         artefacts.append(artefact)
         for note in artefact.notes:
             say(f"{kind}: {note}")
         if reference is not None:
-            verdicts.append(_compared(artefact, reference))
+            verdicts.append(_compared(job, artefact, reference))
             say(_said(kind, verdicts[-1]))
     record, final = finish(job, artefacts, verdicts, card)
     failed = [verdict for verdict in verdicts if not verdict.passed]
@@ -71,10 +92,60 @@ def export_weights(
     return Exported(record, final, tuple(verdicts))
 
 
-def _compared(artefact: Artefact, reference: Reference) -> Verdict:
+def load_trained(base: Path, adapter: Path | None) -> tuple[Any, PreTrainedTokenizerBase]:
+    """The 16-bit base with its adapter in PEFT, as a user would load them, and the tokenizer that came with it.
+
+    In float32 on a CPU, in the base's own type on a GPU; `adapter` None loads a whole model.
+
+    Raises:
+        MachineError: transformers or PEFT cannot load them; their own words are in the message.
+    """
+    gc.collect()  # a model that was just let go
+    gpu = torch.cuda.is_available()
+    if gpu:
+        torch.cuda.empty_cache()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder(base, adapter))
+        model = AutoModelForCausalLM.from_pretrained(base, dtype="auto" if gpu else torch.float32, use_safetensors=True)
+        if adapter is not None:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, str(adapter))
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+        wrong = f"cannot be loaded: {' '.join(str(error).split())[:300]}"
+        raise MachineError(
+            Problem(Where(str(adapter or base)), "", wrong, "give the base it was trained on: --base")
+        ) from error
+    return model.to("cuda" if gpu else "cpu").eval(), tokenizer
+
+
+def _own_answers(model: Any, tokenizer: PreTrainedTokenizerBase, end_ids: Sequence[int]) -> list[Conversation]:
+    asked = [[{"role": "user", "content": question}] for question in QUESTIONS]
+    special = {"bos_token": str(tokenizer.bos_token or ""), "eos_token": str(tokenizer.eos_token or "")}
+    prompts = []
+    for messages in asked:
+        text = render_chat(str(tokenizer.chat_template), messages, special)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        prompts.append(Prompt(text, ids, "", Where("export")))
+    given = answer(model, tokenizer, prompts, end_ids, OWN_ANSWER_TOKENS, lambda: False).texts
+    return [[*messages, {"role": "assistant", "content": text}] for messages, text in zip(asked, given, strict=True)]
+
+
+def _write(job: Job, kind: str) -> Artefact:
+    if kind == MERGED_4BIT:
+        from fastft.engine.quantize import write_merged_4bit  # bitsandbytes takes seconds to import
+
+        return write_merged_4bit(job, kind)
+    return write(job, kind)
+
+
+def _compared(job: Job, artefact: Artefact, reference: Reference) -> Verdict:
     """The artefact in its own runtime against the trained model."""
-    if artefact.kind == MERGED:
-        return check_merged(artefact.path, reference, "cuda" if torch.cuda.is_available() else "cpu")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if artefact.kind == ADAPTER:
+        return check_adapter(job.base, artefact.path, reference, device)
+    if artefact.kind in (MERGED, MERGED_4BIT):
+        return check_merged(artefact.path, artefact.kind, reference, device)
     return check_gguf(artefact.path, artefact.kind, reference)
 
 
@@ -82,12 +153,6 @@ def _said(kind: str, verdict: Verdict) -> str:
     """The comparison in one line."""
     state = "proven" if verdict.passed else "FAILED"
     return (
-        f"{kind} {state}: the same likeliest token at {verdict.top1_agreement:.1%} of {verdict.positions} answer "
-        f"tokens ({verdict.bar:.0%} needed), mean KL divergence {verdict.mean_kl:.1e}"
+        f"{kind} {state}: the same likeliest token at {verdict.top1_agreement:.1%} of {verdict.positions} answer tokens"
+        f" ({verdict.agreement:.1%} with near ties, {verdict.bar:.0%} needed), mean KL divergence {verdict.mean_kl:.1e}"
     )
-
-
-def _conversation(example: Example) -> list[dict[str, str]]:
-    """The messages of an example up to its last answer."""
-    last = max(index for index, message in enumerate(example.messages) if message.role == "assistant")
-    return [{"role": message.role, "content": message.content} for message in example.messages[: last + 1]]

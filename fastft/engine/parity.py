@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ import torch
 
 from fastft.errors import FastftError, MachineError, Problem, RecipeError, Where
 from fastft.export.chat import render_chat
-from fastft.export.gguf.vocabulary import end_ids
-from fastft.export.parity import Passage, Reading, Reference, Verdict, judge, unreadable
+from fastft.export.merged import stopping_ids
+from fastft.export.parity import Conversation, Passage, Reading, Reference, Verdict, judge, unreadable
 from fastft.export.tensors import Floats
 
 # Logits of answers are kept in float32 for three models; this many bytes each bound what the gate needs.
@@ -22,9 +22,9 @@ LOGITS_BYTES = 256 * 2**20
 
 
 def make_reference(
-    model: Any, tokenizer: Any, conversations: Sequence[Sequence[dict[str, str]]], end_tokens: Sequence[int]
+    model: Any, tokenizer: Any, conversations: Sequence[Conversation], end_tokens: Sequence[int]
 ) -> Reference:
-    """Run the trained PEFT `model`, and its base with the adapter switched off, over held-out conversations.
+    """Run the trained `model` over held-out conversations and, where it is a PEFT one, its base without the adapter.
 
     `conversations` end with an answer each; `end_tokens` are the ids at which trained answers end.
 
@@ -45,51 +45,79 @@ def make_reference(
     model.eval()
     try:
         trained = tuple(_logits(model, passage, each) for passage in passages)
-        with model.disable_adapter():
-            base = tuple(_logits(model, passage, each) for passage in passages)
+        base = None
+        if hasattr(model, "disable_adapter"):
+            with model.disable_adapter():
+                base = tuple(_logits(model, passage, each) for passage in passages)
     finally:
         model.train(was_training)
     return Reference(passages, trained, base, tokenizer.chat_template, special, tuple(end_tokens))
 
 
-def check_merged(folder: Path, reference: Reference, device: str = "cpu") -> Verdict:
+def check_merged(folder: Path, kind: str, reference: Reference, device: str = "cpu") -> Verdict:
     """Load the merged `folder` with transformers, as a user would, and judge it."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    def load() -> Any:
+        from transformers import AutoModelForCausalLM
+
+        return AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True, device_map=device)
+
+    return _check_folder(folder, kind, reference, load)
+
+
+def check_adapter(base: Path, folder: Path, reference: Reference, device: str = "cpu") -> Verdict:
+    """Load the adapter in `folder` onto `base` with PEFT, as a user would, and judge it."""
+
+    def load() -> Any:
+        from peft import PeftModel
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", use_safetensors=True, device_map=device)
+        return PeftModel.from_pretrained(model, str(folder))
+
+    return _check_folder(folder, "adapter", reference, load)
+
+
+def _check_folder(folder: Path, kind: str, reference: Reference, load: Callable[[], Any]) -> Verdict:
+    from transformers import AutoTokenizer
 
     start = time.monotonic()
     try:
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder)
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True).to(device)
+            model = load()
         except Exception as error:  # whatever a library raises on a damaged folder is the verdict
-            wrong = f"transformers cannot load it: {error}"
+            wrong = f"transformers cannot load it: {' '.join(str(error).split())[:300]}"
             raise MachineError(Problem(Where(str(folder)), "", wrong, "export it again")) from error
-        reading = _read_merged(folder, model.eval(), tokenizer, reference)
+        # An adapter brings no generation settings: where it stops is up to the base's.
+        ends = list(reference.end_ids) if kind == "adapter" else _stops(folder, model)
+        reading = _read_folder(model.eval(), tokenizer, reference, ends)
     except FastftError as error:
-        return unreadable(folder.name, "merged_16bit", error)
-    return judge(folder.name, "merged_16bit", reference, reading, time.monotonic() - start)
+        return unreadable(folder.name, kind, error)
+    return judge(folder.name, kind, reference, reading, time.monotonic() - start)
 
 
-def _read_merged(folder: Path, model: Any, tokenizer: Any, reference: Reference) -> Reading:
+def _stops(folder: Path, model: Any) -> list[int]:
+    file = folder / "generation_config.json"
+    ends = stopping_ids(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else []
+    return ends or stopping_ids({"eos_token_id": model.generation_config.eos_token_id})
+
+
+def _read_folder(model: Any, tokenizer: Any, reference: Reference, ends: Sequence[int]) -> Reading:
     template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
     special = {"bos_token": tokenizer.bos_token or "", "eos_token": tokenizer.eos_token or ""}
     prompts = tuple(
         tuple(_ids(tokenizer, render_chat(template, passage.messages[:-1], special))) for passage in reference.passages
     )
-    file = folder / "generation_config.json"
-    ends = end_ids(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else []
-    ends = ends or [model.generation_config.eos_token_id]
     logits = tuple(
         _logits(model, passage, len(trained))
         for passage, trained in zip(reference.passages, reference.trained, strict=True)
     )
     stops = frozenset(token for token in reference.end_ids if token in ends)
-    return Reading(prompts, logits, template or None, ends[0], stops)
+    return Reading(prompts, logits, template or None, ends[0] if ends else -1, stops)
 
 
-def _passage(
-    tokenizer: Any, conversation: Sequence[dict[str, str]], special: dict[str, str], end_tokens: Sequence[int]
-) -> Passage:
+def _passage(tokenizer: Any, conversation: Conversation, special: dict[str, str], end_tokens: Sequence[int]) -> Passage:
     prompt = _ids(tokenizer, render_chat(tokenizer.chat_template, conversation[:-1], special))
     answer = [*_ids(tokenizer, conversation[-1]["content"]), *list(end_tokens)[:1]]
     return Passage(tuple(dict(message) for message in conversation), (*prompt, *answer), len(prompt))

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from fastft.export.parity import Verdict
+from fastft.probe.base_model import licence
+from fastft.recipe.rules import is_hub_id
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,21 @@ class CardFacts:
     """The recipe's text."""
     figures: dict[str, str] = field(default_factory=dict)
     """Name and value of what was measured, for instance {"exact match": "97.5 % of 40 rows"}."""
+
+
+def card_facts(
+    base: str, folder: Path, data_sha256: str | None, recipe: str | None, result: Mapping[str, Any]
+) -> CardFacts:
+    """The facts of a run for its card: `result` is result.json or the part of it that is known."""
+    name = base if is_hub_id(base) or base.startswith("package:") else Path(base).name
+    figures = {}
+    losses, match = result.get("eval_loss") or {}, result.get("exact_match")
+    if losses.get("after") is not None:
+        figures["held-out loss"] = f"{losses['before']:.4f} before, {losses['after']:.4f} after"
+    if match:
+        before = "" if match["before"] is None else f"{match['before']} before, "
+        figures["held-out exact match"] = f"{before}{match['after']} after, of {match['rows']} rows"
+    return CardFacts(name, licence(folder), data_sha256, recipe, figures)
 
 
 def model_card(facts: CardFacts, kind: str, path: Path, verdict: Verdict | None) -> str:
@@ -70,7 +89,7 @@ def _proof(verdict: Verdict | None) -> list[str]:
 
 
 def _library(kind: str) -> str:
-    return {"adapter": "peft", "merged_16bit": "transformers"}.get(kind, "gguf")
+    return {"adapter": "peft", "merged_16bit": "transformers", "merged_4bit": "transformers"}.get(kind, "gguf")
 
 
 def _quoted(text: str) -> str:

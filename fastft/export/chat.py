@@ -1,21 +1,20 @@
-"""A conversation with a GGUF file: its own template, history, sampling; and llama.cpp's OpenAI-compatible server."""
+"""A conversation with a model: its own template, history, sampling; and llama.cpp's OpenAI-compatible server."""
 
 from __future__ import annotations
 
-import codecs
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from fastft.data.example import Message as Turn
 from fastft.data.template import ChatTemplate
 from fastft.errors import Problem, RecipeError, Where
+from fastft.export.tensors import Floats
 
 Message = dict[str, str]
-
-
-QUIT = ("/quit", "/exit", "q")
 
 
 class ChatModel(Protocol):
@@ -41,8 +40,8 @@ class ChatModel(Protocol):
     ) -> Iterator[int]:
         """New tokens one by one, up to the end token."""
 
-    def piece(self, token: int) -> bytes:
-        """The bytes of a token."""
+    def text(self, tokens: Sequence[int]) -> str:
+        """What the tokens spell, without special ones; a character that is not whole yet ends it as U+FFFD."""
 
 
 @dataclass(frozen=True)
@@ -64,59 +63,61 @@ class Conversation:
     sampling: Sampling = Sampling()
     system: str | None = None
     messages: list[Message] = field(default_factory=list)
+    cut_off: bool = False
+    """Whether the last answer ended at `max_new_tokens`, not at an end of turn."""
 
     def reset(self) -> None:
         """Forget the messages, not the system prompt."""
         self.messages.clear()
 
     def answer(self, text: str) -> Iterator[str]:
-        """The answer to `text` piece by piece.
+        """The answer to `text` piece by piece; one that is broken off is remembered as far as it came.
 
         Raises:
-            RecipeError: the file has no chat template, or its template refuses these messages.
+            RecipeError: the weights have no chat template.
+            DataError: the template refuses these messages.
+            MachineError: the conversation does not fit the context.
         """
+        self.cut_off = False
         template = self.model.chat_template
         if template is None:
             raise RecipeError(
                 Problem(Where(str(self.model.source)), "", "has no chat template", "export it with a chat template")
             )
-        self.messages.append({"role": "user", "content": text})
         start = [{"role": "system", "content": self.system}] if self.system else []
-        tokens = self.model.chat_tokens(render_chat(template, [*start, *self.messages], self.model.special_tokens))
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        said = ""
-        sampling = self.sampling
-        for token in self.model.generate(
-            tokens, sampling.max_new_tokens, sampling.temperature, sampling.top_p, sampling.seed
-        ):
-            piece = decoder.decode(self.model.piece(token))
-            said += piece
-            yield piece
-        self.messages.append({"role": "assistant", "content": said})
+        messages = [*start, *self.messages, {"role": "user", "content": text}]
+        tokens = self.model.chat_tokens(render_chat(template, messages, self.model.special_tokens))
+        sampling, new, said = self.sampling, [], ""
+        try:
+            for token in self.model.generate(
+                tokens, sampling.max_new_tokens, sampling.temperature, sampling.top_p, sampling.seed
+            ):
+                new.append(token)
+                whole = self.model.text(new)
+                if not whole.endswith("\ufffd"):
+                    yield whole[len(said) :]
+                    said = whole
+            yield self.model.text(new)[len(said) :]
+        finally:
+            self.cut_off = len(new) >= sampling.max_new_tokens
+            if new:
+                answer = {"role": "assistant", "content": self.model.text(new)}
+                self.messages += [{"role": "user", "content": text}, answer]
 
 
-def talk(conversations: Sequence[tuple[str, Conversation]], lines: Iterable[str], write: Callable[[str], None]) -> None:
-    """Answer line after line until /quit, /exit or q; /reset forgets, an empty line is passed over.
+def next_token(logits: Floats, temperature: float, top_p: float, random: np.random.Generator) -> int:
+    """The token to go on with, from (vocabulary,) logits: the likeliest, or one drawn among those that make up `top_p`.
 
-    Several conversations (`--compare`) answer each line in turn, each under its name. `write` gets text piece by piece.
+    Nucleus sampling as in Holtzman et al. 2020: the smallest set of likeliest tokens with at least that share.
     """
-    for line in lines:
-        said = line.strip()
-        if said in QUIT:
-            return
-        if said == "/reset":
-            for _, conversation in conversations:
-                conversation.reset()
-            write("(forgotten)\n")
-        elif said.startswith("/"):
-            write(f"unknown command {said}; known: /reset, /quit\n")
-        elif said:
-            for name, conversation in conversations:
-                if len(conversations) > 1:
-                    write(f"{name}: ")
-                for piece in conversation.answer(said):
-                    write(piece)
-                write("\n")
+    if temperature <= 0:
+        return int(logits.argmax())
+    order = np.argsort(-logits)
+    shares = np.exp((logits[order] - logits[order[0]]).astype(np.float64) / temperature)
+    shares /= shares.sum()
+    kept = int(np.searchsorted(np.cumsum(shares), top_p)) + 1
+    shares = shares[:kept] / shares[:kept].sum()
+    return int(order[random.choice(len(shares), p=shares)])
 
 
 def render_chat(template: str, messages: Sequence[Message], special_tokens: dict[str, str]) -> str:

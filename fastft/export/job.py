@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import tempfile
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +14,25 @@ from typing import Any
 
 from fastft.errors import FastftError, MachineError, Problem, Where
 from fastft.export.card import CardFacts, model_card, modelfile
+from fastft.export.gguf.checkout import check_checkout, convert_with_checkout
 from fastft.export.gguf.quantization import check_quantization
 from fastft.export.gguf.vocabulary import read_vocabulary
 from fastft.export.gguf.writer import estimate_gguf_bytes, write_gguf
-from fastft.export.merged import copy_tokenizer, estimate_merged_bytes, tokenizer_folder, write_merged
+from fastft.export.merged import (
+    copy_tokenizer,
+    estimate_merged_4bit_bytes,
+    estimate_merged_bytes,
+    tokenizer_folder,
+    write_merged,
+)
 from fastft.export.parity import Verdict
 from fastft.export.staging import free_bytes, staged_file, staged_folder
+from fastft.run import read_json
 
 Progress = Callable[[str, int, int], None]
 
-MERGED, ADAPTER = "merged_16bit", "adapter"
+MERGED, MERGED_4BIT, ADAPTER = "merged_16bit", "merged_4bit", "adapter"
+FOLDERS = (ADAPTER, MERGED, MERGED_4BIT)
 FAILED = ".FAILED"
 
 
@@ -30,19 +41,22 @@ class Job:
     """One `fastft export`: from where, to where, and what."""
 
     base: Path
-    adapter: Path
+    adapter: Path | None
+    """None: the base itself, all of whose weights were trained."""
     out: Path
     """The folder of all exports, `runs/<name>/exports` for a run."""
     kinds: tuple[str, ...]
-    """"adapter", "merged_16bit", or a GGUF quantization such as "q4_k_m"."""
+    """"adapter", "merged_16bit", "merged_4bit", or a GGUF quantization such as "q4_k_m"."""
     name: str = "model"
     """The start of GGUF file names."""
-    tokenizer: Path | None = None
-    chat_template: str | None = None
+    end_ids: tuple[int, ...] = ()
+    """The tokens at which trained answers end, the usual one first: exports stop there, whatever the base did."""
+    llama_cpp: Path | None = None
+    """A llama.cpp checkout whose converter writes the GGUF files, for architectures that are not known here."""
 
     def place(self, kind: str) -> Path:
         """Where an artefact of this kind goes."""
-        if kind in (ADAPTER, MERGED):
+        if kind in FOLDERS:
             return self.out / kind
         return self.out / "gguf" / f"{self.name}-{kind}.gguf"
 
@@ -113,13 +127,14 @@ def write(job: Job, kind: str, on_progress: Progress | None = None) -> Artefact:
 
     if kind == ADAPTER:
         return _write_adapter(job, place)
-    shared: dict[str, Any] = {"tokenizer": job.tokenizer, "on_progress": progress}
     if kind == MERGED:
-        merged = write_merged(job.base, job.adapter, place, chat_template=job.chat_template, **shared)
-        notes = (f"{merged.dtype}: {merged.dtype_reason}",)
+        merged = write_merged(job.base, job.adapter, place, end_ids=job.end_ids, on_progress=progress)
+        notes = (f"{merged.dtype}: {merged.dtype_reason}", *merged.notes)
         return Artefact(kind, place, merged.size_bytes, merged.seconds, notes)
-    written = write_gguf(job.base, job.adapter, place, kind, job.chat_template, **shared)
-    return Artefact(kind, place, written.size_bytes, written.seconds, written.fallbacks)
+    if job.llama_cpp is not None:
+        return _convert(job, kind, place, job.llama_cpp)
+    written = write_gguf(job.base, job.adapter, place, kind, end_ids=job.end_ids, on_progress=progress)
+    return Artefact(kind, place, written.size_bytes, written.seconds, written.notes)
 
 
 def finish(
@@ -139,23 +154,29 @@ def finish(
         if not is_folder and (verdict is None or verdict.passed):
             ends = stop_texts(job)
             _write_text(folder / f"{artefact.path.stem}.Modelfile", modelfile(artefact.path.name, ends))
-    record = {
-        "artefacts": [
-            {**dataclasses.asdict(artefact), "path": str(artefact.path.relative_to(job.out)), "parity": parity}
-            for artefact in final
-            for parity in [by_kind[artefact.kind].as_json() if artefact.kind in by_kind else None]
-        ]
-    }
     file = job.out / "export.json"
-    _write_text(file, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    fresh = [_record(job, artefact, by_kind.get(artefact.kind)) for artefact in final]
+    earlier = [entry for entry in _recorded(file) if (job.out / entry["path"]).exists()]
+    entries = [entry for entry in earlier if entry["path"] not in {one["path"] for one in fresh}] + fresh
+    _write_text(file, json.dumps({"artefacts": entries}, indent=2, ensure_ascii=False) + "\n")
     return file, final
+
+
+def _record(job: Job, artefact: Artefact, verdict: Verdict | None) -> dict[str, Any]:
+    parity = None if verdict is None else verdict.as_json()
+    return {**dataclasses.asdict(artefact), "path": str(artefact.path.relative_to(job.out)), "parity": parity}
+
+
+def _recorded(file: Path) -> list[dict[str, Any]]:
+    """What earlier exports into the same folder wrote."""
+    return list((read_json(file) or {}).get("artefacts", []))
 
 
 def stop_texts(job: Job) -> tuple[str, ...]:
     """The texts of the tokens at which the model stops, for programs that stop at texts."""
-    source = tokenizer_folder(job.base, job.adapter, job.tokenizer)
+    source = tokenizer_folder(job.base, job.adapter)
     config = json.loads((job.base / "config.json").read_text(encoding="utf-8"))
-    vocabulary = read_vocabulary(source, job.base, config["vocab_size"], "")
+    vocabulary = read_vocabulary(source, job.base, config["vocab_size"], "", end_ids=job.end_ids)
     return tuple(
         vocabulary.tokens[vocabulary.special[kind]].decode() for kind in ("eos", "eot") if kind in vocabulary.special
     )
@@ -164,16 +185,33 @@ def stop_texts(job: Job) -> tuple[str, ...]:
 def _estimate(job: Job, kind: str, adapter: Path | None) -> int:
     if kind == MERGED:
         return estimate_merged_bytes(job.base, adapter)
+    if kind not in FOLDERS and job.llama_cpp is not None:
+        check_checkout(job.llama_cpp, kind)
+        return 2 * estimate_merged_bytes(job.base, adapter)
+    if kind == MERGED_4BIT:
+        return estimate_merged_4bit_bytes(job.base, adapter)
     if kind == ADAPTER:
         return _folder_bytes(adapter) if adapter is not None else 0
-    return estimate_gguf_bytes(job.base, adapter, kind, job.tokenizer)
+    return estimate_gguf_bytes(job.base, adapter, kind)
 
 
 def _folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
 
 
+def _convert(job: Job, kind: str, place: Path, checkout: Path) -> Artefact:
+    """A GGUF file by llama.cpp's own converter, from merged weights that lie on the disk meanwhile."""
+    start = time.monotonic()
+    job.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".merged-", dir=job.out) as folder:
+        merged = write_merged(job.base, job.adapter, Path(folder) / MERGED, end_ids=job.end_ids)
+        convert_with_checkout(merged.folder, place, kind, checkout)
+    notes = (f"written by the converter in {checkout}", *merged.notes)
+    return Artefact(kind, place, place.stat().st_size, time.monotonic() - start, notes)
+
+
 def _write_adapter(job: Job, place: Path) -> Artefact:
+    assert job.adapter is not None  # noqa: S101  who asks for it has one
     size = _folder_bytes(job.adapter)
     with staged_folder(place, size) as stage:
         for name in ("adapter_config.json", "adapter_model.safetensors"):
@@ -184,14 +222,17 @@ def _write_adapter(job: Job, place: Path) -> Artefact:
             settings["base_model_name_or_path"] = None
             text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
             (stage / "adapter_config.json").write_text(text, encoding="utf-8")
-        copy_tokenizer(tokenizer_folder(job.base, job.adapter, job.tokenizer), stage, job.chat_template)
+        copy_tokenizer(tokenizer_folder(job.base, job.adapter), stage)
     return Artefact(ADAPTER, place, _folder_bytes(place), 0.0)
 
 
 def _mark(artefact: Artefact, verdict: Verdict | None) -> Artefact:
     if verdict is None or verdict.passed:
         return artefact
-    return dataclasses.replace(artefact, path=artefact.path.rename(f"{artefact.path}{FAILED}"))
+    failed = artefact.path.with_name(artefact.path.name + FAILED)
+    if failed.is_dir():
+        shutil.rmtree(failed)  # of an earlier try
+    return dataclasses.replace(artefact, path=artefact.path.rename(failed))
 
 
 def _write_text(file: Path, text: str) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastft.errors import MachineError, Problem, Where
+from fastft.export.chat import next_token
 from fastft.export.gguf.kernels import library_file
 
 Floats = NDArray[np.float32]
@@ -232,6 +233,7 @@ class GgufModel:
     ) -> Iterator[int]:
         """New tokens after `tokens` one by one, up to the first end token, which is not among them.
 
+        Raises MachineError where the context is full.
         `temperature` 0 takes the likeliest token; else one is drawn from the likeliest that make up `top_p`.
         """
         random = np.random.default_rng(seed)
@@ -240,10 +242,10 @@ class GgufModel:
             common += 1
         self._forget(common)
         pending = list(tokens[common:])
-        for _ in range(min(max_new_tokens, self.context_tokens - len(tokens))):
+        for _ in range(max_new_tokens):
             for begin in range(0, len(pending), BATCH_TOKENS):
                 last = self._decode(pending[begin : begin + BATCH_TOKENS], every=False)[-1]
-            token = int(last.argmax()) if temperature <= 0 else _draw(last, temperature, top_p, random)
+            token = next_token(last, temperature, top_p, random)
             if self.is_end(token):
                 return
             yield token
@@ -257,7 +259,8 @@ class GgufModel:
         """Logits after each of `tokens`, or after the last one."""
         count, start = len(tokens), len(self._seen)
         if start + count > self.context_tokens:
-            raise self.failed(f"{start + count} tokens do not fit the context of {self.context_tokens}")
+            wrong = f"more than {self.context_tokens} tokens do not fit the context"
+            raise MachineError(Problem(Where(str(self.file)), "", wrong, "/reset, or --context-tokens"))
         ids = np.array(tokens, dtype=np.int32)
         positions = np.arange(start, start + count, dtype=np.int32)
         one = np.ones(count, dtype=np.int32)
@@ -294,13 +297,3 @@ class GgufModel:
         return MachineError(
             Problem(Where(str(self.file)), "", wrong + (f": {said}" if said else ""), "export it again")
         )
-
-
-def _draw(logits: Floats, temperature: float, top_p: float, random: np.random.Generator) -> int:
-    order = np.argsort(-logits)
-    scaled = (logits[order] - logits[order[0]]).astype(np.float64) / temperature
-    shares = np.exp(scaled)
-    shares /= shares.sum()
-    kept = int(np.searchsorted(np.cumsum(shares), top_p)) + 1
-    shares = shares[:kept] / shares[:kept].sum()
-    return int(order[random.choice(len(shares), p=shares)])

@@ -6,7 +6,7 @@ import json
 import shutil
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -50,6 +50,8 @@ class MergedReport:
     changed_tensors: int
     """How many of them the adapter changed."""
     seconds: float
+    notes: tuple[str, ...] = ()
+    """What a user should know of the base."""
 
 
 @dataclass(frozen=True)
@@ -66,16 +68,17 @@ def write_merged(
     out: Path,
     *,
     dtype: Dtype = "auto",
-    tokenizer: Path | None = None,
     chat_template: str | None = None,
+    end_ids: Sequence[int] = (),
     max_shard_bytes: int = MAX_SHARD_BYTES,
     threads: int | None = None,
     on_progress: Progress | None = None,
 ) -> MergedReport:
     """Write base + adapter to the new folder `out`; `adapter` None copies the base.
 
-    The tokenizer is that of `tokenizer`, else of the adapter's folder, else of the base. `on_progress` gets (bytes
-    written, bytes in all). `dtype` "auto" keeps the base's 16-bit type; a float32 base becomes float16.
+    The tokenizer is that of the adapter's folder, else of the base; `chat_template` takes the place of its own.
+    Generation stops at `end_ids` besides where it stopped before. `on_progress` gets (bytes written, bytes in all).
+    `dtype` "auto" keeps the base's 16-bit type; a float32 base becomes float16.
 
     Raises:
         RecipeError: `out` exists, the adapter does not fit the base, or a value does not fit float16.
@@ -87,7 +90,7 @@ def write_merged(
         chosen, reason = choose_dtype(trained, dtype)
         shards = _shards(trained, dtype, chosen, max_shard_bytes)
         total = sum(shard.size_bytes for shard in shards)
-        source = tokenizer_folder(base, adapter, tokenizer)
+        source = tokenizer_folder(base, adapter)
         with staged_folder(out, total + _small_bytes(trained, source)) as stage:
             done = 0
             for shard in shards:
@@ -99,16 +102,16 @@ def write_merged(
                         if on_progress is not None:
                             on_progress(done, total)
             if len(shards) > 1:
-                _write_index(stage, shards, total)
-            _write_config(stage, trained, chosen)
+                write_index(stage, {name: shard.name for shard in shards for name, _ in shard.tensors}, total)
+            write_config(stage, trained, chosen)
             copy_tokenizer(source, stage, chat_template)
-            if (base / "generation_config.json").is_file():
-                shutil.copyfile(base / "generation_config.json", stage / "generation_config.json")
+            write_generation_config(base, stage, end_ids)
         names = trained.names
         files = tuple(sorted(path.name for path in out.iterdir()))
         changed = sum(trained.is_changed(name) for name in names)
+        notes = () if trained.base_note is None else (trained.base_note,)
     size = sum((out / name).stat().st_size for name in files)
-    return MergedReport(out, chosen, reason, files, size, len(names), changed, time.monotonic() - start)
+    return MergedReport(out, chosen, reason, files, size, len(names), changed, time.monotonic() - start, notes)
 
 
 def estimate_merged_bytes(base: Path, adapter: Path | None, dtype: Dtype = "auto") -> int:
@@ -116,7 +119,23 @@ def estimate_merged_bytes(base: Path, adapter: Path | None, dtype: Dtype = "auto
     with TrainedWeights(base, adapter) as trained:
         chosen, _ = choose_dtype(trained, dtype)
         shards = _shards(trained, dtype, chosen, MAX_SHARD_BYTES)
-        return sum(shard.size_bytes for shard in shards) + _small_bytes(trained, tokenizer_folder(base, adapter, None))
+        return sum(shard.size_bytes for shard in shards) + _small_bytes(trained, tokenizer_folder(base, adapter))
+
+
+def estimate_merged_4bit_bytes(base: Path, adapter: Path | None) -> int:
+    """The bytes of the model with its layers' matrices in NF4: half a byte a weight, one for 64, four for 16,384."""
+    with TrainedWeights(base, adapter) as trained:
+        sizes = {name: int(np.prod(shape, dtype=np.int64)) for name, shape in trained.shapes.items()}
+        packed = sum(size for name, size in sizes.items() if is_layer_matrix(trained, name))
+        # Two tables (64 and 1,024 bytes), the state, headers and index entries of six tensors a matrix.
+        tables = 2700 * sum(is_layer_matrix(trained, name) for name in sizes)
+        small = _small_bytes(trained, tokenizer_folder(base, adapter))
+        return 2 * (sum(sizes.values()) - packed) + packed * 33 // 64 + packed // 4096 + tables + small
+
+
+def is_layer_matrix(trained: TrainedWeights, name: str) -> bool:
+    """Whether bitsandbytes quantizes this tensor: the matrices of the layers, not embeddings, head and norms."""
+    return ".layers." in name and name.endswith(".weight") and len(trained.shapes[name]) == 2
 
 
 def choose_dtype(trained: TrainedWeights, dtype: Dtype) -> tuple[str, str]:
@@ -192,29 +211,49 @@ def _write_header(stream: BinaryIO, trained: TrainedWeights, shard: _Shard) -> N
     stream.write(struct.pack("<Q", len(text)) + text)
 
 
-def _write_index(stage: Path, shards: list[_Shard], total: int) -> None:
-    by_name = {name: shard.name for shard in shards for name, _ in shard.tensors}
-    index = {"metadata": {"total_size": total}, "weight_map": by_name}
+def write_index(stage: Path, file_of: dict[str, str], total: int) -> None:
+    """model.safetensors.index.json: which file holds each tensor, and the bytes of all."""
+    index = {"metadata": {"total_size": total}, "weight_map": file_of}
     (stage / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_config(stage: Path, trained: TrainedWeights, dtype: str) -> None:
+def write_config(stage: Path, trained: TrainedWeights, dtype: str, **changes: Any) -> None:
+    """config.json of the trained model, with `changes`."""
     # The path of the base on this machine is nobody else's business.
     config = {key: value for key, value in trained.config.items() if key != "_name_or_path"}
     config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype
     config["tie_word_embeddings"] = trained.tied
     if EMBEDDING in trained.shapes:
         config["vocab_size"] = trained.shapes[EMBEDDING][0]
-    (stage / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    text = json.dumps({**config, **changes}, indent=2, sort_keys=True)
+    (stage / "config.json").write_text(text + "\n", encoding="utf-8")
 
 
-def tokenizer_folder(base: Path, adapter: Path | None, tokenizer: Path | None) -> Path:
+def write_generation_config(base: Path, stage: Path, ends: Sequence[int]) -> None:
+    """The base's generation config, which stops at `ends` too: a base model does not know a chat's end of turn."""
+    file = base / "generation_config.json"
+    if not file.is_file() and not ends:
+        return
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    before = stopping_ids(config)
+    if any(token not in before for token in ends):
+        config["eos_token_id"] = [*ends, *(token for token in before if token not in ends)]
+    (stage / "generation_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def stopping_ids(generation: dict[str, Any]) -> list[int]:
+    """The token ids at which a generation config stops."""
+    ends = generation.get("eos_token_id")
+    return [ends] if isinstance(ends, int) else list(ends or [])
+
+
+def tokenizer_folder(base: Path, adapter: Path | None) -> Path:
     """The one folder that all tokenizer files come from.
 
     Raises:
         RecipeError: none of them has a tokenizer.
     """
-    candidates = [tokenizer] if tokenizer is not None else [folder for folder in (adapter, base) if folder is not None]
+    candidates = [folder for folder in (adapter, base) if folder is not None]
     for folder in candidates:
         if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
             return folder
@@ -224,7 +263,7 @@ def tokenizer_folder(base: Path, adapter: Path | None, tokenizer: Path | None) -
     )
 
 
-def copy_tokenizer(source: Path, out: Path, chat_template: str | None) -> None:
+def copy_tokenizer(source: Path, out: Path, chat_template: str | None = None) -> None:
     """Copy the tokenizer's files to `out`; `chat_template` takes the place of the template among them."""
     for name in TOKENIZER_FILES:
         if (source / name).is_file():

@@ -10,19 +10,21 @@ import dataclasses
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fastft.data.example import Example
 from fastft.errors import FastftError
 from fastft.export.chat import render_chat
 from fastft.export.tensors import Floats
 
-# Share of positions whose likeliest next token must be the trained model's. Types that are not named: DEFAULT_BAR.
-# They are for answers that were trained. On free text with a random adapter SmolLM2-135M reached 100 % in f16,
-# 96.5 % in q8_0 and 83.2 % in q4_k_m (113 positions), most of it the weights' own rounding: 97.3 % and 86.7 % in torch.
+# Share of positions whose likeliest next token must be the trained model's, or one that it holds as good as likely (see
+# NEAR_TIE). Types that are not named: DEFAULT_BAR. The quickstart's model on free text: benchmarks/parity.json.
 BARS = {
+    "adapter": 0.99,
     "merged_16bit": 0.99,
     "f32": 0.99,
     "f16": 0.99,
@@ -34,6 +36,22 @@ BARS = {
     "q4_k_m": 0.92,
 }
 DEFAULT_BAR = 0.85
+# Nats between two tokens of the trained model within which rounding alone decides: a mean KL divergence of 2e-3, which
+# q8_0 has, moves a logit by some sqrt(2 * 2e-3) = 0.06.
+NEAR_TIE = 0.1
+# Held-out conversations that an export is compared on; a hundred answer tokens tell a wrong merge or template apart.
+COMPARED = 16
+Conversation = Sequence[dict[str, str]]
+"""Messages with `role` and `content`, the last one an answer."""
+
+
+def comparable(examples: Iterable[Example]) -> list[Conversation]:
+    """The messages of the first COMPARED conversations, each up to its last answer."""
+    found: list[Conversation] = []
+    for example in islice((example for example in examples if example.messages), COMPARED):
+        last = max(index for index, message in enumerate(example.messages) if message.role == "assistant")
+        found.append([{"role": turn.role, "content": turn.content} for turn in example.messages[: last + 1]])
+    return found
 
 
 @dataclass(frozen=True)
@@ -60,8 +78,8 @@ class Reference:
     passages: tuple[Passage, ...]
     trained: tuple[Floats, ...]
     """For each passage (answer tokens, vocabulary): logits of the trained model."""
-    base: tuple[Floats, ...]
-    """The same of the base model."""
+    base: tuple[Floats, ...] | None
+    """The same of the base model; None where all weights were trained."""
     chat_template: str
     special_tokens: dict[str, str]
     """`bos_token`, `eos_token`: what the template may use."""
@@ -82,6 +100,8 @@ class Verdict:
     """Teacher-forced answer tokens that were compared."""
     top1_agreement: float = 0.0
     """Share of positions with the trained model's likeliest token."""
+    agreement: float = 0.0
+    """The same, where a token within NEAR_TIE of the trained model's likeliest counts as well: what the bar is for."""
     bar: float = 0.0
     mean_kl: float = 0.0
     """Mean KL divergence from the trained model, in nats a token."""
@@ -122,12 +142,12 @@ def judge(artefact: str, kind: str, reference: Reference, reading: Reading, seco
     bar = BARS.get(kind, DEFAULT_BAR)
     reasons = list(_reading_faults(reference, reading))
     # `not >=` and `not <`, so that NaN fails.
-    if not figures["top1_agreement"] >= bar:
+    if not figures["agreement"] >= bar:
         reasons.append(
-            f"predicts the trained model's next token at {figures['top1_agreement']:.1%} of"
+            f"predicts the trained model's next token at {figures['agreement']:.1%} of"
             f" {figures['positions']} positions, {bar:.0%} are needed"
         )
-    if not figures["mean_kl"] < max(figures["mean_kl_from_base"], 1e-12):
+    if reference.base is not None and not figures["mean_kl"] < max(figures["mean_kl_from_base"], 1e-12):
         reasons.append(
             f"is nearer to the base than to the trained model (KL {figures['mean_kl_from_base']:.2e} and"
             f" {figures['mean_kl']:.2e}): the adapter is not in it"
@@ -164,12 +184,16 @@ def _log_shares(logits: Floats) -> Floats:
 
 
 def _figures(reference: Reference, reading: Reading) -> dict[str, Any]:
-    hits, divergences, from_base, moved = [], [], [], []
-    for trained, base, artefact in zip(reference.trained, reference.base, reading.logits, strict=True):
+    hits, near, divergences, from_base, moved = [], [], [], [], []
+    for trained, base, artefact in zip(
+        reference.trained, reference.base or reference.trained, reading.logits, strict=True
+    ):
         # Rows beyond the smaller vocabulary are padding that no tokenizer produces.
         width = min(trained.shape[1], artefact.shape[1])
         trained, base, artefact = trained[:, :width], base[:, :width], artefact[:, :width]
-        hits.append(trained.argmax(axis=1) == artefact.argmax(axis=1))
+        chosen = artefact.argmax(axis=1)
+        hits.append(trained.argmax(axis=1) == chosen)
+        near.append(trained.max(axis=1) - trained[np.arange(len(trained)), chosen] <= NEAR_TIE)
         divergences.append(kl_divergence(trained, artefact))
         from_base.append(kl_divergence(base, artefact))
         moved.append(kl_divergence(trained, base))
@@ -177,6 +201,7 @@ def _figures(reference: Reference, reading: Reading) -> dict[str, Any]:
         "prompts": len(reference.passages),
         "positions": int(sum(len(hit) for hit in hits)),
         "top1_agreement": float(np.concatenate(hits).mean()),
+        "agreement": float(np.concatenate(near).mean()),
         "mean_kl": float(np.concatenate(divergences).mean()),
         "mean_kl_from_base": float(np.concatenate(from_base).mean()),
         "mean_kl_base_trained": float(np.concatenate(moved).mean()),

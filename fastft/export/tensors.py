@@ -6,6 +6,7 @@ takes it back, and a file that is cut short under a map kills the process instea
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -85,6 +86,11 @@ class Weights:
         """Rows `begin:end` of the first axis in float32, in memory of their own."""
         return as_float32(self.rows(name, begin, end), self.tensors[name].dtype)
 
+    def head(self, name: str, count: int) -> bytes:
+        """The first `count` bytes of a tensor's data, or all."""
+        info = self.tensors[name]
+        return self._read(info, info.begin, min(count, info.size_bytes)).tobytes()
+
     def _read(self, info: TensorInfo, offset: int, count: int) -> NDArray[np.uint8]:
         buffer = bytearray(count)
         view, done = memoryview(buffer), 0
@@ -122,6 +128,20 @@ def open_weights(folder: Path, stem: str = "model") -> Weights:
         )
     wrong = f"no {stem}.safetensors and no {index.name}" if folder.is_dir() else "no such folder"
     raise MachineError(Problem(Where(str(folder)), "", wrong, "give a folder with safetensors weights"))
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 over names, shapes and the first KiB of each tensor: tells models of one shape apart in a moment.
+
+    Raises:
+        MachineError, RecipeError: as `open_weights`.
+    """
+    digest = hashlib.sha256()
+    with open_weights(folder) as weights:
+        for name, info in sorted(weights.tensors.items()):
+            digest.update(f"{name} {info.dtype} {info.shape}\n".encode())
+            digest.update(weights.head(name, 1024))
+    return digest.hexdigest()
 
 
 def _sharded(folder: Path, index: Path) -> dict[str, TensorInfo]:

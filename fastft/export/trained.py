@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from fastft.errors import MachineError, Problem, RecipeError, TrainingError, Where
 from fastft.export.adapter import Adapter, open_adapter
+from fastft.export.four_bit import open_four_bit
 from fastft.export.tensors import FLOATING, Floats, open_weights
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -41,18 +42,26 @@ class TrainedWeights:
     def __init__(self, base: Path, adapter: Path | None) -> None:
         self.base = base
         self.config = read_config(base)
-        if "quantization_config" in self.config:
-            method = self.config["quantization_config"].get("quant_method", "unknown")
+        self.base_note: str | None = None
+        """What a user should know of the base's numbers."""
+        quantization = self.config.pop("quantization_config", None)
+        if quantization is None:
+            self.weights = open_weights(base)
+        elif quantization.get("quant_method") == "bitsandbytes" and quantization.get("load_in_4bit"):
+            self.weights = open_four_bit(base)
+            self.base_note = (
+                "the base has 4 bits a weight: its rounding stays; --base with its 16-bit model avoids that"
+            )
+        else:
             raise RecipeError(
                 Problem(
                     Where(str(base / "config.json")),
                     "quantization_config",
                     "the base is quantized; what was trained on it must be merged into its 16-bit weights",
                     "give the 16-bit model with --base",
-                    got=str(method),
+                    got=str(quantization.get("quant_method", "unknown")),
                 )
             )
-        self.weights = open_weights(base)
         self.adapter: Adapter | None = None if adapter is None else open_adapter(adapter)
         self.shapes = {name: info.shape for name, info in self.weights.tensors.items()}
         self._load = lru_cache(maxsize=8)(self._load_low_rank)

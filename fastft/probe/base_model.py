@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from fastft.errors import MachineError, Problem, Where
 from fastft.probe.software import package_file
 from fastft.recipe.rules import is_hub_id
 
-HUB_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors")
+HUB_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors", "README.md")
 # Weights in these forms are pickles: loading them can run code.
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
@@ -56,6 +57,16 @@ class BaseModel:
 def cache_folder() -> Path:
     """Where fastft keeps what it can make again: converted base models, Unsloth's compiled kernels."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastft"
+
+
+def licence(folder: Path) -> str | None:
+    """The licence that the model card in `folder` (README.md) names in its YAML head; None without one."""
+    try:
+        head = (folder / "README.md").read_text(encoding="utf-8").split("---")[1]
+    except (OSError, ValueError, IndexError):
+        return None
+    found = re.search(r"^license:\s*[\"']?([\w.+-]+)", head, re.MULTILINE)
+    return found[1] if found else None
 
 
 def find_base_model(model_id: str, revision: str | None, recipe_folder: Path, where: Where) -> BaseModel:

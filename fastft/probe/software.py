@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+
+from fastft.errors import MachineError, Problem, Where
 
 # What `[train]` was tested with, together; requirements/cpu.txt and gpu.txt pin the same (a test compares them).
 TESTED: Mapping[str, str] = {
@@ -48,6 +50,14 @@ def installed() -> dict[str, str]:
     """The installed ones of the packages that training uses: name -> version."""
     found = {name: version(name) for name in TESTED}
     return {name: text for name, text in found.items() if text is not None}
+
+
+def require(packages: Sequence[str], purpose: str) -> None:
+    """Raise MachineError where one of `packages` is not installed; all of them come with `fastft[train]`."""
+    missing = [package for package in packages if version(package) is None]
+    if missing:
+        wrong = f"needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed"
+        raise MachineError(Problem(Where(purpose), "", wrong, f"run: {INSTALL}"))
 
 
 def release(text: str) -> tuple[int, ...]:

@@ -55,7 +55,7 @@ def export(kind: str, base: Path, adapter: Path | None, out: Path, template: str
 
 def check(kind: str, artefact: Path, reference: Reference) -> Verdict:
     if kind == "merged_16bit":
-        return check_merged(artefact, reference)
+        return check_merged(artefact, kind, reference)
     return check_gguf(artefact, kind, reference)
 
 

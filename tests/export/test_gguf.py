@@ -13,7 +13,7 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
 from fastft.errors import DataError, MachineError, RecipeError
-from fastft.export.chat import Conversation, Sampling, render_chat, talk
+from fastft.export.chat import Conversation, Sampling, render_chat
 from fastft.export.gguf.quantization import ModelFacts, tensor_type
 from fastft.export.gguf.vocabulary import pre_tokenizer
 from fastft.export.gguf.writer import estimate_gguf_bytes, write_gguf
@@ -77,7 +77,7 @@ def test_rows_that_are_no_multiple_of_256_fall_back_as_in_llama_cpp_and_are_repo
 ) -> None:
     report = write_gguf(base, None, tmp_path / "out.gguf", "q4_k_m")
     assert tensors(tmp_path / "out.gguf")["blk.0.attn_q.weight"].tensor_type.name == "Q5_0"
-    assert any("Q5_0 instead of Q4_K: their rows of 64" in sentence for sentence in report.fallbacks)
+    assert any("Q5_0 instead of Q4_K: their rows of 64" in sentence for sentence in report.notes)
 
 
 def test_the_q4_k_m_mix_of_an_8b_llama_is_llama_cpps(tmp_path: Path) -> None:
@@ -209,16 +209,13 @@ def test_a_conversation_remembers_and_forgets(base: Path, tmp_path: Path) -> Non
         assert "".join(conversation.answer("what is the answer")) == first
 
 
-def test_talk_answers_resets_and_quits(base: Path, tmp_path: Path) -> None:
-    write_gguf(base, None, tmp_path / "out.gguf", "f32")
-    with GgufModel(tmp_path / "out.gguf", context_tokens=256) as model:
-        pair = [(name, Conversation(model, Sampling(max_new_tokens=4))) for name in ("base", "tuned")]
-        alone = "".join(Conversation(model, Sampling(max_new_tokens=4)).answer("the fox"))
-        written: list[str] = []
-        talk(pair, ["", "the fox\n", "/reset", "/help", "q", "never read"], written.append)
-    said = "".join(written)
-    assert said.startswith(f"base: {alone}\ntuned: {alone}\n(forgotten)\nunknown command /help")
-    assert pair[0][1].messages == []
+@pytest.mark.parametrize("ends", [(), (2,), (50, 2)])
+def test_a_file_stops_where_trained_answers_end(base: Path, tmp_path: Path, ends: tuple[int, ...]) -> None:
+    """Token 50 stands for an end of turn that neither the base model nor llama.cpp knows as one."""
+    write_gguf(base, None, tmp_path / "out.gguf", "f32", end_ids=ends)
+    with GgufModel(tmp_path / "out.gguf", context_tokens=64) as model:
+        assert model.eos == 2
+        assert model.is_end(50) == (50 in ends)
 
 
 def test_a_template_that_reaches_for_the_system_is_stopped() -> None:

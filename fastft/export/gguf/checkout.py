@@ -14,12 +14,11 @@ SCRIPT = "convert_hf_to_gguf.py"
 OUTTYPES = ("f32", "f16", "bf16", "q8_0")
 
 
-def convert_with_checkout(merged: Path, out_file: Path, quantization: str, checkout: Path) -> Path:
-    """Run the converter of `checkout` on the merged folder; returns `out_file`.
+def check_checkout(checkout: Path, quantization: str) -> Path:
+    """The converter in `checkout`, after a look whether it writes this type.
 
     Raises:
-        RecipeError: no converter in `checkout`, a type it does not write, or `out_file` exists.
-        MachineError: the converter failed; the end of what it said is in the message.
+        RecipeError: no converter in `checkout`, or a type it does not write.
     """
     script = checkout / SCRIPT
     if not script.is_file():
@@ -34,6 +33,17 @@ def convert_with_checkout(merged: Path, out_file: Path, quantization: str, check
                 got=quantization,
             )
         )
+    return script
+
+
+def convert_with_checkout(merged: Path, out_file: Path, quantization: str, checkout: Path) -> Path:
+    """Run the converter of `checkout` on the merged folder; returns `out_file`.
+
+    Raises:
+        RecipeError: no converter in `checkout`, a type it does not write, or `out_file` exists.
+        MachineError: the converter failed; the end of what it said is in the message.
+    """
+    script = check_checkout(checkout, quantization)
     needed = sum(path.stat().st_size for path in merged.glob("*.safetensors"))
     with staged_file(out_file, needed) as stage:
         command = [sys.executable, str(script), str(merged), "--outtype", quantization, "--outfile", str(stage)]

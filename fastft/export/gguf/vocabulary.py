@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fastft.errors import MachineError, Problem, RecipeError, Where
+from fastft.export.merged import stopping_ids
 
 # gguf.TokenType
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -83,12 +85,18 @@ class Vocabulary:
 
 
 def read_vocabulary(
-    folder: Path, base: Path, size: int, architecture: str, chat_template: str | None = None
+    folder: Path,
+    base: Path,
+    size: int,
+    architecture: str,
+    chat_template: str | None = None,
+    end_ids: Sequence[int] = (),
 ) -> Vocabulary:
     """The tokenizer of `folder`, padded to the `size` rows of the embedding.
 
     `base` has the generation config, and the SentencePiece model where `folder` lacks it (transformers 5 does not save
-    it with an adapter). `chat_template` takes the place of the folder's own.
+    it with an adapter). `chat_template` takes the place of the folder's own. The first of `end_ids` becomes the end
+    of turn where it is not the end token already.
 
     Raises:
         RecipeError: the tokenizer is of a kind that llama.cpp or this reader does not know, or larger than `size`.
@@ -98,6 +106,8 @@ def read_vocabulary(
     settings = _read(folder / "tokenizer_config.json")
     pieces = next((path for path in (folder / "tokenizer.model", base / "tokenizer.model") if path.is_file()), None)
     special = _special_ids(settings, tokenizer, [base])
+    if end_ids and end_ids[0] != special.get("eos"):
+        special["eot"] = end_ids[0]
     prefix = settings.get("add_prefix_space")
     shared: dict[str, Any] = {
         "special": special,
@@ -302,16 +312,10 @@ def _special_ids(settings: dict[str, Any], tokenizer: dict[str, Any], folders: l
             index = index[0] if isinstance(index, list) else index
             if isinstance(index, int):
                 found.setdefault(kind, index)
-        ends = end_ids(generation)
+        ends = stopping_ids(generation)
         if ends and found.get("eos") not in ends:
             found["eos"] = ends[0]
     return found
-
-
-def end_ids(generation: dict[str, Any]) -> list[int]:
-    """The token ids at which `generation_config.json` stops."""
-    ends = generation.get("eos_token_id")
-    return [ends] if isinstance(ends, int) else list(ends or [])
 
 
 def _added_around(file: Path) -> tuple[int | None, int | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,8 +44,8 @@ class GgufReport:
     tensors: int
     types: dict[str, int]
     """How many tensors have each type, for instance {"Q4_K": 120, "F32": 61}."""
-    fallbacks: tuple[str, ...]
-    """Where llama.cpp's wanted type did not fit the shape, one sentence a pair of types."""
+    notes: tuple[str, ...]
+    """What a user should know: of the base, and where llama.cpp's wanted type did not fit the shape."""
     chat_template: str | None
     seconds: float
 
@@ -78,15 +78,16 @@ def write_gguf(
     quantization: str,
     chat_template: str | None = None,
     *,
-    tokenizer: Path | None = None,
+    end_ids: Sequence[int] = (),
     name: str | None = None,
     threads: int | None = None,
     on_progress: Progress | None = None,
 ) -> GgufReport:
     """Write base + adapter as the new file `out_file` in `quantization` (q4_k_m, q8_0, f16, ...).
 
-    The tokenizer is that of `tokenizer`, else of the adapter's folder, else of the base; `chat_template` takes the
-    place of its own. `name` is the model's name in the file (default: the file's). `on_progress` gets (bytes, in all).
+    The tokenizer is that of the adapter's folder, else of the base; `chat_template` takes the place of its own.
+    Generation stops at the first of `end_ids` besides where it stopped before. `name` is the model's name
+    in the file (default: the file's). `on_progress` gets (bytes, in all).
 
     Raises:
         RecipeError: unknown quantization, architecture or tokenizer; the adapter does not fit; `out_file` exists.
@@ -97,9 +98,9 @@ def write_gguf(
     quantization = check_quantization(quantization)
     with TrainedWeights(base, adapter) as trained:
         architecture = find_architecture(trained.config, base / "config.json")
-        source = tokenizer_folder(base, adapter, tokenizer)
+        source = tokenizer_folder(base, adapter)
         rows = trained.shapes[EMBEDDING][0]
-        vocabulary = read_vocabulary(source, base, rows, architecture.name, chat_template)
+        vocabulary = read_vocabulary(source, base, rows, architecture.name, chat_template, end_ids)
         outputs = _plan(trained, architecture, quantization)
         needed = _file_bytes(outputs, vocabulary)
         with staged_file(out_file, needed) as stage:
@@ -108,21 +109,20 @@ def write_gguf(
                 _write(writer, trained, outputs, threads, on_progress)
             finally:
                 writer.close()
+    notes = (*(() if trained.base_note is None else (trained.base_note,)), *_fallbacks(outputs))
     types = dict(Counter(output.kind for output in outputs).most_common())
     size = out_file.stat().st_size
     seconds = time.monotonic() - start
-    return GgufReport(
-        out_file, quantization, size, len(outputs), types, _fallbacks(outputs), vocabulary.chat_template, seconds
-    )
+    return GgufReport(out_file, quantization, size, len(outputs), types, notes, vocabulary.chat_template, seconds)
 
 
-def estimate_gguf_bytes(base: Path, adapter: Path | None, quantization: str, tokenizer: Path | None = None) -> int:
+def estimate_gguf_bytes(base: Path, adapter: Path | None, quantization: str) -> int:
     """The bytes that `write_gguf` will write; raises what it would raise for architecture, tokenizer and adapter."""
     quantization = check_quantization(quantization)
     kernels.library_file()
     with TrainedWeights(base, adapter) as trained:
         architecture = find_architecture(trained.config, base / "config.json")
-        source = tokenizer_folder(base, adapter, tokenizer)
+        source = tokenizer_folder(base, adapter)
         vocabulary = read_vocabulary(source, base, trained.shapes[EMBEDDING][0], architecture.name)
         return _file_bytes(_plan(trained, architecture, quantization), vocabulary)
 

@@ -1,0 +1,49 @@
+"""How answers are shown: written as they come, or those of two models side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+Answers = Sequence[tuple[str, Iterator[str]]]
+Answering = Callable[[Answers], None]
+
+
+def write_answers(write: Callable[[str], object], answers: Answers, *, visible: bool) -> None:
+    """Write one answer after the other, each under its name when there are several.
+
+    `visible`: escape what a terminal would obey; a model may say anything.
+    """
+    for name, pieces in answers:
+        if len(answers) > 1:
+            write(f"{name}: ")
+        for piece in pieces:
+            write(printable(piece) if visible else piece)
+        write("\n")
+
+
+def show_beside(console: Console, answers: Answers) -> None:
+    """Show the answers in columns, growing as they come."""
+    said = ["" for _ in answers]
+
+    def table() -> Table:
+        grid = Table(box=None, pad_edge=False, padding=(0, 2), expand=True)
+        for name, _ in answers:
+            grid.add_column(name, ratio=1, overflow="fold")
+        grid.add_row(*(Text(text) for text in said))
+        return grid
+
+    with Live(table(), console=console, auto_refresh=False) as live:
+        for place, (_, pieces) in enumerate(answers):
+            for piece in pieces:
+                said[place] += printable(piece)
+                live.update(table(), refresh=True)
+
+
+def printable(text: str) -> str:
+    """`text` with every control character but line breaks and tabs written out."""
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else repr(letter)[1:-1] for letter in text)
