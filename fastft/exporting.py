@@ -62,7 +62,9 @@ def export(path: Path, request: Request, say: Say) -> Exported:
         select("transformers")  # the model as its users will load it; and Unsloth would take ten seconds to come up
         engine = importlib.import_module("fastft.engine.export")
         model, tokenizer = engine.load_trained(base, adapter)
-        done: Exported = engine.export_weights(job, model, tokenizer, conversations, ends, card, say)
+        reference = engine.trained_reference(model, tokenizer, conversations, ends, say)
+        del model
+        done: Exported = engine.export_weights(job, reference, card, say)
     if request.push is not None:
         for artefact in done.artefacts:
             say(f"{artefact.kind} is at {push(artefact, request.push)}")

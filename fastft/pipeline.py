@@ -311,8 +311,12 @@ class _Attempt:
             self.view.stage("loading the 16-bit base, which exports are made of and compared with")
             done.model = None
             done.model, done.tokenizer = engine.load_trained(job.base, job.adapter)
+        if job.adapter is None:
+            job = dataclasses.replace(job, base=Path(done.figures["weights_folder"]))
+        reference = engine.trained_reference(done.model, done.tokenizer, conversations, job.end_ids, self.view.stage)
+        done.model = None  # makes room for what is loaded to be compared
         card = card_facts(self.facts.base_model.id, job.base, prepared.train_sha256, self.loaded.text, result)
-        made = engine.export_weights(job, done.model, done.tokenizer, conversations, job.end_ids, card, self.view.stage)
+        made = engine.export_weights(job, reference, card, self.view.stage)
         return [{"kind": one.kind, "path": str(one.path), "bytes": one.size_bytes} for one in made.artefacts]
 
     def _export_job(self, base: Path, end_ids: tuple[int, ...]) -> Job:
@@ -321,13 +325,14 @@ class _Attempt:
         Raises:
             FastftError: an export would fail.
         """
-        from fastft.export.job import ADAPTER, Job, rehearse, wanted_kinds
+        from fastft.export.job import ADAPTER, MERGED, Job, rehearse, wanted_kinds
 
+        whole = self.loaded.recipe.model.full_finetuning
+        saved = MERGED if whole else ADAPTER  # what training itself saves
         wanted = self.loaded.recipe.export
-        kinds = tuple(kind for kind in wanted_kinds(wanted.formats, wanted.quantization) if kind != ADAPTER)
-        if self.loaded.recipe.model.full_finetuning:
-            kinds = ()  # the whole model is what training saves
-        job = Job(base, self.run_dir.adapter, self.run_dir.exports, kinds, run_name(self.loaded.path), end_ids)
+        kinds = tuple(kind for kind in wanted_kinds(wanted.formats, wanted.quantization) if kind != saved)
+        adapter = None if whole else self.run_dir.adapter
+        job = Job(base, adapter, self.run_dir.exports, kinds, run_name(self.loaded.path), end_ids)
         shutil.rmtree(job.out, ignore_errors=True)  # of an attempt that did not finish
         if kinds:
             self._stage(f"rehearsing the export of {', '.join(kinds)}")

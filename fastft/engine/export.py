@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from fastft.data.render import Prompt
 from fastft.engine.evaluate import answer
-from fastft.engine.parity import check_adapter, check_merged, make_reference
+from fastft.engine.parity import check_adapter, check_merged, device_map, make_reference
 from fastft.errors import ExportError, MachineError, Problem, Where
 from fastft.export.card import CardFacts
 from fastft.export.chat import render_chat
@@ -45,41 +45,46 @@ class Exported:
     verdicts: tuple[Verdict, ...]
 
 
-def export_weights(
-    job: Job,
+def trained_reference(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     conversations: Sequence[Conversation],
     end_ids: Sequence[int],
-    card: CardFacts,
     say: Callable[[str], None],
-) -> Exported:
-    """Write each artefact of `job` and hold it against the trained PEFT `model` on held-out `conversations`.
+) -> Reference | None:
+    """What the trained PEFT `model` says on held-out `conversations`, for exports to be held against.
 
-    Without any, it is held against the answers that the trained model gives to QUESTIONS. A model without a chat
-    template cannot be asked: then nothing is compared, which is said, and stands in the model card.
+    Without conversations, on the answers that it gives to QUESTIONS itself. A model without a chat template cannot be
+    asked: then None, which is said.
+    """
+    if tokenizer.chat_template is None:
+        say("the model has no chat template: the exports are not compared with it")
+        return None
+    if not conversations:
+        say(f"no held-out conversations: compared on the trained model's own answers to {len(QUESTIONS)} questions")
+        conversations = own_answers(model, tokenizer, end_ids)
+    return make_reference(model, tokenizer, conversations, end_ids)
+
+
+def export_weights(job: Job, reference: Reference | None, card: CardFacts, say: Callable[[str], None]) -> Exported:
+    """Write each artefact of `job` and hold it against `reference`; None compares nothing, as the model card then says.
+
+    The trained model should be let go before: an artefact needs its place in memory.
 
     Raises:
         ExportError: an artefact does not say what the trained model says; it is kept, marked FAILED.
         FastftError: an artefact cannot be written.
     """
-    reference = None
-    if tokenizer.chat_template is None:
-        say("the model has no chat template: the exports are not compared with it")
-    else:
-        if not conversations:
-            say(f"no held-out conversations: compared on the trained model's own answers to {len(QUESTIONS)} questions")
-            conversations = _own_answers(model, tokenizer, end_ids)
-        reference = make_reference(model, tokenizer, conversations, end_ids)
+    _free_memory()
     artefacts, verdicts = [], []
     for kind in job.kinds:
         say(f"writing {kind} to {job.place(kind)}")
-        artefact = _write(job, kind)
+        artefact = write_artefact(job, kind)
         artefacts.append(artefact)
         for note in artefact.notes:
             say(f"{kind}: {note}")
         if reference is not None:
-            verdicts.append(_compared(job, artefact, reference))
+            verdicts.append(compare(job, artefact, reference))
             say(_said(kind, verdicts[-1]))
     record, final = finish(job, artefacts, verdicts, card)
     failed = [verdict for verdict in verdicts if not verdict.passed]
@@ -100,13 +105,11 @@ def load_trained(base: Path, adapter: Path | None) -> tuple[Any, PreTrainedToken
     Raises:
         MachineError: transformers or PEFT cannot load them; their own words are in the message.
     """
-    gc.collect()  # a model that was just let go
-    gpu = torch.cuda.is_available()
-    if gpu:
-        torch.cuda.empty_cache()
+    _free_memory()
+    dtype = "auto" if torch.cuda.is_available() else torch.float32
     try:
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder(base, adapter))
-        model = AutoModelForCausalLM.from_pretrained(base, dtype="auto" if gpu else torch.float32, use_safetensors=True)
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, use_safetensors=True, device_map=device_map())
         if adapter is not None:
             from peft import PeftModel
 
@@ -116,10 +119,18 @@ def load_trained(base: Path, adapter: Path | None) -> tuple[Any, PreTrainedToken
         raise MachineError(
             Problem(Where(str(adapter or base)), "", wrong, "give the base it was trained on: --base")
         ) from error
-    return model.to("cuda" if gpu else "cpu").eval(), tokenizer
+    return model.eval(), tokenizer
 
 
-def _own_answers(model: Any, tokenizer: PreTrainedTokenizerBase, end_ids: Sequence[int]) -> list[Conversation]:
+def _free_memory() -> None:
+    """Take back what a model that was just let go had."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def own_answers(model: Any, tokenizer: PreTrainedTokenizerBase, end_ids: Sequence[int]) -> list[Conversation]:
+    """QUESTIONS, each with the answer that the model gives greedily, up to OWN_ANSWER_TOKENS tokens."""
     asked = [[{"role": "user", "content": question}] for question in QUESTIONS]
     special = {"bos_token": str(tokenizer.bos_token or ""), "eos_token": str(tokenizer.eos_token or "")}
     prompts = []
@@ -131,7 +142,8 @@ def _own_answers(model: Any, tokenizer: PreTrainedTokenizerBase, end_ids: Sequen
     return [[*messages, {"role": "assistant", "content": text}] for messages, text in zip(asked, given, strict=True)]
 
 
-def _write(job: Job, kind: str) -> Artefact:
+def write_artefact(job: Job, kind: str) -> Artefact:
+    """As `fastft.export.job.write`, for the kind too that needs torch."""
     if kind == MERGED_4BIT:
         from fastft.engine.quantize import write_merged_4bit  # bitsandbytes takes seconds to import
 
@@ -139,13 +151,12 @@ def _write(job: Job, kind: str) -> Artefact:
     return write(job, kind)
 
 
-def _compared(job: Job, artefact: Artefact, reference: Reference) -> Verdict:
+def compare(job: Job, artefact: Artefact, reference: Reference) -> Verdict:
     """The artefact in its own runtime against the trained model."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     if artefact.kind == ADAPTER:
-        return check_adapter(job.base, artefact.path, reference, device)
+        return check_adapter(job.base, artefact.path, reference)
     if artefact.kind in (MERGED, MERGED_4BIT):
-        return check_merged(artefact.path, artefact.kind, reference, device)
+        return check_merged(artefact.path, artefact.kind, reference)
     return check_gguf(artefact.path, artefact.kind, reference)
 
 

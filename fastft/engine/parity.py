@@ -54,25 +54,30 @@ def make_reference(
     return Reference(passages, trained, base, tokenizer.chat_template, special, tuple(end_tokens))
 
 
-def check_merged(folder: Path, kind: str, reference: Reference, device: str = "cpu") -> Verdict:
+def device_map() -> str:
+    """Where a model goes that is only asked: to the GPU, and what has no room there to memory."""
+    return "auto" if torch.cuda.is_available() else "cpu"
+
+
+def check_merged(folder: Path, kind: str, reference: Reference) -> Verdict:
     """Load the merged `folder` with transformers, as a user would, and judge it."""
 
     def load() -> Any:
         from transformers import AutoModelForCausalLM
 
-        return AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True, device_map=device)
+        return AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True, device_map=device_map())
 
     return _check_folder(folder, kind, reference, load)
 
 
-def check_adapter(base: Path, folder: Path, reference: Reference, device: str = "cpu") -> Verdict:
+def check_adapter(base: Path, folder: Path, reference: Reference) -> Verdict:
     """Load the adapter in `folder` onto `base` with PEFT, as a user would, and judge it."""
 
     def load() -> Any:
         from peft import PeftModel
         from transformers import AutoModelForCausalLM
 
-        model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", use_safetensors=True, device_map=device)
+        model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", use_safetensors=True, device_map=device_map())
         return PeftModel.from_pretrained(model, str(folder))
 
     return _check_folder(folder, "adapter", reference, load)

@@ -40,7 +40,7 @@ Scheduler = Literal[
 ]
 Strategy = Literal["no", "steps", "epoch"]
 DataFormat = Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "belle", "classification", "text"]
-ExportFormat = Literal["adapter", "merged_16bit", "gguf"]
+ExportFormat = Literal["adapter", "merged_16bit", "merged_4bit", "gguf"]
 
 
 class Section(BaseModel):
@@ -519,7 +519,7 @@ class ExportSection(Section):
 
     formats: Annotated[tuple[ExportFormat, ...], Field(strict=False, min_length=1)] = ("adapter",)
     """The weights to write: "adapter" (LoRA alone, always kept), "merged_16bit" (a whole model, for transformers and
-    vLLM), "gguf" (one file for llama.cpp and Ollama).
+    vLLM), "merged_4bit" (the same in bitsandbytes' NF4), "gguf" (one file for llama.cpp and Ollama).
     Upstream: model.save_pretrained for the adapter; merged and GGUF weights are written by fastft itself"""
 
     quantization: Names = ()

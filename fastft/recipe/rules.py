@@ -424,14 +424,6 @@ def _export(recipe: Recipe, _: Given) -> Iterator[Finding]:
             json.dumps(recipe.export.formats),
             ("model.full_finetuning",),
         )
-    elif recipe.model.full_finetuning and "gguf" in recipe.export.formats:
-        yield Finding(
-            "export.formats",
-            "a GGUF is written from a base model and an adapter, which full fine-tuning does not make",
-            'write formats = ["merged_16bit"]',
-            json.dumps(recipe.export.formats),
-            ("model.full_finetuning",),
-        )
 
 
 _RULES: tuple[Callable[[Recipe, Given], Iterator[Finding]], ...] = (

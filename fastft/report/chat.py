@@ -1,11 +1,10 @@
-"""How answers are shown: written as they come, or those of two models side by side."""
+"""How answers are shown: written as they come, or those of several models side by side."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
 from rich.console import Console
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
@@ -27,21 +26,15 @@ def write_answers(write: Callable[[str], object], answers: Answers, *, visible: 
 
 
 def show_beside(console: Console, answers: Answers) -> None:
-    """Show the answers in columns, growing as they come."""
-    said = ["" for _ in answers]
-
-    def table() -> Table:
-        grid = Table(box=None, pad_edge=False, padding=(0, 2), expand=True)
-        for name, _ in answers:
-            grid.add_column(name, ratio=1, overflow="fold")
-        grid.add_row(*(Text(text) for text in said))
-        return grid
-
-    with Live(table(), console=console, auto_refresh=False) as live:
-        for place, (_, pieces) in enumerate(answers):
-            for piece in pieces:
-                said[place] += printable(piece)
-                live.update(table(), refresh=True)
+    """Show the answers in columns, once all are there."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2), expand=True)
+    said = []
+    for name, pieces in answers:
+        with console.status(f"{name} is answering"):
+            said.append(Text(printable("".join(pieces))))
+        table.add_column(name, ratio=1, overflow="fold")
+    table.add_row(*said)
+    console.print(table)
 
 
 def printable(text: str) -> str:

@@ -9,8 +9,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from fastft.errors import FastftError
+from fastft.errors import ExportError, FastftError
+from fastft.exporting import Request, export
+from fastft.run import RunDir
 from tests.engine.tiny import make_rows, run, write_recipe, write_rows
+from tests.export.tiny import read_json, write_base
 
 
 def recipe_with(folder: Path, model: Path, formats: list[str]) -> Path:
@@ -29,6 +32,42 @@ def test_merged_weights_say_what_the_trained_model_says(model: Path, tmp_path: P
     assert parity["top1_agreement"] >= 0.99
     assert not torch.equal(merged.model.layers[0].mlp.up_proj.weight, base.model.layers[0].mlp.up_proj.weight)
     assert ran.result["exports"][0]["kind"] == "merged_16bit"
+
+
+def test_a_whole_model_that_was_trained_is_exported_to_gguf(tmp_path: Path) -> None:
+    write_base(tmp_path / "base", max_position_embeddings=512)
+    changes = {
+        "model.full_finetuning": True,
+        "lora.r": None,
+        "lora.lora_alpha": None,
+        "train.learning_rate": 1e-3,
+        "export.formats": ["merged_16bit", "gguf"],
+        "export.quantization": ["f16"],
+    }
+    ran = run(write_recipe(tmp_path, tmp_path / "base", changes))
+
+    entry = read_json(ran.folder.exports / "export.json")["artefacts"][0]
+    assert (entry["kind"], entry["path"], entry["parity"]["passed"]) == ("f16", "gguf/tiny-f16.gguf", True)
+
+
+def test_training_is_kept_when_an_export_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fault: a merge that leaves the adapter out, planted in the arithmetic of the merge."""
+    write_base(tmp_path / "base", max_position_embeddings=512)
+    write_rows(tmp_path / "held_out.jsonl", make_rows(6, seed=9))
+    recipe = write_recipe(
+        tmp_path, tmp_path / "base", {"data.eval": "held_out.jsonl", "export.formats": ["merged_16bit"]}
+    )
+    monkeypatch.setattr("fastft.export.trained._add", lambda values, *_: values)
+
+    with pytest.raises(ExportError, match="nearer to the base"):
+        run(recipe)
+
+    folder = RunDir(tmp_path / "runs/tiny")
+    assert folder.result is not None
+    assert (folder.exports / "merged_16bit.FAILED").is_dir()
+    monkeypatch.undo()
+    done = export(folder.path, Request(("merged_16bit",)), lambda _: None)
+    assert done.verdicts[0].passed
 
 
 def test_an_export_that_cannot_be_made_is_refused_before_the_first_step(model: Path, tmp_path: Path) -> None:

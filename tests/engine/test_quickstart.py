@@ -35,3 +35,21 @@ def test_the_quickstart_teaches_the_model_what_the_data_says(tmp_path: Path) -> 
     assert result["peak_memory_bytes"] < 4 * GIB
     assert (tmp_path / "quickstart/adapter/adapter_model.safetensors").is_file()
     assert "held-out exact match" in done.stdout
+    gguf = tmp_path / "quickstart/exports/gguf/quickstart-q8_0.gguf"
+    assert abs(answered_in_chat(gguf) - match["after"]) <= 0.03 * match["rows"]
+
+
+def answered_in_chat(gguf: Path) -> int:
+    """How many held-out rows the exported file answers exactly, through `fastft chat`."""
+    lines = (ROOT / "recipes/data/support_triage/eval.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [[turn["content"] for turn in json.loads(line)["messages"]] for line in lines]
+    asked = "".join(f"{question}\n/reset\n" for _, question, _ in rows)
+
+    done = subprocess.run(
+        [sys.executable, "-m", "fastft", "chat", str(gguf)], input=asked, capture_output=True, text=True, check=True
+    )
+
+    assert "with the system prompt of the held-out rows, 'Triage.'" in done.stderr
+    answers = [f"type:{answer}".strip() for answer in f"\n{done.stdout}".split("\ntype:")[1:]]
+    assert len(answers) == len(rows) == 50
+    return sum(answer == reference for answer, (_, _, reference) in zip(answers, rows, strict=True))
