@@ -33,3 +33,8 @@ class Example:
     messages: tuple[Message, ...] = ()
     tools: tuple[Mapping[str, Any], ...] = ()
     text: str | None = None
+
+    @property
+    def characters(self) -> int:
+        """How much is said, control tokens and tools aside."""
+        return len(self.text) if self.text is not None else sum([len(message.content) for message in self.messages])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from fastft.data.example import Example, Message
@@ -51,6 +52,17 @@ class Renderer:
     prompt_ids: tuple[int, ...] = ()
     # The control tokens that frame turns and end none: no answer may hold one.
     frame_ids: frozenset[int] = frozenset()
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        """The ids of `end_of_turn`."""
+        found = (self.tokenizer.id_of(token) for token in self.end_of_turn)
+        return frozenset(token for token in found if token is not None)
+
+    @cached_property
+    def control_ids(self) -> frozenset[int]:
+        """The control tokens that frame or end turns: inside an answer, before its last token, stands none of them."""
+        return self.stop_ids | self.frame_ids
 
     @property
     def writes_prompt(self) -> bool:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,12 @@ from typing import Any
 import pytest
 
 from fastft.data import cache
+from fastft.data.encode import Encoded
 from fastft.data.prepare import Prepared, prepare
 from fastft.data.render import make_renderer
 from fastft.data.template import ChatTemplate
 from fastft.data.tokenizer import TokenizerFacts
-from fastft.errors import Where
+from fastft.errors import DataError, MachineError, Where
 from fastft.recipe.model import DataSection
 
 pyarrow = pytest.importorskip("pyarrow", reason="the cache is written by pyarrow, which the training extra brings")
@@ -50,7 +52,7 @@ def run(tmp_path: Path, chatml: TokenizerFacts, locate: Locate) -> Callable[...,
 def test_a_second_run_maps_what_the_first_one_wrote(run: Callable[..., Prepared]) -> None:
     first = run()
     second = run()
-    assert isinstance(second.train.rows.ids, memoryview)
+    assert all(isinstance(block.ids, memoryview) for block in second.train.rows.blocks)
     assert second.folder == first.folder
     for one, other in ((first.train, second.train), (first.eval, second.eval)):
         assert one is not None
@@ -89,11 +91,12 @@ def test_another_template_of_the_model_changes_the_key(tmp_path: Path, chatml: T
 def test_a_damaged_cache_is_made_anew(run: Callable[..., Prepared], name: str) -> None:
     first = run()
     assert first.folder is not None
+    rows = list(first.train.rows)
     file = first.folder / name
     file.write_bytes(file.read_bytes()[:50])
     assert cache.load(first.folder) is None
     again = run()
-    assert list(again.train.rows) == list(first.train.rows)
+    assert list(again.train.rows) == rows
     assert again.folder is not None
     assert cache.load(again.folder) is not None
 
@@ -108,7 +111,66 @@ def test_datasets_reads_the_files_as_they_are(run: Callable[..., Prepared]) -> N
     assert made.folder is not None
     with pyarrow.ipc.open_stream(str(made.folder / "train.arrow")) as reader:
         table = reader.read_all()
-    assert table["input_ids"].to_pylist() == [row.input_ids for row in made.train.rows]
-    assert table["labels"].to_pylist() == [row.labels for row in made.train.rows]
+    assert table["input_ids"].to_pylist() == [row.input_ids.tolist() for row in made.train.rows]
+    assert table["labels"].to_pylist() == [row.labels.tolist() for row in made.train.rows]
     assert table["length"].to_pylist() == made.train.rows.lengths
     assert table["line"].to_pylist() == [row.where.line for row in made.train.rows]
+
+
+def test_rows_are_written_batch_by_batch(tmp_path: Path) -> None:
+    given = [
+        Encoded(array("i", [n] * 99_999), array("i", [-100] * 99_998 + [n]), Where("ab"[n % 2], n))
+        for n in range(1, 10)
+    ]
+    writer = cache.ArrowWriter(tmp_path / "rows.arrow")
+    for row in given:
+        writer.append(row)
+    rows = writer.finish()
+    assert len(rows.blocks) == 3
+    assert list(rows) == given
+    assert [rows[8], rows[-9], rows[2:4]] == [given[8], given[0], given[2:4]]
+    assert (rows.lengths, rows.tokens, rows.trained_tokens) == ([99_999] * 9, 9 * 99_999, 9)
+    assert len(set(rows.digests())) == 9
+
+
+def test_a_file_that_lost_its_last_batches_is_not_taken_for_whole(run: Callable[..., Prepared]) -> None:
+    made = run()
+    assert made.folder is not None
+    file = made.folder / "train.arrow"
+    with pyarrow.ipc.open_stream(str(file)) as reader:
+        schema = reader.schema
+    with pyarrow.OSFile(str(file), "wb") as sink, pyarrow.ipc.new_stream(sink, schema):
+        pass
+    assert cache.load(made.folder) is None
+
+
+def test_a_failed_preparation_leaves_nothing_behind(tmp_path: Path, chatml: TokenizerFacts, locate: Locate) -> None:
+    (tmp_path / "train.jsonl").write_text(chat(1))
+    (tmp_path / "eval.jsonl").write_text("")
+    data = DataSection(train="train.jsonl", eval="eval.jsonl")
+    with pytest.raises(DataError, match="holds no rows"):
+        prepare(
+            data,
+            chatml,
+            max_seq_length=100,
+            seed=7,
+            recipe_dir=tmp_path,
+            locate=locate,
+            cache_dir=tmp_path / "cache",
+        )
+    assert [path for path in tmp_path.rglob("*") if "writing" in str(path)] == []
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, chatml: TokenizerFacts, locate: Locate) -> None:
+    (tmp_path / "train.jsonl").write_text(chat(1))
+    (tmp_path / "cache").write_text("a file, no folder")
+    with pytest.raises(MachineError, match=r"cache: the prepared rows cannot be written.*; make room"):
+        prepare(
+            DataSection(train="train.jsonl"),
+            chatml,
+            max_seq_length=100,
+            seed=7,
+            recipe_dir=tmp_path,
+            locate=locate,
+            cache_dir=tmp_path / "cache",
+        )
