@@ -9,7 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastft.data.readers import Row, count_rows, find_files, fingerprint, is_hub_id, read_rows
+from fastft.data.json_rows import Row
+from fastft.data.readers import count_rows, find_files, fingerprint, is_hub_id, read_rows
 
 if TYPE_CHECKING:
     from fastft.recipe.model import DataSection
