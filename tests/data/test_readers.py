@@ -133,7 +133,7 @@ def test_the_place_of_an_error_in_a_long_array_is_exact(write: Write, padding: i
     assert f"{right.value.msg} at column {right.value.colno};" in str(caught.value)
 
 
-@pytest.mark.parametrize("padding", [0, 1, 2])
+@pytest.mark.parametrize("padding", [1, 2, *range(0, 60, 6)])
 def test_the_place_of_a_wrong_byte_in_a_long_array_is_exact(write: Write, padding: int) -> None:
     content = long_array(padding).encode()
     broken = content[:200_000].rsplit(b" ", 1)[0] + b"\xff" + content[200_000:]
