@@ -40,6 +40,7 @@ NEEDS = {
 }
 # What chat templates ask for besides role and content.
 EXTRAS = ("tool_calls", "tool_call_id", "name", "reasoning_content")
+_EXTRAS = frozenset(EXTRAS)
 # Who may speak after whom; None is the beginning.
 FOLLOWS: dict[str | None, tuple[str, ...]] = {
     None: ("system", "user"),
@@ -224,7 +225,7 @@ def _message(turn: object, where: Where, field: str) -> Message:
         instead = f'did you mean "{near}"?' if near else "write system, user, assistant or tool"
         got = f'"{given}"' if isinstance(given, str) else _kind(given)
         raise DataError(Problem(where, f"{field}.{role_key}", "unknown role", instead, got=got))
-    extra = {name: turn[name] for name in EXTRAS if turn.get(name) is not None}
+    extra = {name: turn[name] for name in EXTRAS if turn.get(name) is not None} if not _EXTRAS.isdisjoint(turn) else {}
     calls = bool(extra.get("tool_calls"))
     if content_key not in turn and not calls:
         raise DataError(Problem(where, field, f'no "{content_key}"', "give the text of the message"))
