@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from fastft.data.contract import check_encoded
 from fastft.data.encode import Encoded, encode_batches
 from fastft.data.example import Example
 from fastft.data.formats import detect_or_fail, rename, to_example
+from fastft.data.near import NearRepeats
 from fastft.data.overlong import fit
 from fastft.data.render import Renderer
 from fastft.data.rows import Overlong, RowSet, RowWriter, digest
@@ -116,15 +118,29 @@ class Filler:
             parts = fit(example, encoded, self.renderer, self.max_seq_length, self.data.overlong)
             kept_tokens = sum(len(part.input_ids) for part in parts)
             account.overlong.append(Overlong(encoded.where, len(encoded.input_ids), kept_tokens))
+        broken = [check_encoded(part, self.renderer, plain_text=example.text is not None) for part in parts]
+        account.rejected += [problem for problem in broken if problem is not None]
+        parts = [part for part, problem in zip(parts, broken, strict=True) if problem is None]
+        if not target.held_out:
+            parts = self._without_repeats(example, parts, account)
         for part in parts:
-            broken = check_encoded(part, self.renderer, plain_text=example.text is not None)
-            if broken is not None:
-                account.rejected.append(broken)
-            elif target.held_out or self.data.deduplicate == "no" or not self._is_repeated(part, account):
-                for _ in range(times):
-                    target.writer.append(part)
-                if target.held_out:
-                    account.examples.append(example)
+            for _ in range(times):
+                target.writer.append(part)
+            if target.held_out:
+                account.examples.append(example)
+
+    def _without_repeats(self, example: Example, parts: list[Encoded], account: RowSet) -> list[Encoded]:
+        """The parts that data.deduplicate leaves of a training row."""
+        if self.data.deduplicate == "exact":
+            return [part for part in parts if not self._is_repeated(part, account)]
+        if self.data.deduplicate == "near" and parts:
+            sketch = self.near.sketch(example)
+            first = self.near.first_like(sketch)
+            if first is not None:
+                account.repeated.append((example.where, first))
+                return []
+            self.near.remember(sketch, example.where)
+        return parts
 
     def _is_repeated(self, row: Encoded, account: RowSet) -> bool:
         first = self.first_of.setdefault(digest(row.input_ids), row.where)
@@ -132,6 +148,11 @@ class Filler:
             return False
         account.repeated.append((row.where, first))
         return True
+
+    @cached_property
+    def near(self) -> NearRepeats:
+        """What near repeats are told by; made when it is first needed, as its package is not always there."""
+        return NearRepeats()
 
 
 def format_of(source: Source, data: DataSection, recipe_dir: Path) -> str:
