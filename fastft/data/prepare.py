@@ -30,7 +30,7 @@ class Prepared:
     eval: RowSet | None
     format: str
     renderer: Renderer
-    train_sha256: str | None
+    train_sha256: str
     eval_sha256: str | None
     # Where train.arrow and eval.arrow lie, in the form of `datasets`; None without a cache.
     folder: Path | None = None
@@ -74,11 +74,10 @@ def prepare(
     opened = _open(data, tokenizer, recipe_dir, locate)
     filler = Filler(data, opened.renderer, max_seq_length, seed, recipe_dir, progress)
     folder = None
-    if cache_dir is None or None in opened.digests:
+    if cache_dir is None:
         sets = _filled(filler, locate, lambda _name: RowWriter())
     else:
-        digests = [digest for digest in opened.digests if digest is not None]
-        folder = cache_dir / cache.cache_key(data, opened.renderer, digests, max_seq_length, seed, recipe_dir)
+        folder = cache_dir / cache.cache_key(data, opened.renderer, opened.digests, max_seq_length, seed, recipe_dir)
         sets = cache.load(folder) or _saved(folder, filler, locate)
     if refuse_broken:
         _refuse_if_broken(sets["train"], "data.train" if data.train else "data.sources", data, max_seq_length, locate)
@@ -94,7 +93,7 @@ class _Opened:
 
     format: str
     renderer: Renderer
-    digests: list[str | None]
+    digests: list[str]
     has_evaluation_source: bool
 
     def prepared(self, train: RowSet, held_out: RowSet | None, folder: Path | None) -> Prepared:
@@ -157,9 +156,8 @@ def _saved(folder: Path, filler: Filler, locate: Callable[[str], Where]) -> dict
         raise MachineError(Problem(Where(str(folder.parent)), "", wrong, "make room or write access there")) from error
 
 
-def _joint(digests: list[str | None]) -> str | None:
-    known = [digest for digest in digests if digest is not None]
-    return hashlib.sha256("\n".join(known).encode()).hexdigest() if len(known) == len(digests) else None
+def _joint(digests: list[str]) -> str:
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def _refuse_if_broken(
