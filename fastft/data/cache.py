@@ -2,7 +2,8 @@
 
 The key is made of contents, never of paths and times: the bytes of the data files, the tokenizer, the chat template and
 every setting that changes a token. The files are Arrow streams in the form of `datasets`:
-`Dataset.from_file(folder / "train.arrow")` gives the columns input_ids, labels, length, path and line without a copy.
+`Dataset.from_file(folder / "train.arrow")` gives the columns input_ids, labels, length, path and line without a copy,
+and eval.arrow the column example too.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastft import __version__
-from fastft.data.example import Example, Message
 from fastft.data.rows import Block, Integers, Overlong, Rows, RowSet, RowWriter
 from fastft.errors import Problem, Where
 
@@ -100,14 +100,9 @@ class ArrowWriter(RowWriter):
     """Writes each full block to an Arrow stream, as a record batch of its own, and maps the file in the end."""
 
     def __init__(self, path: Path) -> None:
-        import pyarrow
-
         super().__init__()
-        tokens = pyarrow.list_(pyarrow.int32())
-        types = {"input_ids": tokens, "labels": tokens, "length": pyarrow.int32()}
-        self._schema = pyarrow.schema({**types, "path": pyarrow.string(), "line": pyarrow.int32()})
         self._path = path
-        self._stream = pyarrow.ipc.new_stream(str(path), self._schema)
+        self._stream: Any = None
 
     def _store(self, block: Block) -> None:
         import pyarrow
@@ -115,11 +110,25 @@ class ArrowWriter(RowWriter):
         lengths = array("i", (end - start for start, end in pairwise(block.ends)))
         numbers = [as_arrow(values) for values in (block.ends, block.ids, block.labels, lengths, block.lines)]
         ends, ids, labels, length, line = numbers
-        lists = [pyarrow.ListArray.from_arrays(ends, values) for values in (ids, labels)]
-        columns = [*lists, length, pyarrow.array(block.paths, pyarrow.string()), line]
-        self._stream.write_batch(pyarrow.RecordBatch.from_arrays(columns, schema=self._schema))
+        columns = {
+            name: pyarrow.ListArray.from_arrays(ends, values)
+            for name, values in (("input_ids", ids), ("labels", labels))
+        }
+        columns |= {"length": length, "path": pyarrow.array(block.paths, pyarrow.string()), "line": line}
+        if block.examples:
+            columns["example"] = pyarrow.array(block.examples, pyarrow.string())
+        self._write(pyarrow.RecordBatch.from_pydict(columns))
+
+    def _write(self, batch: Any) -> None:
+        import pyarrow
+
+        if self._stream is None:
+            self._stream = pyarrow.ipc.new_stream(str(self._path), batch.schema)
+        self._stream.write_batch(batch)
 
     def _stored(self) -> list[Block]:
+        if self._stream is None:  # a file without rows has columns too
+            self._store(Block(array("i"), array("i"), array("i", [0]), array("i"), []))
         self._stream.close()
         return _blocks(self._path)
 
@@ -142,11 +151,12 @@ def _blocks(path: Path) -> list[Block]:
         # A list array's own numbers are where each list ends.
         ends = memoryview(batch["input_ids"].buffers()[1]).cast("i")[: len(batch) + 1]
         ids, labels = view(batch["input_ids"].values), view(batch["labels"].values)
-        return Block(ids, labels, ends, view(batch["line"]), batch["path"])
+        examples = batch["example"] if "example" in batch.schema.names else ()
+        return Block(ids, labels, ends, view(batch["line"]), batch["path"], examples)
 
     # pyarrow.lib.ArrowInvalid, raised for a damaged file, is a ValueError.
     with pyarrow.ipc.open_stream(pyarrow.memory_map(str(path))) as reader:
-        return [block(batch) for batch in reader]
+        return [block(batch) for batch in reader if len(batch)]
 
 
 def _account(rows: RowSet) -> dict[str, Any]:
@@ -159,7 +169,6 @@ def _account(rows: RowSet) -> dict[str, Any]:
         "repeated": [[asdict(row), asdict(first)] for row, first in rows.repeated],
         "leaked": [asdict(problem) for problem in rows.leaked],
         "by_source": rows.by_source,
-        "examples": [_example_record(example) for example in rows.examples],
     }
 
 
@@ -175,20 +184,8 @@ def _row_set(path: Path, entry: dict[str, Any]) -> RowSet:
         repeated=[(Where(**row), Where(**first)) for row, first in entry["repeated"]],
         leaked=[_problem(one) for one in entry["leaked"]],
         by_source=entry["by_source"],
-        examples=[_example(one) for one in entry["examples"]],
     )
 
 
 def _problem(record: dict[str, Any]) -> Problem:
     return Problem(**{**record, "where": Where(**record["where"])})
-
-
-def _example_record(example: Example) -> dict[str, Any]:
-    messages = [[m.role, m.content, dict(m.extra), m.trained] for m in example.messages]
-    tools = [dict(tool) for tool in example.tools]
-    return {"where": asdict(example.where), "messages": messages, "tools": tools, "text": example.text}
-
-
-def _example(record: dict[str, Any]) -> Example:
-    messages = tuple(Message(*one) for one in record["messages"])
-    return Example(Where(**record["where"]), messages, tuple(record["tools"]), record["text"])

@@ -125,9 +125,7 @@ class Filler:
             parts = self._without_repeats(example, parts, account)
         for part in parts:
             for _ in range(times):
-                target.writer.append(part)
-            if target.held_out:
-                account.examples.append(example)
+                target.writer.append(part, example if target.held_out else None)
 
     def _without_repeats(self, example: Example, parts: list[Encoded], account: RowSet) -> list[Encoded]:
         """The parts that data.deduplicate leaves of a training row."""

@@ -51,8 +51,7 @@ def without_leaks(train: Rows, held_out: RowSet, writer: RowWriter) -> RowSet:
     for row, example, digest in zip(held_out.rows, held_out.examples, digests, strict=True):
         known = trained[digest]
         if known is None:
-            writer.append(row)
-            clean.examples.append(example)
+            writer.append(row, example)
         else:
             wrong = f"this evaluation row is also trained, at {train.where(known)}"
             clean.leaked.append(Problem(row.where, "", wrong, "remove it from one of the two"))

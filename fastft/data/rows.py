@@ -31,6 +31,8 @@ class Block:
     lines: Integers
     # Strings, or what an Arrow column gives for them.
     paths: Sequence[Any]
+    # For held-out rows, one for each: Example.as_json.
+    examples: Sequence[Any] = ()
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -56,17 +58,18 @@ class Rows(Sequence[Encoded]):
     def __getitem__(self, index: int | slice) -> Encoded | list[Encoded]:
         if isinstance(index, slice):
             return [self[position] for position in range(*index.indices(len(self)))]
-        block, place = self._place(index)
+        block, place = self.place(index)
         start, end = block.ends[place], block.ends[place + 1]
         ids, labels = (array("i", values[start:end].tobytes()) for values in (block.ids, block.labels))
         return Encoded(ids, labels, self.where(index))
 
     def where(self, index: int) -> Where:
         """Where the row stands in its file."""
-        block, place = self._place(index)
+        block, place = self.place(index)
         return Where(str(block.paths[place]), block.lines[place] or None)
 
-    def _place(self, index: int) -> tuple[Block, int]:
+    def place(self, index: int) -> tuple[Block, int]:
+        """The block that holds row `index`, and the row's number in it."""
         position = range(len(self))[index]
         number = bisect_right(self._first, position) - 1
         return self.blocks[number], position - self._first[number]
@@ -89,6 +92,26 @@ class Rows(Sequence[Encoded]):
                 yield digest(ids[start:end])
 
 
+class Examples(Sequence[Example]):
+    """The examples of held-out rows, each read when it is asked for; none for training rows."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return sum(len(block.examples) for block in self._rows.blocks)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self[position] for position in range(*index.indices(len(self)))]
+        block, place = self._rows.place(range(len(self))[index])
+        return Example.from_json(str(block.examples[place]))
+
+
 def digest(ids: Integers) -> bytes:
     """16 bytes that tell these token ids from any others (BLAKE2b)."""
     return hashlib.blake2b(ids, digest_size=16).digest()
@@ -104,13 +127,15 @@ class RowWriter:
         self._blocks: list[Block] = []
         self._begin()
 
-    def append(self, row: Encoded) -> None:
-        """Add one row at the end."""
+    def append(self, row: Encoded, example: Example | None = None) -> None:
+        """Add one row at the end; of a held-out row, with the example that it was made of."""
         self._ids.extend(row.input_ids)
         self._labels.extend(row.labels)
         self._ends.append(len(self._ids))
         self._lines.append(row.where.line or 0)
         self._paths.append(row.where.path)
+        if example is not None:
+            self._examples.append(example.as_json())
         self.rows += 1
         self._trained_tokens += row.trained_tokens
         if len(self._ids) >= BLOCK_TOKENS:
@@ -126,9 +151,10 @@ class RowWriter:
         self._ids, self._labels, self._lines = array("i"), array("i"), array("i")
         self._ends = array("i", [0])
         self._paths: list[str] = []
+        self._examples: list[str] = []
 
     def _end(self) -> None:
-        self._store(Block(self._ids, self._labels, self._ends, self._lines, self._paths))
+        self._store(Block(self._ids, self._labels, self._ends, self._lines, self._paths, self._examples))
         self._begin()
 
     def _store(self, block: Block) -> None:
@@ -162,8 +188,11 @@ class RowSet:
     leaked: list[Problem] = field(default_factory=list)
     # Rows by source name, in the recipe's order.
     by_source: dict[str, int] = field(default_factory=dict)
-    # Kept for evaluation rows only, in the order of `rows`: what the model is asked, and the right answer.
-    examples: list[Example] = field(default_factory=list)
+
+    @property
+    def examples(self) -> Examples:
+        """Of evaluation rows only, in the order of `rows`: what the model is asked, and the right answer."""
+        return Examples(self.rows)
 
 
 def reject_record(problem: Problem) -> dict[str, Any]:

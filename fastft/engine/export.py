@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ def export_weights(
         ExportError: an artefact does not say what the trained model says; it is kept, marked FAILED.
         FastftError: an artefact cannot be written.
     """
-    conversations = [_conversation(example) for example in examples if example.messages][:COMPARED]
+    chosen = islice((example for example in examples if example.messages), COMPARED)
+    conversations = [_conversation(example) for example in chosen]
     reference = make_reference(model, tokenizer, conversations, end_ids) if conversations else None
     if reference is None:
         say("no held-out conversations: the exports are not compared with the trained model")

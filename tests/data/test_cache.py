@@ -61,8 +61,11 @@ def test_a_second_run_maps_what_the_first_one_wrote(run: Callable[..., Prepared]
         assert one.rows.lengths == other.rows.lengths
         assert (one.rows.tokens, one.rows.trained_tokens) == (other.rows.tokens, other.rows.trained_tokens)
         assert (one.read, one.overlong, one.rejected) == (other.read, other.overlong, other.rejected)
-        assert (one.examples, one.by_source) == (other.examples, other.by_source)
+        assert (list(one.examples), one.by_source) == (list(other.examples), other.by_source)
     assert len(first.problems) == 1
+    assert first.eval is not None
+    assert [example.where for example in first.eval.examples] == [row.where for row in first.eval.rows]
+    assert len(first.train.examples) == 0
 
 
 def test_what_changes_a_token_changes_the_key(run: Callable[..., Prepared], tmp_path: Path) -> None:
@@ -174,3 +177,19 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, chatml: Tokeniz
             locate=locate,
             cache_dir=tmp_path / "cache",
         )
+
+
+def test_no_rows_at_all_are_kept_too(tmp_path: Path, chatml: TokenizerFacts, locate: Locate) -> None:
+    (tmp_path / "train.jsonl").write_text(chat(1))
+    for _ in range(2):
+        made = prepare(
+            DataSection(train="train.jsonl"),
+            chatml,
+            max_seq_length=8,
+            seed=7,
+            recipe_dir=tmp_path,
+            locate=locate,
+            cache_dir=tmp_path / "cache",
+            refuse_broken=False,
+        )
+        assert (list(made.train.rows), made.train.rows.lengths, len(made.train.overlong)) == ([], [], 1)
