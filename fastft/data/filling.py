@@ -10,10 +10,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastft.data.columns import detect_or_fail, rename
 from fastft.data.contract import check_encoded
 from fastft.data.encode import Encoded, encode_batches
 from fastft.data.example import Example
-from fastft.data.formats import detect_or_fail, rename, to_example
+from fastft.data.formats import to_example
 from fastft.data.near import NearRepeats
 from fastft.data.overlong import fit
 from fastft.data.render import Renderer

@@ -15,8 +15,9 @@ from pathlib import Path
 from statistics import quantiles
 from typing import TYPE_CHECKING, Literal
 
+from fastft.data.columns import detect_or_fail, rename
 from fastft.data.example import Example
-from fastft.data.formats import detect_or_fail, rename, to_example
+from fastft.data.formats import to_example
 from fastft.data.near import NearRepeats
 from fastft.data.sources import Source, evaluation_source, training_sources
 from fastft.errors import DataError, Problem, Where

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
+from fastft.data.columns import detect, detect_or_fail, rename
 from fastft.data.example import Message
-from fastft.data.formats import detect, detect_or_fail, rename, to_example
+from fastft.data.formats import to_example
 from fastft.errors import DataError, Where
 
 HERE = Where("rows.jsonl", 3)
