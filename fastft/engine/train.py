@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 import pyarrow
 import torch
+from datasets.fingerprint import generate_random_fingerprint
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase
 from trl import SFTConfig
 
@@ -148,7 +149,9 @@ def _dataset(rows: Rows) -> datasets.Dataset:
         ends = as_arrow(block.ends)
         for name, values in (("input_ids", block.ids), ("labels", block.labels)):
             columns[name].append(pyarrow.ListArray.from_arrays(ends, as_arrow(values)))
-    return datasets.Dataset(pyarrow.table({name: pyarrow.chunked_array(parts) for name, parts in columns.items()}))
+    table = pyarrow.table({name: pyarrow.chunked_array(parts) for name, parts in columns.items()})
+    # Without a name `datasets` makes one of the whole table, pickled: 46 bytes a token were measured (4.8.5).
+    return datasets.Dataset(table, fingerprint=generate_random_fingerprint())
 
 
 def _evaluate(

@@ -10,6 +10,7 @@ import pytest
 
 from fastft.data import cache
 from fastft.data.encode import Encoded
+from fastft.data.example import Example
 from fastft.data.prepare import Prepared, prepare
 from fastft.data.render import make_renderer
 from fastft.data.template import ChatTemplate
@@ -193,3 +194,14 @@ def test_no_rows_at_all_are_kept_too(tmp_path: Path, chatml: TokenizerFacts, loc
             refuse_broken=False,
         )
         assert (list(made.train.rows), made.train.rows.lengths, len(made.train.overlong)) == ([], [], 1)
+
+
+def test_datasets_takes_the_files_from_disk(run: Callable[..., Prepared]) -> None:
+    datasets = pytest.importorskip("datasets")
+    made = run()
+    assert made.folder is not None
+    assert made.eval is not None
+    read = {name: datasets.Dataset.from_file(str(made.folder / f"{name}.arrow")) for name in ("train", "eval")}
+    assert read["train"].column_names == ["input_ids", "labels", "length", "path", "line"]
+    assert read["train"][3]["labels"] == made.train.rows[3].labels.tolist()
+    assert [Example.from_json(text) for text in read["eval"]["example"]] == list(made.eval.examples)
