@@ -256,7 +256,7 @@ class DataSection(Section):
     """Leave out repeated training rows, each listed in rejects.jsonl with the row that it repeats. "exact" keeps the
     first of rows whose rendered tokens are the same. "near" keeps the first of rows that share at least 0.8 of their
     runs of three words, system turns aside, as MinHash estimates it with fixed permutations: two rows that differ in a
-    number or a label alone are such. `fastft data` shows beforehand what it would remove; needs
+    number or a label alone are such. Look at `fastft data` before, which finds by the same means. Needs
     `pip install "fastft[hygiene]"` and some 5 KiB of memory a row.
     Upstream: none (fastft compares before training)"""
 
