@@ -1,21 +1,26 @@
 """How fast rows become ids and labels: fastft cold and warm beside the preparation of TRL's own SFTTrainer.
 
-    python benchmarks/prepare_speed.py MODEL_FOLDER [--rows 50000]
+    python benchmarks/prepare_speed.py MODEL_FOLDER [--rows 50000] [--out benchmarks/prepare_speed.json]
 
 All three in one process on the same rows of mixed lengths (log-normal, one to three exchanges). TRL gets the raw
 messages, `assistant_only_loss` and a chat template with generation marks; what it makes is compared with fastft's.
+Memory is what a process of fastft's holds of its own (RssAnon), for a fifth of the rows and for all of them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
 import random
-import resource
+import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +61,16 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float, float]:
     return made, time.perf_counter() - wall, time.process_time() - cpu
 
 
-def with_fastft(folder: Path, facts: TokenizerFacts) -> Prepared:
-    data = DataSection(train="rows.jsonl", chat_template="chatml.jinja")
+def private_bytes() -> int:
+    """The memory of this process that no file backs, as Linux tells it."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) * 1024
+
+
+def with_fastft(
+    folder: Path, facts: TokenizerFacts, name: str = "rows.jsonl", progress: Callable[[int], None] | None = None
+) -> Prepared:
+    data = DataSection(train=name, chat_template="chatml.jinja")
     return prepare(
         data,
         facts,
@@ -66,7 +79,22 @@ def with_fastft(folder: Path, facts: TokenizerFacts) -> Prepared:
         recipe_dir=folder,
         locate=lambda _key: Where("benchmark"),
         cache_dir=folder / "cache",
+        progress=progress,
     )
+
+
+def measured_growth(folder: Path, model_folder: Path, name: str) -> int:
+    """By how many bytes private memory grows, at its peak, while the rows of file `name` are prepared."""
+    facts = load_tokenizer(model_folder)
+    before, peak = private_bytes(), 0
+
+    def measure(_rows: int) -> None:
+        nonlocal peak
+        peak = max(peak, private_bytes())
+
+    shutil.rmtree(folder / "cache", ignore_errors=True)
+    with_fastft(folder, facts, name, measure)
+    return peak - before
 
 
 def with_trl(folder: Path, model_folder: Path) -> Any:
@@ -101,29 +129,40 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model_folder", type=Path)
     parser.add_argument("--rows", type=int, default=50_000)
+    parser.add_argument("--out", type=Path, help="where to write the figures as JSON")
     asked = parser.parse_args()
+    figures: dict[str, Any] = {
+        "machine": f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}",
+        "load_at_start": round(os.getloadavg()[0], 1),
+    }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_rows(folder / "rows.jsonl", asked.rows)
+        write_rows(folder / "fifth.jsonl", asked.rows // 5)
         (folder / "chatml.jinja").write_text(
             TEMPLATE.replace("{% generation %}", "").replace("{% endgeneration %}", "")
         )
         facts = load_tokenizer(asked.model_folder)
-        cold, cold_wall, cold_cpu = timed(lambda: with_fastft(folder, facts))
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        _, warm_wall, warm_cpu = timed(lambda: with_fastft(folder, facts))
-        rows, trl_wall, trl_cpu = with_trl(folder, asked.model_folder)
-        tokens = cold.train.rows.tokens
-        sys.stdout.write(f"{asked.rows} rows, {tokens} tokens, peak memory of fastft {memory:.0f} MiB\n")
-        for label, wall, cpu in (
-            ("fastft, cold", cold_wall, cold_cpu),
-            ("fastft, warm", warm_wall, warm_cpu),
-            ("TRL SFTTrainer", trl_wall, trl_cpu),
-        ):
-            ratio = f"{trl_wall / wall:.1f} times as fast as TRL"
-            sys.stdout.write(f"{label:15} {wall:8.2f} s wall {cpu:8.2f} s CPU   {ratio}\n")
-        same = sum(theirs == ours.input_ids for theirs, ours in zip(rows["input_ids"], cold.train.rows, strict=False))
-        sys.stdout.write(f"{same} of {len(cold.train.rows)} rows have the same ids in both\n")
+        cold, *cold_seconds = timed(lambda: with_fastft(folder, facts))
+        _, *warm_seconds = timed(lambda: with_fastft(folder, facts))
+        rows, *trl_seconds = with_trl(folder, asked.model_folder)
+        prepared = cold.train.rows
+        same = sum(theirs == ours.input_ids.tolist() for theirs, ours in zip(rows["input_ids"], prepared, strict=False))
+        figures |= {"rows": asked.rows, "tokens": prepared.tokens, "rows_with_the_same_ids": same}
+        named = {"fastft_cold": cold_seconds, "fastft_warm": warm_seconds, "trl": trl_seconds}
+        for label, (wall, cpu) in named.items():
+            times = round(trl_seconds[0] / wall, 1)
+            figures[label] = {"wall_seconds": round(wall, 3), "cpu_seconds": round(cpu, 3), "times_as_fast": times}
+        with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as process:
+            # A process of its own for each: what one holds is not given back before the next.
+            figures["private_growth_bytes"] = {
+                str(count): process.submit(measured_growth, folder, asked.model_folder, file).result()
+                for count, file in ((asked.rows // 5, "fifth.jsonl"), (asked.rows, "rows.jsonl"))
+            }
+    text = json.dumps(figures, indent=2)
+    if asked.out:
+        asked.out.write_text(text + "\n", encoding="utf-8")
+    sys.stdout.write(text + "\n")
 
 
 if __name__ == "__main__":

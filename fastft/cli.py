@@ -88,9 +88,9 @@ def check(
 
 def _check_rows(loaded: LoadedRecipe) -> None:
     """Every row as it would be trained: counts and notes to standard error, broken rows as a DataError."""
-    from fastft.rows import account, every_row, tokenizer_folder
+    from fastft.rows import account, prepared_rows, tokenizer_folder
 
-    made = every_row(loaded, tokenizer_folder(loaded, _say))
+    made = prepared_rows(loaded, tokenizer_folder(loaded, _say), refuse_broken=False)
     for name, rows in (("training", made.train), ("held-out", made.eval)):
         if rows is not None:
             said, notes = account(name, rows, made.format)

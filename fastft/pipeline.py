@@ -389,7 +389,8 @@ class _Attempt:
     def _result(
         self, prepared: Prepared, trained: Trained, prompts: list[Prompt], figures: dict[str, Any]
     ) -> dict[str, Any]:
-        questions = [] if prepared.eval is None else [_question(example) for example in prepared.eval.examples]
+        asked = [] if prepared.eval is None else prepared.eval.examples[: len(prompts)]
+        questions = [_question(example) for example in asked]
         return {
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "steps": trained.steps,

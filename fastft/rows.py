@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from fastft.data.prepare import Prepared, gather, prepare
+from fastft.data.prepare import Prepared, prepare
 from fastft.data.rows import RowSet, reject_record
 from fastft.data.tokenizer import load_tokenizer
 from fastft.errors import MachineError, Problem, Where
@@ -51,10 +51,13 @@ def converted(model: BaseModel, where: Where, say: Say) -> Path:
     return model.folder
 
 
-def prepared_rows(loaded: LoadedRecipe, folder: Path, progress: Callable[[int], None] | None = None) -> Prepared:
+def prepared_rows(
+    loaded: LoadedRecipe, folder: Path, progress: Callable[[int], None] | None = None, *, refuse_broken: bool = True
+) -> Prepared:
     """The rows that are trained, rendered with the tokenizer in `folder`; mapped from the cache when nothing changed.
 
-    `progress` is called with the number of rows read so far.
+    `progress` is called with the number of rows read so far. Without `refuse_broken` they are given however many are
+    broken, so that all of these can be listed.
 
     Raises:
         DataError: a source cannot be read, or too many of its rows are broken.
@@ -69,19 +72,7 @@ def prepared_rows(loaded: LoadedRecipe, folder: Path, progress: Callable[[int], 
         locate=loaded.where,
         progress=progress,
         cache_dir=_row_cache(),
-    )
-
-
-def every_row(loaded: LoadedRecipe, folder: Path) -> Prepared:
-    """As `prepared_rows`, but however many rows are broken, so that all of them can be listed."""
-    recipe = loaded.recipe
-    return gather(
-        recipe.data,
-        load_tokenizer(folder),
-        max_seq_length=recipe.model.max_seq_length,
-        seed=recipe.train.seed,
-        recipe_dir=loaded.folder,
-        locate=loaded.where,
+        refuse_broken=refuse_broken,
     )
 
 

@@ -1,8 +1,9 @@
-"""Prepared rows on disk, as Arrow files that the next run with the same data and settings maps instead of working.
+"""Prepared rows on disk: written batch by batch while they are made, then mapped, by this run and later ones.
 
 The key is made of contents, never of paths and times: the bytes of the data files, the tokenizer, the chat template and
-every setting that changes a token. The files are in the form of `datasets`: `Dataset.from_file(folder / "train.arrow")`
-gives the columns input_ids, labels, length, path and line without a copy.
+every setting that changes a token. The files are Arrow streams in the form of `datasets`:
+`Dataset.from_file(folder / "train.arrow")` gives the columns input_ids, labels, length, path and line without a copy,
+and eval.arrow the column example too.
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ import json
 import os
 import shutil
 import tempfile
+from array import array
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import date
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastft import __version__
-from fastft.data.example import Example, Message
-from fastft.data.rows import Overlong, Rows, RowSet
+from fastft.data.rows import Block, Integers, Overlong, Rows, RowSet, RowWriter
 from fastft.errors import Problem, Where
 
 if TYPE_CHECKING:
@@ -27,10 +30,10 @@ if TYPE_CHECKING:
     from fastft.recipe.model import DataSection
 
 # Raised when the same key would stand for other tokens.
-FORMAT = 1
-# Arrow's list type counts tokens in 32 bits.
-MOST_TOKENS = 2**31 - 1
+FORMAT = 2
 ACCOUNT = "account.json"
+# Makes the writer of the rows of that name.
+WriterOf = Callable[[str], RowWriter]
 
 
 def cache_key(
@@ -54,15 +57,21 @@ def cache_key(
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def save(folder: Path, sets: dict[str, RowSet]) -> bool:
-    """Write the row sets to `folder`, which then is there whole or not at all. False when Arrow cannot hold them."""
-    if any(rows.rows.tokens > MOST_TOKENS for rows in sets.values()):
-        return False
+def save(folder: Path, make: Callable[[WriterOf], dict[str, RowSet]]) -> dict[str, RowSet]:
+    """What `make` gives, mapped from `folder`, which then is there whole or not at all.
+
+    The rows of the sets must have been written with the writers that `make` is given, under the name of the set.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
     try:
-        for name, rows in sets.items():
-            _write_arrow(made / f"{name}.arrow", rows.rows)
+        sets = make(lambda name: ArrowWriter(made / f"{name}.arrow"))
+        for file in made.iterdir():
+            if file.stem not in sets:  # held only while the sets were made
+                file.unlink()
         account = {name: _account(rows) for name, rows in sets.items()}
         (made / ACCOUNT).write_text(json.dumps(account), encoding="utf-8")
         for file in made.iterdir():
@@ -70,12 +79,12 @@ def save(folder: Path, sets: dict[str, RowSet]) -> bool:
                 os.fsync(stream.fileno())
         if folder.exists():
             if load(folder) is not None:  # another run was faster; what it wrote is the same
-                return True
+                return sets
             shutil.rmtree(folder)
         made.rename(folder)
     finally:
         shutil.rmtree(made, ignore_errors=True)
-    return True
+    return sets
 
 
 def load(folder: Path) -> dict[str, RowSet] | None:
@@ -87,46 +96,72 @@ def load(folder: Path) -> dict[str, RowSet] | None:
         return None
 
 
-def _write_arrow(path: Path, rows: Rows) -> None:
+class ArrowWriter(RowWriter):
+    """Writes each full block to an Arrow stream, as a record batch of its own, and maps the file in the end."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+        self._stream: Any = None
+
+    def _store(self, block: Block) -> None:
+        import pyarrow
+
+        lengths = array("i", (end - start for start, end in pairwise(block.ends)))
+        numbers = [as_arrow(values) for values in (block.ends, block.ids, block.labels, lengths, block.lines)]
+        ends, ids, labels, length, line = numbers
+        columns = {
+            name: pyarrow.ListArray.from_arrays(ends, values)
+            for name, values in (("input_ids", ids), ("labels", labels))
+        }
+        columns |= {"length": length, "path": pyarrow.array(block.paths, pyarrow.string()), "line": line}
+        if block.examples:
+            columns["example"] = pyarrow.array(block.examples, pyarrow.string())
+        self._write(pyarrow.RecordBatch.from_pydict(columns))
+
+    def _write(self, batch: Any) -> None:
+        import pyarrow
+
+        if self._stream is None:
+            self._stream = pyarrow.ipc.new_stream(str(self._path), batch.schema)
+        self._stream.write_batch(batch)
+
+    def _stored(self) -> list[Block]:
+        if self._stream is None:  # a file without rows has columns too
+            self._store(Block(array("i"), array("i"), array("i", [0]), array("i"), []))
+        self._stream.close()
+        return _blocks(self._path)
+
+
+def as_arrow(values: Integers) -> Any:
+    """The integers as an Arrow array on the same memory."""
     import pyarrow
 
-    def column(values: Any) -> Any:
-        return pyarrow.Array.from_buffers(pyarrow.int32(), len(values), [None, pyarrow.py_buffer(values)])
-
-    ends = column(rows.ends)
-    columns = {
-        "input_ids": pyarrow.ListArray.from_arrays(ends, column(rows.ids)),
-        "labels": pyarrow.ListArray.from_arrays(ends, column(rows.labels)),
-        "length": pyarrow.array(rows.lengths, pyarrow.int32()),
-        "path": pyarrow.DictionaryArray.from_arrays(column(rows.path_numbers), pyarrow.array(rows.paths, "string")),
-        "line": column(rows.lines),
-    }
-    batch = pyarrow.RecordBatch.from_arrays(list(columns.values()), list(columns))
-    with pyarrow.OSFile(str(path), "wb") as sink, pyarrow.ipc.new_stream(sink, batch.schema) as writer:
-        writer.write_batch(batch)
+    return pyarrow.Array.from_buffers(pyarrow.int32(), len(values), [None, pyarrow.py_buffer(values)])
 
 
-def _read_arrow(path: Path) -> Rows:
+def _blocks(path: Path) -> list[Block]:
     import pyarrow
-
-    # pyarrow.lib.ArrowInvalid, raised for a damaged file, is a ValueError.
-    with pyarrow.ipc.open_stream(pyarrow.memory_map(str(path))) as reader:
-        batch = reader.read_next_batch()
 
     def view(values: Any) -> memoryview[int]:
         buffer = memoryview(values.buffers()[1]).cast("i")
         return buffer[values.offset : values.offset + len(values)]
 
-    rows = Rows()
-    rows.ids, rows.labels = view(batch["input_ids"].values), view(batch["labels"].values)
-    rows.ends = memoryview(batch["input_ids"].buffers()[1]).cast("i")[: len(batch) + 1]
-    rows.paths = batch["path"].dictionary.to_pylist()
-    rows.path_numbers, rows.lines = view(batch["path"].indices), view(batch["line"])
-    return rows
+    def block(batch: Any) -> Block:
+        # A list array's own numbers are where each list ends.
+        ends = memoryview(batch["input_ids"].buffers()[1]).cast("i")[: len(batch) + 1]
+        ids, labels = view(batch["input_ids"].values), view(batch["labels"].values)
+        examples = batch["example"] if "example" in batch.schema.names else ()
+        return Block(ids, labels, ends, view(batch["line"]), batch["path"], examples)
+
+    # pyarrow.lib.ArrowInvalid, raised for a damaged file, is a ValueError.
+    with pyarrow.ipc.open_stream(pyarrow.memory_map(str(path))) as reader:
+        return [block(batch) for batch in reader if len(batch)]
 
 
 def _account(rows: RowSet) -> dict[str, Any]:
     return {
+        "rows": len(rows.rows),
         "trained_tokens": rows.rows.trained_tokens,
         "read": rows.read,
         "overlong": [asdict(entry) for entry in rows.overlong],
@@ -134,13 +169,13 @@ def _account(rows: RowSet) -> dict[str, Any]:
         "repeated": [[asdict(row), asdict(first)] for row, first in rows.repeated],
         "leaked": [asdict(problem) for problem in rows.leaked],
         "by_source": rows.by_source,
-        "examples": [_example_record(example) for example in rows.examples],
     }
 
 
 def _row_set(path: Path, entry: dict[str, Any]) -> RowSet:
-    rows = _read_arrow(path)
-    rows.trained_tokens = entry["trained_tokens"]
+    rows = Rows(_blocks(path), entry["trained_tokens"])
+    if len(rows) != entry["rows"]:  # a stream that is cut between two batches reads as whole
+        raise ValueError(f"{path} has {len(rows)} rows instead of {entry['rows']}")
     return RowSet(
         rows=rows,
         read=entry["read"],
@@ -149,20 +184,8 @@ def _row_set(path: Path, entry: dict[str, Any]) -> RowSet:
         repeated=[(Where(**row), Where(**first)) for row, first in entry["repeated"]],
         leaked=[_problem(one) for one in entry["leaked"]],
         by_source=entry["by_source"],
-        examples=[_example(one) for one in entry["examples"]],
     )
 
 
 def _problem(record: dict[str, Any]) -> Problem:
     return Problem(**{**record, "where": Where(**record["where"])})
-
-
-def _example_record(example: Example) -> dict[str, Any]:
-    messages = [[m.role, m.content, dict(m.extra), m.trained] for m in example.messages]
-    tools = [dict(tool) for tool in example.tools]
-    return {"where": asdict(example.where), "messages": messages, "tools": tools, "text": example.text}
-
-
-def _example(record: dict[str, Any]) -> Example:
-    messages = tuple(Message(*one) for one in record["messages"])
-    return Example(Where(**record["where"]), messages, tuple(record["tools"]), record["text"])

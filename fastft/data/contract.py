@@ -6,7 +6,9 @@ masks padding by its token id, for instance, would take the loss from every real
 
 from __future__ import annotations
 
-from fastft.data.encode import NO_LOSS, Encoded
+from array import array
+
+from fastft.data.encode import Encoded, carries_loss, labels_with_loss_on
 from fastft.data.render import Renderer
 from fastft.errors import Problem
 
@@ -19,10 +21,10 @@ def check_encoded(row: Encoded, renderer: Renderer, *, plain_text: bool = False)
     runs = _runs(labels)
     if not runs:
         return _broken(row, "no token carries loss", "the row teaches nothing: was its answer cut off?")
-    if any(ids[start:end] != labels[start:end] for start, end in runs):
+    if labels != labels_with_loss_on(ids, runs):
         return _broken(row, "a label is not the token it stands on", "labels are input_ids or -100, never shifted")
     bos = facts.id_of(facts.bos_token) if facts.bos_token else None
-    if bos is not None and ids[:2] == [bos, bos]:
+    if bos is not None and ids[:2].tolist() == [bos, bos]:
         return _broken(row, f"begins with two {facts.bos_token}", "write it once")
     if facts.adds_bos and ids[0] != bos:
         return _broken(row, f"does not begin with {facts.bos_token}", "this model wants it before every text")
@@ -31,9 +33,9 @@ def check_encoded(row: Encoded, renderer: Renderer, *, plain_text: bool = False)
     return _check_answers(row, renderer, runs)
 
 
-def _runs(labels: list[int]) -> list[tuple[int, int]]:
+def _runs(labels: array[int]) -> list[tuple[int, int]]:
     """The unbroken runs of labels that carry loss, as (start, end)."""
-    carries = bytes(map(NO_LOSS.__ne__, labels))
+    carries = carries_loss(labels)
     runs = []
     start = carries.find(1)
     while start >= 0:
@@ -46,7 +48,7 @@ def _runs(labels: list[int]) -> list[tuple[int, int]]:
 
 def _check_answers(row: Encoded, renderer: Renderer, runs: list[tuple[int, int]]) -> Problem | None:
     """Each unbroken run of tokens with loss is one answer: something is said in it, and its last token ends it."""
-    stops = {renderer.tokenizer.id_of(token) for token in renderer.end_of_turn}
+    stops = renderer.stop_ids
     name = renderer.end_of_turn[0]
     for start, end in runs:
         answer = row.input_ids[start:end]
@@ -57,7 +59,7 @@ def _check_answers(row: Encoded, renderer: Renderer, runs: list[tuple[int, int]]
             return _broken(row, wrong, "was it cut off, or its end masked as padding?")
         if len(answer) == 1:
             return _broken(row, f"the answer at token {start} is nothing but {name}", "was the mask shifted?")
-        if not stops.isdisjoint(answer[:-1]) or not renderer.frame_ids.isdisjoint(answer):
+        if not renderer.control_ids.isdisjoint(answer[:-1]):
             wrong = f"the loss at tokens {start} to {end - 1} runs on into another turn"
             return _broken(row, wrong, "end every answer with its own token, and train answers only")
     return None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fastft.errors import Where
@@ -33,3 +34,21 @@ class Example:
     messages: tuple[Message, ...] = ()
     tools: tuple[Mapping[str, Any], ...] = ()
     text: str | None = None
+
+    @property
+    def characters(self) -> int:
+        """How much is said, control tokens and tools aside."""
+        return len(self.text) if self.text is not None else sum([len(message.content) for message in self.messages])
+
+    def as_json(self) -> str:
+        """All of it, for `from_json`."""
+        messages = [[m.role, m.content, dict(m.extra), m.trained] for m in self.messages]
+        tools = [dict(tool) for tool in self.tools]
+        return json.dumps({"where": asdict(self.where), "messages": messages, "tools": tools, "text": self.text})
+
+    @staticmethod
+    def from_json(written: str) -> Example:
+        """The example that `as_json` wrote."""
+        record = json.loads(written)
+        messages = tuple(Message(*one) for one in record["messages"])
+        return Example(Where(**record["where"]), messages, tuple(record["tools"]), record["text"])

@@ -1,4 +1,4 @@
-"""What a row means: its format, told from its columns, and the one Example that it becomes."""
+"""What a row means in its format: the one Example that it becomes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from fastft.data.columns import NEEDS, Columns
 from fastft.data.example import Example, Message
 from fastft.errors import DataError, Problem, Where, nearest
-
-Columns = Mapping[str, Any]
 
 # Names that data sets in use give to the four roles that chat templates know.
 ROLES = {
@@ -28,18 +27,9 @@ ROLES = {
     "ipython": "tool",
     "observation": "tool",
 }
-# Columns that a format cannot do without.
-NEEDS = {
-    "messages": ("messages",),
-    "sharegpt": ("conversations",),
-    "belle": ("instruction", "output"),
-    "alpaca": ("instruction", "output"),
-    "prompt_completion": ("prompt", "completion"),
-    "classification": ("text", "label"),
-    "text": ("text",),
-}
 # What chat templates ask for besides role and content.
 EXTRAS = ("tool_calls", "tool_call_id", "name", "reasoning_content")
+_EXTRAS = frozenset(EXTRAS)
 # Who may speak after whom; None is the beginning.
 FOLLOWS: dict[str | None, tuple[str, ...]] = {
     None: ("system", "user"),
@@ -52,57 +42,6 @@ FOLLOWS: dict[str | None, tuple[str, ...]] = {
 
 # BELLE writes a whole conversation into `instruction`: Human:...\nAssistant:...\nHuman:...\nAssistant:
 BELLE_TURN = re.compile(r"^(Human|Assistant)[:：]", re.MULTILINE)
-
-
-def rename(row: Columns, columns: Mapping[str, str], where: Where) -> Columns:
-    """The row with the file's columns under the names that `data.columns` gives them.
-
-    Raises:
-        DataError: a column that `data.columns` names is not there.
-    """
-    if not columns:
-        return row
-    for name in columns.values():
-        if name not in row:
-            near = nearest(name, row)
-            instead = f'did you mean "{near}"?' if near else "name a column of the file"
-            got = ", ".join(row) or "no column"
-            raise DataError(Problem(where, "data.columns", f'there is no column "{name}"', instead, got=got))
-    kept = {name: value for name, value in row.items() if name not in columns.values()}
-    return {**kept, **{new: row[old] for new, old in columns.items()}}
-
-
-def detect(row: Columns) -> str | None:
-    """The format that `row` has, the more telling columns first, or None."""
-    found = [name for name, needed in NEEDS.items() if row.keys() >= set(needed)]
-    instruction = row.get("instruction")
-    if "belle" in found and not (isinstance(instruction, str) and instruction.startswith(("Human:", "Human："))):
-        found.remove("belle")
-    return found[0] if found else None
-
-
-def detect_or_fail(row: Columns, where: Where, chosen: str = "auto") -> str:
-    """The format of `row`: `chosen`, whose columns must be there, or what the columns say.
-
-    Raises:
-        DataError: a column is missing, or the columns fit no format.
-    """
-    present = ", ".join(row) or "none"
-    if chosen == "auto":
-        found = detect(row)
-        if found is None:
-            fits = (f"{', '.join(needed)} ({name})" for name, needed in NEEDS.items() if name != "belle")
-            instead = f"name yours in data.columns as one of: {'; '.join(fits)}"
-            raise DataError(Problem(where, "data.format", "these columns fit no known format", instead, got=present))
-        return found
-    missing = [name for name in NEEDS[chosen] if name not in row]
-    if missing:
-        near = nearest(missing[0], row)
-        found = detect(row)
-        hint = f'did you mean "{near}"?' if near else "give the column, or set data.format"
-        instead = f'{hint} The columns fit format = "{found}"' if found else hint
-        raise DataError(Problem(where, "data.format", f'no column "{missing[0]}" for {chosen}', instead, got=present))
-    return chosen
 
 
 def to_example(row: Columns, data_format: str, where: Where) -> Example:
@@ -224,7 +163,7 @@ def _message(turn: object, where: Where, field: str) -> Message:
         instead = f'did you mean "{near}"?' if near else "write system, user, assistant or tool"
         got = f'"{given}"' if isinstance(given, str) else _kind(given)
         raise DataError(Problem(where, f"{field}.{role_key}", "unknown role", instead, got=got))
-    extra = {name: turn[name] for name in EXTRAS if turn.get(name) is not None}
+    extra = {name: turn[name] for name in EXTRAS if turn.get(name) is not None} if not _EXTRAS.isdisjoint(turn) else {}
     calls = bool(extra.get("tool_calls"))
     if content_key not in turn and not calls:
         raise DataError(Problem(where, field, f'no "{content_key}"', "give the text of the message"))

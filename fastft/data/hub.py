@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
+from fastft.data.json_rows import Row
 from fastft.errors import DataError, MachineError, Problem, Where
 
 # One answer within this time says that the Hub is there; the libraries' own retries take a minute and a half to say
@@ -13,7 +16,7 @@ from fastft.errors import DataError, MachineError, Problem, Where
 REACHABLE_WITHIN_SECONDS = 5.0
 
 
-def read_hub_rows(source: str, field: str = "data.train") -> Iterator[tuple[Where, dict[str, Any] | Problem]]:
+def read_hub_rows(source: str, field: str = "data.train") -> Iterator[Row]:
     """The rows of `org/name`, `org/name:split` or `org/name/configuration:split` (split "train" when not given).
 
     Where `HF_HUB_OFFLINE` is set or the Hub does not answer, only what is cached is read.
@@ -22,6 +25,24 @@ def read_hub_rows(source: str, field: str = "data.train") -> Iterator[tuple[Wher
         DataError: there is no such dataset, configuration or split.
         MachineError: the Hub cannot be reached and the dataset is not cached, or `datasets` is not installed.
     """
+    for number, row in enumerate(_loaded(source, field), start=1):
+        yield Where(source, number), row
+
+
+def hub_sha256(source: str, field: str = "data.train") -> str:
+    """What tells the rows of this revision of a Hub dataset from any others, as 64 hexadecimal digits.
+
+    Raises:
+        DataError, MachineError: as `read_hub_rows`.
+    """
+    # No public name for it; `datasets` makes it of the dataset's id, configuration, commit and split.
+    fingerprint: str = _loaded(source, field)._fingerprint
+    return hashlib.sha256(f"{source}\n{fingerprint}".encode()).hexdigest()
+
+
+@lru_cache(maxsize=16)
+def _loaded(source: str, field: str) -> Any:
+    """The dataset, mapped. Loaded once a process: its rows are read several times, and a branch can move meanwhile."""
     dataset_id, _, split = source.partition(":")
     organisation, name, *configuration = dataset_id.split("/")
     where = Where(source)
@@ -46,8 +67,7 @@ def read_hub_rows(source: str, field: str = "data.train") -> Iterator[tuple[Wher
         raise DataError(Problem(where, field, wrong, "write org/name/configuration:split")) from error
     finally:
         datasets.config.HF_HUB_OFFLINE = before
-    for number, row in enumerate(rows, start=1):
-        yield Where(source, number), dict(row)
+    return rows
 
 
 def _is_reachable(dataset_id: str, where: Where, field: str) -> bool:

@@ -1,6 +1,7 @@
 """What is odd about a data set as a whole: repeats, leaks, contradictions, imbalance, outliers, with row numbers.
 
-Nothing here changes what is trained. Figures come from the rows as they are written, before any chat template.
+Nothing here changes what is trained (data.deduplicate does). Figures come from the rows as they are written, before any
+chat template.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from pathlib import Path
 from statistics import quantiles
 from typing import TYPE_CHECKING, Literal
 
+from fastft.data.columns import detect_or_fail, rename
 from fastft.data.example import Example
-from fastft.data.formats import detect_or_fail, rename, to_example
+from fastft.data.formats import to_example
+from fastft.data.near import NearRepeats
 from fastft.data.sources import Source, evaluation_source, training_sources
-from fastft.errors import DataError, MachineError, Problem, Where
+from fastft.errors import DataError, Problem, Where
 
 if TYPE_CHECKING:
     from fastft.recipe.model import DataSection
@@ -25,9 +28,6 @@ if TYPE_CHECKING:
 Kind = Literal[
     "exact_repeats", "near_repeats", "leaked_rows", "leaked_prompts", "contradictions", "repeated_answers", "outliers"
 ]
-# Two texts are nearly the same when this share of their word triples is.
-NEAR = 0.8
-PERMUTATIONS = 128
 # With at most this many different answers, each given this often on average, answers are labels.
 MOST_LABELS = 50
 ROWS_PER_LABEL = 5
@@ -87,21 +87,26 @@ def examine(data: DataSection, recipe_dir: Path) -> Hygiene:
         DataError: a source cannot be read.
         MachineError: the package datasketch, which finds near repeats, is not installed.
     """
-    near = _NearRepeats()
+    near = NearRepeats()
     seen, held_out = _Seen(), _Seen()
     by_source = {}
     findings: list[Finding] = []
     for source in training_sources(data):
         before = len(seen.where)
         for example in _examples(source, data, recipe_dir, seen):
-            text = _remember(seen, example)
-            findings += near.add(text, example.where)
+            _remember(seen, example)
+            sketch = near.sketch(example)
+            if (found := near.first_like(sketch)) is not None:
+                findings.append(Finding("near_repeats", (found, example.where)))
+            near.remember(sketch, example.where)
         by_source[source.name] = len(seen.where) - before
     evaluation = evaluation_source(data)
     if evaluation is not None:
         for example in _examples(evaluation, data, recipe_dir, held_out):
-            text = _remember(held_out, example)
-            findings += near.look_up(text, example.where)
+            _remember(held_out, example)
+            if (found := near.first_like(near.sketch(example))) is not None:
+                note = "an evaluation row is nearly a trained one"
+                findings.append(Finding("leaked_rows", (found, example.where), note))
     findings = [*_repeats(seen), *findings, *_leaks(seen, held_out), *_contradictions(seen)]
     labels = _labels(seen)
     findings += [*([] if labels else _repeated_answers(seen)), *_outliers(seen)]
@@ -131,8 +136,7 @@ def _examples(source: Source, data: DataSection, recipe_dir: Path, seen: _Seen) 
             seen.unreadable += 1
 
 
-def _remember(seen: _Seen, example: Example) -> str:
-    """Note one row; returns its whole text."""
+def _remember(seen: _Seen, example: Example) -> None:
     index = len(seen.where)
     seen.where.append(example.where)
     answers = [number for number, message in enumerate(example.messages) if message.role == "assistant"]
@@ -140,7 +144,7 @@ def _remember(seen: _Seen, example: Example) -> str:
         whole = example.text or ""
         seen.whole[_digest(whole)].append(index)
         seen.lengths.append(len(whole))
-        return whole
+        return
     prompt = "\n".join(f"{m.role}: {m.content}" for m in example.messages[: answers[-1]])
     answer = example.messages[answers[-1]].content
     whole = f"{prompt}\nassistant: {answer}"
@@ -151,7 +155,6 @@ def _remember(seen: _Seen, example: Example) -> str:
     seen.lengths.append(len(whole))
     question = next((m.content for m in reversed(example.messages[: answers[-1]]) if m.role == "user"), "")
     seen.openings[" ".join(_plain(question).split()[:3])] += 1
-    return whole
 
 
 def _repeats(seen: _Seen) -> Iterator[Finding]:
@@ -205,43 +208,6 @@ def _outliers(seen: _Seen) -> Iterator[Finding]:
     if far:
         note = f"longer than {fence} characters, the longest {seen.lengths[far[0]]}"
         yield Finding("outliers", tuple(seen.where[index] for index in far), note)
-
-
-class _NearRepeats:
-    """Finds rows whose word triples are mostly those of an earlier row, by MinHash and banded look-up."""
-
-    def __init__(self) -> None:
-        try:
-            from datasketch import MinHash, MinHashLSH
-        except ImportError as error:
-            wrong = "near repeats need the package datasketch"
-            raise MachineError(Problem(Where("this machine"), "", wrong, 'pip install "fastft[hygiene]"')) from error
-        self._new = MinHash
-        self._index = MinHashLSH(threshold=NEAR, num_perm=PERMUTATIONS)
-
-    def add(self, text: str, where: Where) -> list[Finding]:
-        """Note a training row; the finding is that it nearly repeats an earlier one."""
-        sketch = self._sketch(text)
-        found = self._like(sketch)
-        self._index.insert(where, sketch, check_duplication=False)
-        return [Finding("near_repeats", (found, where))] if found else []
-
-    def look_up(self, text: str, where: Where) -> list[Finding]:
-        """Whether an evaluation row is nearly a training row."""
-        found = self._like(self._sketch(text))
-        return [Finding("leaked_rows", (found, where), "an evaluation row is nearly a trained one")] if found else []
-
-    def _sketch(self, text: str) -> object:
-        words = _plain(text).split()
-        triples = {" ".join(words[start : start + 3]) for start in range(max(1, len(words) - 2))}
-        sketch = self._new(num_perm=PERMUTATIONS)
-        sketch.update_batch([triple.encode("utf-8", "replace") for triple in sorted(triples)])
-        return sketch
-
-    def _like(self, sketch: object) -> Where | None:
-        matches = sorted(self._index.query(sketch), key=lambda where: (where.path, where.line or 0))
-        found: Where | None = matches[0] if matches else None
-        return found
 
 
 def _without_doubles(findings: Iterable[Finding]) -> Iterator[Finding]:

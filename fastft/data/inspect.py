@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastft.data.formats import detect_or_fail, rename
+from fastft.data.columns import detect_or_fail, rename
 from fastft.data.readers import find_files, is_hub_id, read_file
 from fastft.data.sources import Source, evaluation_source, training_sources
 from fastft.data.template import load_template

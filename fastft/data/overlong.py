@@ -26,11 +26,10 @@ def _truncated(example: Example, encoded: Encoded, renderer: Renderer, limit: in
     """Up to the last end of an answer that fits; plain text up to the limit."""
     end = limit
     if example.text is None:
-        stops = {renderer.tokenizer.id_of(token) for token in renderer.end_of_turn}
         ends = [
             position + 1
             for position in range(limit)
-            if encoded.input_ids[position] in stops and encoded.labels[position] != NO_LOSS
+            if encoded.input_ids[position] in renderer.stop_ids and encoded.labels[position] != NO_LOSS
         ]
         if not ends:
             return []

@@ -3,36 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import random
-from array import array
-from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from itertools import islice
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastft.data import cache
-from fastft.data.contract import check_encoded
-from fastft.data.encode import Encoded, encode_batches
-from fastft.data.example import Example
-from fastft.data.formats import detect_or_fail, rename, to_example
-from fastft.data.overlong import fit
-from fastft.data.readers import Row
+from fastft.data.filling import LISTED_PROBLEMS, Filler, Progress, Target, format_of
+from fastft.data.held_out import held_out_rows, without_leaks
 from fastft.data.render import Renderer, make_renderer
-from fastft.data.rows import Overlong, RowSet
-from fastft.data.sources import Source, copies, evaluation_source, training_sources
+from fastft.data.rows import Overlong, RowSet, RowWriter
+from fastft.data.sources import evaluation_source, training_sources
 from fastft.data.template import ChatTemplate, load_template
 from fastft.data.tokenizer import TokenizerFacts
-from fastft.errors import DataError, Problem, Where
+from fastft.errors import DataError, MachineError, Problem, Where
 
 if TYPE_CHECKING:
     from fastft.recipe.model import DataSection
-
-# Measured: batches of 1,000 through the tokenizer run a quarter faster than one call for all, in flat memory.
-BATCH_ROWS = 1000
-LISTED_PROBLEMS = 20
-Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -43,7 +30,7 @@ class Prepared:
     eval: RowSet | None
     format: str
     renderer: Renderer
-    train_sha256: str | None
+    train_sha256: str
     eval_sha256: str | None
     # Where train.arrow and eval.arrow lie, in the form of `datasets`; None without a cache.
     folder: Path | None = None
@@ -70,54 +57,34 @@ def prepare(
     locate: Callable[[str], Where],
     progress: Progress | None = None,
     cache_dir: Path | None = None,
+    refuse_broken: bool = True,
 ) -> Prepared:
     """The rows of `[data]`, rendered and tokenized; `locate` tells where the recipe sets a key.
 
     `progress` is called with the number of rows read so far. With `cache_dir` the rows are written there as Arrow files
-    (which needs pyarrow), and a later call with the same contents and settings maps them.
+    (which needs pyarrow) while they are made, and a later call with the same contents and settings maps them: memory
+    does not grow with their tokens. Without, they are held in memory, 8 bytes a token.
 
     Raises:
-        DataError: a source cannot be read, more than data.max_reject_fraction of its rows are broken, or none is left.
+        DataError: a source cannot be read; or, with `refuse_broken`, more than data.max_reject_fraction of its rows are
+            broken, rows are too long and data.overlong is "error", or none is left.
         RecipeError: the chat template is unknown or does not fit the tokenizer.
-        MachineError: a Hub dataset cannot be reached.
+        MachineError: a Hub dataset cannot be reached, or `cache_dir` cannot be written.
     """
     opened = _open(data, tokenizer, recipe_dir, locate)
+    filler = Filler(data, opened.renderer, max_seq_length, seed, recipe_dir, progress)
     folder = None
-    if cache_dir is not None and None not in opened.digests:
-        digests = [digest for digest in opened.digests if digest is not None]
-        folder = cache_dir / cache.cache_key(data, opened.renderer, digests, max_seq_length, seed, recipe_dir)
-        sets = cache.load(folder)
-        if sets is not None:
-            return opened.prepared(sets["train"], sets.get("eval"), folder)
-    made = _gather(data, opened, max_seq_length, seed, recipe_dir, locate, progress)
-    _refuse_if_broken(made.train, "data.train" if data.train else "data.sources", data, max_seq_length, locate)
-    if made.eval is not None:
-        key = "data.eval" if data.eval is not None else "data.eval_fraction"
-        _refuse_if_broken(made.eval, key, data, max_seq_length, locate)
-    if folder is not None:
-        named = {"train": made.train} if made.eval is None else {"train": made.train, "eval": made.eval}
-        if cache.save(folder, named):
-            return replace(made, folder=folder)
-    return made
-
-
-def gather(
-    data: DataSection,
-    tokenizer: TokenizerFacts,
-    *,
-    max_seq_length: int,
-    seed: int,
-    recipe_dir: Path,
-    locate: Callable[[str], Where],
-    progress: Progress | None = None,
-) -> Prepared:
-    """As `prepare`, but however many rows are broken: what `fastft check --data` lists.
-
-    Raises:
-        DataError, RecipeError, MachineError: as `prepare`, for what is wrong with a source or template as a whole.
-    """
-    opened = _open(data, tokenizer, recipe_dir, locate)
-    return _gather(data, opened, max_seq_length, seed, recipe_dir, locate, progress)
+    if cache_dir is None:
+        sets = _filled(filler, locate, lambda _name: RowWriter())
+    else:
+        folder = cache_dir / cache.cache_key(data, opened.renderer, opened.digests, max_seq_length, seed, recipe_dir)
+        sets = cache.load(folder) or _saved(folder, filler, locate)
+    if refuse_broken:
+        _refuse_if_broken(sets["train"], "data.train" if data.train else "data.sources", data, max_seq_length, locate)
+        if "eval" in sets:
+            key = "data.eval" if data.eval is not None else "data.eval_fraction"
+            _refuse_if_broken(sets["eval"], key, data, max_seq_length, locate)
+    return opened.prepared(sets["train"], sets.get("eval"), folder)
 
 
 @dataclass(frozen=True)
@@ -126,7 +93,7 @@ class _Opened:
 
     format: str
     renderer: Renderer
-    digests: list[str | None]
+    digests: list[str]
     has_evaluation_source: bool
 
     def prepared(self, train: RowSet, held_out: RowSet | None, folder: Path | None) -> Prepared:
@@ -147,7 +114,7 @@ def _open(data: DataSection, tokenizer: TokenizerFacts, recipe_dir: Path, locate
     where = locate("data.chat_template")
     held_out = evaluation_source(data)
     sources = (*training_sources(data), *((held_out,) if held_out else ()))
-    formats = [_format_of(source, data, recipe_dir) for source in sources]
+    formats = [format_of(source, data, recipe_dir) for source in sources]
     if "text" in formats and set(formats) != {"text"}:
         wrong = f"plain text and conversations are mixed: {', '.join(sorted(set(formats)))}"
         raise DataError(Problem(locate("data.format"), "data.format", wrong, "give rows of one kind"))
@@ -159,168 +126,38 @@ def _open(data: DataSection, tokenizer: TokenizerFacts, recipe_dir: Path, locate
     return _Opened(found, renderer, [source.sha256(recipe_dir) for source in sources], held_out is not None)
 
 
-def _gather(
-    data: DataSection,
-    opened: _Opened,
-    max_seq_length: int,
-    seed: int,
-    recipe_dir: Path,
-    locate: Callable[[str], Where],
-    progress: Progress | None,
-) -> Prepared:
-    filler = _Filler(data, opened.renderer, max_seq_length, seed, recipe_dir, progress)
-    held_out = None if data.eval is None and data.eval_fraction is None else RowSet()
-    chosen = _held_out_rows(data, seed, recipe_dir, locate)
-    train = RowSet()
+def _filled(filler: Filler, locate: Callable[[str], Where], writer_of: cache.WriterOf) -> dict[str, RowSet]:
+    """The row sets "train" and, where rows are held out, "eval"."""
+    data = filler.data
+    chosen = held_out_rows(data, filler.seed, filler.recipe_dir, locate)
+    train, held_out = Target(RowSet(), writer_of("train")), None
+    if data.eval is not None or data.eval_fraction is not None:
+        held_out = Target(RowSet(), writer_of("eval-as-read"), held_out=True)
     for source in training_sources(data):
-        filler.fill(source, train, held_out if chosen else None, chosen)
+        filler.fill(source, train, held_out, chosen)
     held_out_source = evaluation_source(data)
     if held_out is not None and held_out_source is not None:
-        filler.fill(held_out_source, held_out, held_out, frozenset())
-    if held_out is not None:
-        held_out = _without_leaks(train, held_out)
-    return opened.prepared(train, held_out, None)
+        filler.fill(held_out_source, held_out)
+    train.account.rows = train.writer.finish()
+    if held_out is None:
+        return {"train": train.account}
+    held_out.account.rows = held_out.writer.finish()
+    return {
+        "train": train.account,
+        "eval": without_leaks(train.account.rows, held_out.account, writer_of("eval")),
+    }
 
 
-@dataclass
-class _Filler:
-    """Reads sources into row sets, one batch at a time."""
-
-    data: DataSection
-    renderer: Renderer
-    max_seq_length: int
-    seed: int
-    recipe_dir: Path
-    progress: Progress | None
-    seen: int = 0
-    first_of: dict[bytes, Where] = field(default_factory=dict)
-
-    def fill(self, source: Source, kept: RowSet, held_out: RowSet | None, chosen: frozenset[int]) -> None:
-        """Read `source` into `kept`, and the rows whose number over all sources is in `chosen` into `held_out`."""
-        data_format = _format_of(source, self.data, self.recipe_dir)
-        repeats = copies(source, self.recipe_dir, self.seed)
-        before = len(kept.rows)
-        # What each batch of examples becomes, in step with `encode_batches`, which works one batch ahead.
-        waiting: deque[tuple[list[tuple[Example, RowSet, int]], int]] = deque()
-
-        def read() -> Iterator[list[Example]]:
-            for batch in _batches(source.rows(self.recipe_dir)):
-                understood = []
-                for number, (where, row) in enumerate(batch, start=self.seen):
-                    times = next(repeats)
-                    target = held_out if held_out is not None and number in chosen else kept
-                    if not times:
-                        continue
-                    target.read += 1
-                    try:
-                        example = _understood(row, where, data_format, self.data)
-                    except DataError as error:
-                        target.rejected.append(error.problems[0])
-                    else:
-                        understood.append((example, target, times))
-                self.seen += len(batch)
-                waiting.append((understood, self.seen))
-                yield [example for example, _, _ in understood]
-
-        for made in encode_batches(read(), self.renderer):
-            understood, seen = waiting.popleft()
-            for (example, target, times), encoded in zip(understood, made, strict=True):
-                self._keep(example, encoded, target, times if target is kept else 1, target is held_out)
-            if self.progress is not None:
-                self.progress(seen)
-        kept.by_source[source.name] = len(kept.rows) - before
-
-    def _keep(
-        self, example: Example, encoded: Encoded | Problem, target: RowSet, times: int, with_example: bool
-    ) -> None:
-        if isinstance(encoded, Problem):
-            target.rejected.append(encoded)
-            return
-        parts = [encoded]
-        if len(encoded.input_ids) > self.max_seq_length:
-            parts = fit(example, encoded, self.renderer, self.max_seq_length, self.data.overlong)
-            kept_tokens = sum(len(part.input_ids) for part in parts)
-            target.overlong.append(Overlong(encoded.where, len(encoded.input_ids), kept_tokens))
-        for part in parts:
-            broken = check_encoded(part, self.renderer, plain_text=example.text is not None)
-            if broken is not None:
-                target.rejected.append(broken)
-            elif self.data.deduplicate == "exact" and not with_example and self._is_repeated(part, target):
-                continue
-            else:
-                for _ in range(times):
-                    target.rows.append(part)
-                if with_example:
-                    target.examples.append(example)
-
-    def _is_repeated(self, row: Encoded, target: RowSet) -> bool:
-        first = self.first_of.setdefault(_digest(row), row.where)
-        if first is row.where:
-            return False
-        target.repeated.append((row.where, first))
-        return True
+def _saved(folder: Path, filler: Filler, locate: Callable[[str], Where]) -> dict[str, RowSet]:
+    try:
+        return cache.save(folder, lambda writer_of: _filled(filler, locate, writer_of))
+    except OSError as error:
+        wrong = f"the prepared rows cannot be written: {error}"
+        raise MachineError(Problem(Where(str(folder.parent)), "", wrong, "make room or write access there")) from error
 
 
-def _understood(row: dict[str, Any] | Problem, where: Where, data_format: str, data: DataSection) -> Example:
-    if isinstance(row, Problem):
-        raise DataError(row)
-    return to_example(rename(row, data.columns, where), data_format, where)
-
-
-def _format_of(source: Source, data: DataSection, recipe_dir: Path) -> str:
-    """The format of the first row that can be read."""
-    broken: list[Problem] = []
-    for where, row in islice(source.rows(recipe_dir), BATCH_ROWS):
-        if not isinstance(row, Problem):
-            return detect_or_fail(rename(row, data.columns, where), where, data.format)
-        broken.append(row)
-    raise DataError(broken[:LISTED_PROBLEMS])
-
-
-def _held_out_rows(data: DataSection, seed: int, recipe_dir: Path, locate: Callable[[str], Where]) -> frozenset[int]:
-    """The numbers, from 0 over all sources, of the training rows that `eval_fraction` holds out."""
-    if data.eval_fraction is None:
-        return frozenset()
-    total = 0
-    for source in training_sources(data):
-        count = source.count(recipe_dir)
-        total += sum(1 for _ in source.rows(recipe_dir)) if count is None else count
-    count = max(1, round(total * data.eval_fraction))
-    if count >= total:
-        wrong = f"{data.eval_fraction} of {total} rows leaves nothing to train on"
-        raise DataError(Problem(locate("data.eval_fraction"), "data.eval_fraction", wrong, "give more rows"))
-    # Not for secrets: the same seed must hold out the same rows.
-    return frozenset(random.Random(seed).sample(range(total), count))  # noqa: S311
-
-
-def _without_leaks(train: RowSet, held_out: RowSet) -> RowSet:
-    """`held_out` without the rows that stand in `train` too, which would only measure memory."""
-    trained = {_digest(row): row.where for row in train.rows}
-    clean = RowSet(read=held_out.read, overlong=held_out.overlong, rejected=held_out.rejected)
-    clean.by_source = held_out.by_source
-    for row, example in zip(held_out.rows, held_out.examples, strict=True):
-        known = trained.get(_digest(row))
-        if known is None:
-            clean.rows.append(row)
-            clean.examples.append(example)
-        else:
-            wrong = f"this evaluation row is also trained, at {known}"
-            clean.leaked.append(Problem(row.where, "", wrong, "remove it from one of the two"))
-    return clean
-
-
-def _digest(row: Encoded) -> bytes:
-    return hashlib.blake2b(array("i", row.input_ids).tobytes(), digest_size=16).digest()
-
-
-def _joint(digests: list[str | None]) -> str | None:
-    known = [digest for digest in digests if digest is not None]
-    return hashlib.sha256("\n".join(known).encode()).hexdigest() if len(known) == len(digests) else None
-
-
-def _batches(items: Iterator[Row]) -> Iterator[list[Row]]:
-    while batch := list(islice(items, BATCH_ROWS)):
-        yield batch
+def _joint(digests: list[str]) -> str:
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def _refuse_if_broken(

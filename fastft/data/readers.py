@@ -11,7 +11,6 @@ import glob
 import gzip
 import hashlib
 import io
-import json
 import os
 import re
 import sys
@@ -20,13 +19,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from fastft.data.json_rows import UTF8_BOM, Row, read_json, read_json_lines
 from fastft.errors import DataError, MachineError, Problem, Where, nearest
-
-Row = tuple[Where, "dict[str, Any] | Problem"]
 
 FILE_KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
 COMPRESSIONS = (".gz", ".zst")
-UTF8_BOM = b"\xef\xbb\xbf"
 # "org/name", "org/name:split" or "org/name/configuration:split".
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(/[\w.-]+)?(:[\w.%\[\]:-]+)?")
 
@@ -95,7 +92,7 @@ def read_file(file: Path) -> Iterator[Row]:
     """
     kind = file_kind(file.name)
     shown = _shown(file)
-    reader = {".csv": _read_csv, ".json": _read_json, ".parquet": _read_parquet}.get(kind or "", _read_jsonl)
+    reader = {".csv": _read_csv, ".json": read_json, ".parquet": _read_parquet}.get(kind or "", read_json_lines)
     rows = 0
     try:
         with _open(file) as stream:
@@ -182,67 +179,6 @@ def _nothing_found(source: str, path: Path, field: str) -> Problem:
     return Problem(Where(source), field, "no such file", instead)
 
 
-def _read_jsonl(stream: IO[bytes], shown: str) -> Iterator[Row]:
-    for number, raw in enumerate(stream, start=1):
-        line = raw.removeprefix(UTF8_BOM) if number == 1 else raw
-        if line.isspace() or not line:
-            continue
-        where = Where(shown, number)
-        try:
-            text = line.decode("utf-8")
-        except UnicodeDecodeError as error:
-            yield where, _not_utf8(where, line[error.start], error.start + 1)
-            continue
-        yield where, _parse(text, where)
-
-
-def _read_json(stream: IO[bytes], shown: str) -> Iterator[Row]:
-    """The objects of one JSON array; a file of JSON lines that is named `.json` is read as such."""
-    raw = stream.read().removeprefix(UTF8_BOM)
-    start = raw.lstrip()[:1]
-    if start == b"{":
-        yield from _read_jsonl(iter(raw.splitlines(keepends=True)), shown)  # type: ignore[arg-type]
-        return
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        column = error.start - raw.rfind(b"\n", 0, error.start)
-        raise DataError(_not_utf8(Where(shown, line), raw[error.start], column)) from error
-    del raw
-    if start and start != b"[":
-        instead = "write a list of objects, or one object a line in a .jsonl file"
-        raise DataError(Problem(Where(shown, 1), "", "not a JSON array of rows", instead, got=text.strip()[:20]))
-    yield from _array_items(text, shown)
-
-
-def _array_items(text: str, shown: str) -> Iterator[Row]:
-    space = re.compile(r"[\s,]*")
-    position, line, counted = text.find("[") + 1, 1, 0
-    while True:
-        found = space.match(text, position)
-        position = found.end() if found else position
-        line += text.count("\n", counted, position)
-        counted = position
-        where = Where(shown, line)
-        if position >= len(text):
-            if text.strip():
-                raise DataError(
-                    Problem(where, "", "the JSON array is not closed", "is the file complete? end it with ]")
-                )
-            return
-        if text[position] == "]":
-            return
-        try:
-            value, position = _DECODER.raw_decode(text, position)
-        except ValueError as error:
-            if isinstance(error, json.JSONDecodeError):
-                where = Where(shown, error.lineno)
-            # Where an array is broken, nothing says where its next row begins.
-            raise DataError(_not_json(where, error)) from error
-        yield where, value if isinstance(value, dict) else _not_an_object(where, value)
-
-
 def _read_csv(stream: IO[bytes], shown: str) -> Iterator[Row]:
     csv.field_size_limit(sys.maxsize)  # the default of 128 KiB is shorter than a long document
     first = True
@@ -307,49 +243,3 @@ def _csv_row(where: Where, columns: list[str], cells: list[str]) -> dict[str, An
             except UnicodeEncodeError:
                 return Problem(where, name, "not valid UTF-8", "save the file as UTF-8")
     return dict(zip(columns, cells, strict=True))
-
-
-def _parse(text: str, where: Where) -> dict[str, Any] | Problem:
-    try:
-        value = _DECODER.decode(text)
-    except ValueError as error:
-        return _not_json(where, error)
-    except RecursionError:
-        return Problem(where, "", "the JSON is nested too deeply to be a row", "write one plain object a line")
-    return value if isinstance(value, dict) else _not_an_object(where, value)
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        names = [name for name, _ in pairs]
-        doubled = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f'the key "{doubled}" stands twice in one object')
-    return made
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_constant)
-
-
-def _not_json(where: Where, error: ValueError) -> Problem:
-    if isinstance(error, json.JSONDecodeError):
-        wrong = f"not valid JSON: {error.msg} at column {error.colno}"
-        return Problem(where, "", wrong, "write one complete JSON object a line")
-    return Problem(where, "", str(error), "keep one value of each, in plain JSON")
-
-
-def _not_an_object(where: Where, value: object) -> Problem:
-    kinds = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}
-    return Problem(
-        where, "", "a row is a JSON object", 'write {"messages": [...]}', got=kinds.get(type(value), "a number")
-    )
-
-
-def _not_utf8(where: Where, byte: int, column: int) -> Problem:
-    return Problem(
-        where, "", f"not valid UTF-8: byte 0x{byte:02x} at byte {column} of the line", "save the file as UTF-8"
-    )

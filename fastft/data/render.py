@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from fastft.data.example import Example, Message
@@ -51,6 +52,17 @@ class Renderer:
     prompt_ids: tuple[int, ...] = ()
     # The control tokens that frame turns and end none: no answer may hold one.
     frame_ids: frozenset[int] = frozenset()
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        """The ids of `end_of_turn`."""
+        found = (self.tokenizer.id_of(token) for token in self.end_of_turn)
+        return frozenset(token for token in found if token is not None)
+
+    @cached_property
+    def control_ids(self) -> frozenset[int]:
+        """The control tokens that frame or end turns: inside an answer, before its last token, stands none of them."""
+        return self.stop_ids | self.frame_ids
 
     @property
     def writes_prompt(self) -> bool:
@@ -246,17 +258,25 @@ def _rendered(example: Example, renderer: Renderer, count: int, *, add_generatio
 
 def _refuse_control_tokens(example: Example, facts: TokenizerFacts) -> None:
     """Fail where the text of a message would become a control token."""
-    said = [(f"message {number} ({message.role})", message) for number, message in enumerate(example.messages, start=1)]
-    texts = [(field, message.content) for field, message in said]
-    texts += [(field, json.dumps(message.extra, ensure_ascii=False)) for field, message in said if message.extra]
-    texts += [("tools", json.dumps(example.tools, ensure_ascii=False))] if example.tools else []
-    for field, text in texts:
-        if not any(opening in text for opening in facts.special_openings):
-            continue
-        forged = _first_of(text, tuple(facts.special_tokens), 0)
-        if forged is not None:
-            wrong = f"the text holds {text[forged[0] : forged[1]]}, which this tokenizer reads as a control token"
-            raise DataError(Problem(example.where, field, wrong, "remove it, or write it with a space inside"))
+    for number, message in enumerate(example.messages, start=1):
+        _refuse_forged(message.content, example, facts, number)
+        if message.extra:
+            _refuse_forged(json.dumps(message.extra, ensure_ascii=False), example, facts, number)
+    if example.tools:
+        _refuse_forged(json.dumps(example.tools, ensure_ascii=False), example, facts)
+
+
+def _refuse_forged(text: str, example: Example, facts: TokenizerFacts, number: int | None = None) -> None:
+    for opening in facts.special_openings:
+        if opening in text:
+            break
+    else:
+        return
+    forged = _first_of(text, tuple(facts.special_tokens), 0)
+    if forged is not None:
+        field = "tools" if number is None else f"message {number} ({example.messages[number - 1].role})"
+        wrong = f"the text holds {text[forged[0] : forged[1]]}, which this tokenizer reads as a control token"
+        raise DataError(Problem(example.where, field, wrong, "remove it, or write it with a space inside"))
 
 
 def _frame_ids(text: str, ends: set[str], facts: TokenizerFacts) -> frozenset[int]:

@@ -1,53 +1,55 @@
-"""Encoded rows in flat storage, and the account of what became of every row that was read."""
+"""Encoded rows in blocks of flat storage, and the account of what became of every row that was read."""
 
 from __future__ import annotations
 
+import hashlib
 from array import array
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, overload
 
 from fastft.data.encode import Encoded
 from fastft.data.example import Example
 from fastft.errors import Problem, Where
 
+# What is held in memory before it is stored: 2 MiB of ids and labels.
+BLOCK_TOKENS = 2**18
+# 32-bit integers, in memory of our own or in a file that is mapped.
+Integers = array | memoryview  # type: ignore[type-arg]
 
-class Rows(Sequence[Encoded]):
-    """Encoded examples, stored flat: 8 bytes a token instead of some 70 as Python lists.
 
-    The storage is either arrays that grow, or views of a file that is mapped into memory (fastft.data.cache).
-    """
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Rows side by side: row n has ids[ends[n]:ends[n + 1]] and the same of `labels`; `paths` and `lines` say where it
+    stands, line 0 for none."""
 
-    def __init__(self) -> None:
-        self.ids: array[int] | memoryview[int] = array("i")
-        self.labels: array[int] | memoryview[int] = array("i")
-        # Row n is ids[ends[n]:ends[n + 1]].
-        self.ends: array[int] | memoryview[int] = array("i", [0])
-        self.paths: list[str] = []
-        self.path_numbers: array[int] | memoryview[int] = array("i")
-        self.lines: array[int] | memoryview[int] = array("i")
-        self.trained_tokens = 0
-        """How many tokens of all rows carry loss."""
-        self._path_number: dict[str, int] = {}
-
-    def append(self, row: Encoded) -> None:
-        """Add one row at the end."""
-        stores = (self.ids, self.labels, self.ends, self.path_numbers, self.lines)
-        ids, labels, ends, path_numbers, lines = stores
-        assert all(isinstance(store, array) for store in stores), "rows of a mapped file do not grow"  # noqa: S101
-        ids.extend(row.input_ids)  # type: ignore[union-attr]
-        labels.extend(row.labels)  # type: ignore[union-attr]
-        ends.append(len(ids))  # type: ignore[union-attr]
-        number = self._path_number.setdefault(row.where.path, len(self.paths))
-        if number == len(self.paths):
-            self.paths.append(row.where.path)
-        path_numbers.append(number)  # type: ignore[union-attr]
-        lines.append(row.where.line or 0)  # type: ignore[union-attr]
-        self.trained_tokens += row.trained_tokens
+    ids: Integers
+    labels: Integers
+    ends: Integers
+    lines: Integers
+    # Strings, or what an Arrow column gives for them.
+    paths: Sequence[Any]
+    # For held-out rows, one for each: Example.as_json.
+    examples: Sequence[Any] = ()
 
     def __len__(self) -> int:
         return len(self.lines)
+
+
+class Rows(Sequence[Encoded]):
+    """Encoded examples, read-only: 8 bytes a token, in memory or in a file that is mapped (fastft.data.cache)."""
+
+    def __init__(self, blocks: Iterable[Block] = (), trained_tokens: int = 0) -> None:
+        self.blocks = tuple(blocks)
+        self.trained_tokens = trained_tokens
+        """How many tokens of all rows carry loss."""
+        # Block n begins with row _first[n].
+        self._first = [0, *accumulate(len(block) for block in self.blocks)]
+
+    def __len__(self) -> int:
+        return self._first[-1]
 
     @overload
     def __getitem__(self, index: int) -> Encoded: ...
@@ -56,24 +58,110 @@ class Rows(Sequence[Encoded]):
     def __getitem__(self, index: int | slice) -> Encoded | list[Encoded]:
         if isinstance(index, slice):
             return [self[position] for position in range(*index.indices(len(self)))]
-        position = range(len(self))[index]
-        start, end = self.ends[position], self.ends[position + 1]
-        return Encoded(self.ids[start:end].tolist(), self.labels[start:end].tolist(), self.where(position))
+        block, place = self.place(index)
+        start, end = block.ends[place], block.ends[place + 1]
+        ids, labels = (array("i", values[start:end].tobytes()) for values in (block.ids, block.labels))
+        return Encoded(ids, labels, self.where(index))
 
     def where(self, index: int) -> Where:
         """Where the row stands in its file."""
-        return Where(self.paths[self.path_numbers[index]], self.lines[index] or None)
+        block, place = self.place(index)
+        return Where(str(block.paths[place]), block.lines[place] or None)
+
+    def place(self, index: int) -> tuple[Block, int]:
+        """The block that holds row `index`, and the row's number in it."""
+        position = range(len(self))[index]
+        number = bisect_right(self._first, position) - 1
+        return self.blocks[number], position - self._first[number]
 
     @property
     def lengths(self) -> list[int]:
         """The tokens of each row."""
-        ends = self.ends.tolist()
-        return [end - start for start, end in pairwise(ends)]
+        return [end - start for block in self.blocks for start, end in pairwise(block.ends.tolist())]
 
     @property
     def tokens(self) -> int:
         """The tokens of all rows."""
-        return len(self.ids)
+        return sum(len(block.ids) for block in self.blocks)
+
+    def digests(self) -> Iterator[bytes]:
+        """What tells each row's tokens from any others: 16 bytes a row."""
+        for block in self.blocks:
+            ids = memoryview(block.ids)
+            for start, end in pairwise(block.ends.tolist()):
+                yield digest(ids[start:end])
+
+
+class Examples(Sequence[Example]):
+    """The examples of held-out rows, each read when it is asked for; none for training rows."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return sum(len(block.examples) for block in self._rows.blocks)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self[position] for position in range(*index.indices(len(self)))]
+        block, place = self._rows.place(range(len(self))[index])
+        return Example.from_json(str(block.examples[place]))
+
+
+def digest(ids: Integers) -> bytes:
+    """16 bytes that tell these token ids from any others (BLAKE2b)."""
+    return hashlib.blake2b(ids, digest_size=16).digest()
+
+
+class RowWriter:
+    """Takes encoded rows one by one and stores them block by block: in memory, or where a subclass puts them."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        """How many rows were appended."""
+        self._trained_tokens = 0
+        self._blocks: list[Block] = []
+        self._begin()
+
+    def append(self, row: Encoded, example: Example | None = None) -> None:
+        """Add one row at the end; of a held-out row, with the example that it was made of."""
+        self._ids.extend(row.input_ids)
+        self._labels.extend(row.labels)
+        self._ends.append(len(self._ids))
+        self._lines.append(row.where.line or 0)
+        self._paths.append(row.where.path)
+        if example is not None:
+            self._examples.append(example.as_json())
+        self.rows += 1
+        self._trained_tokens += row.trained_tokens
+        if len(self._ids) >= BLOCK_TOKENS:
+            self._end()
+
+    def finish(self) -> Rows:
+        """The rows that were appended; none can be after this."""
+        if self._lines:
+            self._end()
+        return Rows(self._stored(), self._trained_tokens)
+
+    def _begin(self) -> None:
+        self._ids, self._labels, self._lines = array("i"), array("i"), array("i")
+        self._ends = array("i", [0])
+        self._paths: list[str] = []
+        self._examples: list[str] = []
+
+    def _end(self) -> None:
+        self._store(Block(self._ids, self._labels, self._ends, self._lines, self._paths, self._examples))
+        self._begin()
+
+    def _store(self, block: Block) -> None:
+        self._blocks.append(block)
+
+    def _stored(self) -> Iterable[Block]:
+        return self._blocks
 
 
 @dataclass(frozen=True)
@@ -100,8 +188,11 @@ class RowSet:
     leaked: list[Problem] = field(default_factory=list)
     # Rows by source name, in the recipe's order.
     by_source: dict[str, int] = field(default_factory=dict)
-    # Kept for evaluation rows only, in the order of `rows`: what the model is asked, and the right answer.
-    examples: list[Example] = field(default_factory=list)
+
+    @property
+    def examples(self) -> Examples:
+        """Of evaluation rows only, in the order of `rows`: what the model is asked, and the right answer."""
+        return Examples(self.rows)
 
 
 def reject_record(problem: Problem) -> dict[str, Any]:

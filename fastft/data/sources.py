@@ -9,7 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastft.data.readers import Row, count_rows, find_files, fingerprint, is_hub_id, read_rows
+from fastft.data.json_rows import Row
+from fastft.data.readers import count_rows, find_files, fingerprint, is_hub_id, read_rows
 
 if TYPE_CHECKING:
     from fastft.recipe.model import DataSection
@@ -36,10 +37,17 @@ class Source:
             return total
         return min(total, self.limit)
 
-    def sha256(self, recipe_dir: Path) -> str | None:
-        """Of the files' contents; None for a Hub dataset, whose revision says what it holds."""
+    def sha256(self, recipe_dir: Path) -> str:
+        """Of the files' contents; for a Hub dataset of its revision, which says what it holds.
+
+        Raises:
+            DataError: the source is not there.
+            MachineError: the Hub cannot be reached, or `datasets` is not installed.
+        """
         if is_hub_id(self.path, recipe_dir):
-            return None
+            from fastft.data.hub import hub_sha256
+
+            return hub_sha256(self.path, self.key)
         return fingerprint(find_files(self.path, recipe_dir, self.key))
 
 

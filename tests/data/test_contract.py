@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from fastft.data.contract import check_encoded
 from fastft.data.encode import NO_LOSS, Encoded
-from fastft.data.prepare import Prepared, gather
+from fastft.data.prepare import Prepared, prepare
 from fastft.data.template import load_template
 from fastft.data.tokenizer import TokenizerFacts
 from fastft.errors import FastftError, Problem, Where
@@ -33,7 +34,15 @@ class Bench:
         rows = [CLEAN, row, {"messages": [*CLEAN["messages"], *CLEAN["messages"]]}]
         (self.folder / "rows.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in rows))
         data = DataSection(train="rows.jsonl", **keys)
-        return gather(data, self.facts, max_seq_length=300, seed=7, recipe_dir=self.folder, locate=self.locate)
+        return prepare(
+            data,
+            self.facts,
+            max_seq_length=300,
+            seed=7,
+            recipe_dir=self.folder,
+            locate=self.locate,
+            refuse_broken=False,
+        )
 
     def only_problem(self, row: dict[str, Any], **keys: Any) -> str:
         problems = self.gather(row, **keys).problems
@@ -72,7 +81,7 @@ def problem_of_changed_labels(bench: Bench, change: Change) -> str:
     row = made.train.rows[1]
     assert check_encoded(row, made.renderer) is None
     ids, labels = change(list(row.input_ids), list(row.labels))
-    problem = check_encoded(Encoded(ids, labels, row.where), made.renderer)
+    problem = check_encoded(Encoded(array("i", ids), array("i", labels), row.where), made.renderer)
     assert isinstance(problem, Problem)
     assert problem.where.line == 2
     return str(problem)
@@ -208,7 +217,7 @@ def test_clean_rows_of_every_format_raise_no_alarm(
     templates = {"chatml": "model", "llama": "llama-3.1", "every_token": "mistral"}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
     data = DataSection(train="rows.jsonl", chat_template=templates[name])
-    made = gather(data, facts, max_seq_length=500, seed=7, recipe_dir=tmp_path, locate=locate)
+    made = prepare(data, facts, max_seq_length=500, seed=7, recipe_dir=tmp_path, locate=locate, refuse_broken=False)
     assert made.problems == ()
     assert len(made.train.rows) == 1
 

@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 
-from fastft.data.formats import detect, detect_or_fail, rename, to_example
+from fastft.data.columns import detect, detect_or_fail, rename
+from fastft.data.example import Message
+from fastft.data.formats import to_example
 from fastft.errors import DataError, Where
 
 HERE = Where("rows.jsonl", 3)
@@ -51,6 +53,13 @@ def test_every_format_becomes_the_same_messages(row: dict[str, Any], data_format
 def test_alpaca_joins_the_input_and_puts_the_history_first() -> None:
     row = {"instruction": "add", "input": "1 2", "output": "3", "history": [["hi", "hello"]]}
     assert turns(row, "alpaca") == [("user", "hi"), ("assistant", "hello"), ("user", "add\n1 2"), ("assistant", "3")]
+
+
+def test_an_answer_of_nothing_but_a_tool_call_needs_no_content() -> None:
+    call = [{"type": "function", "function": {"name": "add", "arguments": {}}}]
+    turns = [{"role": "user", "content": "Add"}, {"role": "assistant", "tool_calls": call}]
+    example = to_example({"messages": turns}, "messages", HERE)
+    assert example.messages[1] == Message("assistant", "", {"tool_calls": call})
 
 
 def test_text_parts_are_joined_and_tool_calls_survive() -> None:

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from fastft.data.columns import detect_or_fail
 from fastft.data.encode import encode
-from fastft.data.formats import detect_or_fail, to_example
+from fastft.data.formats import to_example
 from fastft.data.preview import preview
 from fastft.data.render import make_renderer
 from fastft.data.template import known_templates, load_template

@@ -68,4 +68,4 @@ def test_plain_text_is_cut_or_split_without_losing_a_token(chatml: TokenizerFact
     assert fitted(example, plain, 100, "truncate") == [example.text[:100] if example.text else ""]
     parts: list[Encoded] = fit(example, whole, plain, 100, "split")
     assert [len(part.input_ids) for part in parts] == [100, 100, 51]
-    assert [token for part in parts for token in part.input_ids] == whole.input_ids
+    assert [token for part in parts for token in part.input_ids] == whole.input_ids.tolist()

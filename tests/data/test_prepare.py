@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 
 from fastft.data.encode import Encoded
 from fastft.data.prepare import Prepared, prepare
-from fastft.data.rows import Rows
+from fastft.data.rows import RowWriter
 from fastft.data.tokenizer import TokenizerFacts
 from fastft.errors import DataError, Where
 from fastft.recipe.model import DataSection
@@ -41,11 +42,16 @@ def test_every_row_is_read_encoded_and_counted(tmp_path: Path, chatml: Tokenizer
     assert made.renderer.end_of_turn == ("<|im_end|>",)
 
 
+def row(ids: list[int], labels: list[int], where: Where) -> Encoded:
+    return Encoded(array("i", ids), array("i", labels), where)
+
+
 def test_rows_give_back_what_was_put_in() -> None:
-    rows = Rows()
-    given = [Encoded([1, 2, 3], [-100, 2, 3], Where("a", 1)), Encoded([4], [4], Where("a", 2))]
-    for row in given:
-        rows.append(row)
+    given = [row([1, 2, 3], [-100, 2, 3], Where("a", 1)), row([4], [4], Where("a"))]
+    writer = RowWriter()
+    for one in given:
+        writer.append(one)
+    rows = writer.finish()
     assert list(rows) == given
     assert rows[-1] == given[1]
     assert rows[0:2] == given

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,13 +37,13 @@ def test_a_character_of_several_tokens_is_one_piece(row: Encoded, chatml: Tokeni
 
 def test_json_gives_back_the_very_arrays_that_are_trained(row: Encoded, chatml: TokenizerFacts) -> None:
     made = preview(row, chatml.tokenizer, dropped_tokens=5).as_json()
-    assert (made["input_ids"], made["labels"]) == (row.input_ids, row.labels)
+    assert (made["input_ids"], made["labels"]) == (row.input_ids.tolist(), row.labels.tolist())
     assert (made["where"], made["dropped_tokens"]) == ("rows.jsonl:1", 5)
 
 
 def test_a_character_cut_by_the_mask_is_shown_in_two_pieces(chatml: TokenizerFacts) -> None:
     ids = chatml.tokenizer.encode("ü").ids
-    shown = preview(Encoded(ids, [NO_LOSS, ids[1]], Where("r", 1)), chatml.tokenizer)
+    shown = preview(Encoded(array("i", ids), array("i", [NO_LOSS, ids[1]]), Where("r", 1)), chatml.tokenizer)
     assert [piece.trained for piece in shown.pieces] == [False, True]
     assert shown.as_json()["labels"] == [NO_LOSS, ids[1]]
 
@@ -51,5 +52,5 @@ def test_spaces_that_a_decoder_drops_at_the_beginning_are_kept_inside() -> None:
     tokenizer = Tokenizer(models.WordLevel({"▁say": 0, "▁it": 1, "▁now": 2, "?": 3}, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
-    ids = tokenizer.encode("say it now").ids
+    ids = array("i", tokenizer.encode("say it now").ids)
     assert preview(Encoded(ids, ids, Where("r", 1)), tokenizer).text == "say it now"

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fastft.data.json_rows import CHUNK_BYTES, read_json
 from fastft.data.readers import count_rows, fingerprint, is_hub_id, read_rows
 from fastft.errors import DataError, Problem
 
@@ -92,6 +95,57 @@ def test_a_broken_json_array_is_refused_as_a_whole(write: Write, content: str, e
     path = write("a.json", content)
     with pytest.raises(DataError, match=expected):
         rows(path)
+
+
+def long_array(padding: int) -> str:
+    """A JSON array of 300 KB on many lines, with escapes, long characters and numbers wherever a read may end."""
+    texts = ("ü😀x" * (n % 40) + '\\"\n\u2028' * (n % 7) for n in range(3000))
+    made = [{"text": text, "number": -1.5e10 + n, "none": None} for n, text in enumerate(texts)]
+    return " " * padding + json.dumps(made, indent=(None, 0, 2)[padding % 3], ensure_ascii=padding % 2 == 0)
+
+
+@pytest.mark.parametrize("padding", range(12))
+def test_a_long_json_array_is_read_as_json_reads_it(write: Write, padding: int) -> None:
+    content = long_array(padding)
+    found = rows(write("a.json", content))
+    assert [value for _, value in found] == json.loads(content)
+    begins = [number for number, line in enumerate(content.split("\n"), start=1) if line.strip() == "{"]
+    assert [number for number, _ in found] == (begins or [1] * len(found))
+
+
+def test_a_json_array_is_read_as_it_is_asked_for() -> None:
+    stream = io.BytesIO(long_array(0).encode())
+    first = next(read_json(stream, "a.json"))
+    assert first[1] == {"text": "", "number": -1.5e10, "none": None}
+    assert stream.tell() == CHUNK_BYTES < 200_000 < len(stream.getvalue())
+
+
+@pytest.mark.parametrize("padding", [0, 1, 2])
+@pytest.mark.parametrize(("old", "new"), [('"number": ', '"number" '), ('"none": null', "nul"), (" ", "\x01")])
+def test_the_place_of_an_error_in_a_long_array_is_exact(write: Write, padding: int, old: str, new: str) -> None:
+    content = long_array(padding)
+    at = content.rindex(old, 0, 250_000)
+    broken = content[:at] + new + content[at + len(old) :]
+    with pytest.raises(json.JSONDecodeError) as right:
+        json.loads(broken)
+    with pytest.raises(DataError, match=re.escape(f"a.json:{right.value.lineno}: ")) as caught:
+        rows(write("a.json", broken))
+    assert f"{right.value.msg} at column {right.value.colno};" in str(caught.value)
+
+
+@pytest.mark.parametrize("padding", [0, 1, 2, *range(3, 60, 6)])
+def test_the_place_of_a_wrong_byte_in_a_long_array_is_exact(write: Write, padding: int) -> None:
+    content = long_array(padding).encode()
+    broken = content[:200_000].rsplit(b" ", 1)[0] + b"\xff" + content[200_000:]
+    at = broken.index(b"\xff")
+    line, column = broken.count(b"\n", 0, at) + 1, at - broken.rfind(b"\n", 0, at)
+    with pytest.raises(DataError, match=rf"a\.json:{line}: not valid UTF-8: byte 0xff at byte {column} of the line"):
+        rows(write("a.json", broken))
+
+
+def test_an_array_that_is_nested_too_deeply_is_refused(write: Write) -> None:
+    with pytest.raises(DataError, match="nested too deeply"):
+        rows(write("a.json", "[" * 100_000))
 
 
 def test_json_lines_in_a_json_file_are_read(write: Write) -> None:

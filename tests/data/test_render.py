@@ -207,7 +207,7 @@ def test_the_prompt_ends_where_the_last_answer_begins(every_token: TokenizerFact
     prompt = render_prompt(example, renderer)
     encoded = encode(example, renderer)
     assert prompt.reference == "Goodbye"
-    assert encoded.input_ids[: len(prompt.input_ids)] == prompt.input_ids
+    assert encoded.input_ids[: len(prompt.input_ids)].tolist() == prompt.input_ids
     assert encoded.labels[len(prompt.input_ids)] != NO_LOSS == encoded.labels[len(prompt.input_ids) - 1]
 
 

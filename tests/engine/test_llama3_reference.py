@@ -82,5 +82,5 @@ def test_fifty_dialogs_have_the_ids_of_the_reference_encoder(reference: Any, lla
         answer, _ = reference.encode_message(raw[-1], datatypes.ToolPromptFormat.json)
         header = len(reference._encode_header("assistant"))
         encoded = encode(example, renderer)
-        assert encoded.input_ids == expected + answer[header:], messages
-        assert encoded.labels[len(expected) :] == answer[header:]
+        assert encoded.input_ids.tolist() == expected + answer[header:], messages
+        assert encoded.labels[len(expected) :].tolist() == answer[header:]

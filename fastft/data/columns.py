@@ -1,0 +1,72 @@
+"""Which format a row has, told from the names of its columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastft.errors import DataError, Problem, Where, nearest
+
+Columns = Mapping[str, Any]
+
+# Columns that a format cannot do without.
+NEEDS = {
+    "messages": ("messages",),
+    "sharegpt": ("conversations",),
+    "belle": ("instruction", "output"),
+    "alpaca": ("instruction", "output"),
+    "prompt_completion": ("prompt", "completion"),
+    "classification": ("text", "label"),
+    "text": ("text",),
+}
+
+
+def rename(row: Columns, columns: Mapping[str, str], where: Where) -> Columns:
+    """The row with the file's columns under the names that `data.columns` gives them.
+
+    Raises:
+        DataError: a column that `data.columns` names is not there.
+    """
+    if not columns:
+        return row
+    for name in columns.values():
+        if name not in row:
+            near = nearest(name, row)
+            instead = f'did you mean "{near}"?' if near else "name a column of the file"
+            got = ", ".join(row) or "no column"
+            raise DataError(Problem(where, "data.columns", f'there is no column "{name}"', instead, got=got))
+    kept = {name: value for name, value in row.items() if name not in columns.values()}
+    return {**kept, **{new: row[old] for new, old in columns.items()}}
+
+
+def detect(row: Columns) -> str | None:
+    """The format that `row` has, the more telling columns first, or None."""
+    found = [name for name, needed in NEEDS.items() if row.keys() >= set(needed)]
+    instruction = row.get("instruction")
+    if "belle" in found and not (isinstance(instruction, str) and instruction.startswith(("Human:", "Human："))):
+        found.remove("belle")
+    return found[0] if found else None
+
+
+def detect_or_fail(row: Columns, where: Where, chosen: str = "auto") -> str:
+    """The format of `row`: `chosen`, whose columns must be there, or what the columns say.
+
+    Raises:
+        DataError: a column is missing, or the columns fit no format.
+    """
+    present = ", ".join(row) or "none"
+    if chosen == "auto":
+        found = detect(row)
+        if found is None:
+            fits = (f"{', '.join(needed)} ({name})" for name, needed in NEEDS.items() if name != "belle")
+            instead = f"name yours in data.columns as one of: {'; '.join(fits)}"
+            raise DataError(Problem(where, "data.format", "these columns fit no known format", instead, got=present))
+        return found
+    missing = [name for name in NEEDS[chosen] if name not in row]
+    if missing:
+        near = nearest(missing[0], row)
+        found = detect(row)
+        hint = f'did you mean "{near}"?' if near else "give the column, or set data.format"
+        instead = f'{hint} The columns fit format = "{found}"' if found else hint
+        raise DataError(Problem(where, "data.format", f'no column "{missing[0]}" for {chosen}', instead, got=present))
+    return chosen
