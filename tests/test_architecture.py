@@ -24,7 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("export",),
     ("engine",),
     ("rows",),
-    ("pipeline", "planning"),
+    ("pipeline", "planning", "doctor"),
     ("cli",),
     ("__main__",),
 )

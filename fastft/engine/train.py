@@ -77,7 +77,7 @@ def train(
     """
     watcher = Watcher(hooks.step, hooks.evaluated, hooks.stop_asked)
     try:
-        trainer = _trainer(plan, model, tokenizer, material, run, watcher)
+        trainer = make_trainer(plan, model, tokenizer, material, run, watcher)
         watcher.trainer = trainer
         before = _before(trainer, tokenizer, material, run, hooks)
         if checkpoint is not None and trainer.has_ended_at(checkpoint):
@@ -116,7 +116,7 @@ def trainer_steps(plan: Plan) -> str:
     return "?" if plan.schedule.optimizer_steps is None else str(plan.schedule.optimizer_steps)
 
 
-def _trainer(
+def make_trainer(
     plan: Plan,
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
@@ -124,6 +124,7 @@ def _trainer(
     run: RunDir,
     watcher: Watcher,
 ) -> RunTrainer:
+    """The trainer of a run, with the keywords of the plan."""
     callbacks: list[Any] = [watcher]
     if material.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=material.early_stopping_patience))
