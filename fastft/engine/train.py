@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,7 @@ from fastft.data.render import Prompt
 from fastft.data.rows import Rows
 from fastft.engine.evaluate import Answers, answer
 from fastft.engine.trainer import RunTrainer, Watcher, peak_memory
-from fastft.errors import Problem, TrainingError, Where
+from fastft.errors import OutOfMemoryError, Problem, Where
 from fastft.plan.plan import Plan
 from fastft.report.metrics import StepMetrics
 from fastft.run import RunDir, read_json, write_json
@@ -73,7 +75,8 @@ def train(
     """Train, from `checkpoint` or from the start, and save the trained weights to the run's `adapter` folder.
 
     Raises:
-        TrainingError: the loss became no number, memory ran out, or a library failed.
+        TrainingError: the loss became no number, or a library failed.
+        OutOfMemoryError: memory ran out; what was trained since the last checkpoint is lost.
     """
     watcher = Watcher(hooks.step, hooks.evaluated, hooks.stop_asked)
     try:
@@ -89,9 +92,20 @@ def train(
             return _trained(trainer, before, (None, None), finished=False)
         trainer.refuse_if_poisoned()
         after = _evaluate(trainer, tokenizer, material, hooks, "after training")
-    except torch.cuda.OutOfMemoryError as error:
-        raise _out_of_memory(plan, str(error)) from error
-    return _trained(trainer, before, after, finished=True)
+        return _trained(trainer, before, after, finished=True)
+    except torch.OutOfMemoryError as error:
+        traceback.print_exc()
+        said = " ".join(str(error).split())[:200]
+    # Raised out here, without its cause: that would keep the frames, and with them the tensors, of what failed.
+    raise _out_of_memory(plan, said)
+
+
+def free_memory() -> None:
+    """Give back what a failed attempt held: trainers are rings of references, and torch keeps what it has freed."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 def _before(
@@ -206,14 +220,17 @@ def _mean_loss(history: Sequence[Mapping[str, Any]]) -> float | None:
     return total / step if step else None
 
 
-def _out_of_memory(plan: Plan, message: str) -> TrainingError:
-    batch = plan.schedule.per_device_train_batch_size
-    instead = (
-        f"write per_device_train_batch_size = {batch // 2} and twice the gradient_accumulation_steps: the same step"
-        if batch > 1
-        else 'write a smaller max_seq_length, load_in_4bit = true or gradient_checkpointing = "unsloth"'
-    )
-    where = Where(plan.recipe)
-    return TrainingError(
-        Problem(where, "train.per_device_train_batch_size", f"out of memory: {message[:200]}", instead)
+def _out_of_memory(plan: Plan, said: str) -> OutOfMemoryError:
+    batch, load = plan.schedule.per_device_train_batch_size, plan.calls[0].kwargs
+    lower = ["a smaller max_seq_length"]
+    if not load.get("load_in_4bit") and "quantization_config" not in load:
+        lower.append("load_in_4bit = true")
+    if plan.choices["train.gradient_checkpointing"].value is False:
+        lower.append("gradient_checkpointing = true")
+    instead = "write " + " or ".join([*lower, "a smaller model"])
+    if batch > 1:
+        instead = f"write per_device_train_batch_size = {batch // 2} and twice the accumulation: the same step"
+    wrong = f"training ran out of memory: {said}"
+    return OutOfMemoryError(
+        Problem(Where(plan.recipe), "train.per_device_train_batch_size", wrong, instead, f"{batch}")
     )
