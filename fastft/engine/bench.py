@@ -150,8 +150,8 @@ def nothing(_: object) -> None:
     """For news that nobody needs here."""
 
 
-def make_model(folder: Path) -> None:
-    """Save a Llama of 2 layers and width 256 with random weights, whose tokenizer reads bytes and one pair of them."""
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer that reads bytes and one pair of them, with ChatML's special tokens and template."""
     tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "es"]
     # llama.cpp loads no BPE tokenizer without a merge.
     tokenizer = Tokenizer(models.BPE({token: number for number, token in enumerate(tokens)}, [("e", "s")]))
@@ -162,6 +162,12 @@ def make_model(folder: Path) -> None:
     tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIAL])
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=SPECIAL[2], pad_token=SPECIAL[0])
     fast.chat_template = CHATML
+    return fast
+
+
+def make_model(folder: Path) -> None:
+    """Save a Llama of 2 layers and width 256 with random weights, and its tokenizer."""
+    fast = make_tokenizer()
     fast.save_pretrained(folder)
     config = LlamaConfig(
         vocab_size=len(fast),
