@@ -101,11 +101,9 @@ def _two_steps(bench: Bench) -> Outcome:
     moved = [name for name, before in seen.frozen.items() if not torch.equal(before, now[name].detach())]
     still = [name for name, weight in now.items() if weight.requires_grad and "lora_B" in name and not weight.any()]
     trained = sum(weight.requires_grad for weight in now.values())
-    if moved or still or not trained:
-        what = (
-            f"{moved[0]} of the base moved" if moved else f"{still[0]} did not move" if still else "nothing is trained"
-        )
-        return False, what
+    wrong = [*(f"{name} of the base moved" for name in moved), *(f"{name} did not move" for name in still)]
+    if wrong or not trained:
+        return False, wrong[0] if wrong else "nothing is trained"
     return True, f"losses {shown}; {trained} adapter matrices moved, {len(seen.frozen)} of the base did not"
 
 
@@ -137,7 +135,7 @@ def _accumulation(bench: Bench) -> Outcome:
     detail = f"loss {whole.loss:.4f} in 4 x 1 and {parts.loss:.4f} in 1 x 4"
     norms = (whole.grad_norm or 0.0, parts.grad_norm or 0.0)
     detail += f", gradient norm {norms[0]:.4f} and {norms[1]:.4f}"
-    # A norm is a root of squares: the same relative error in each gradient doubles in it at most.
+    # The norm gathers the rounding of every matrix: twice the room.
     return _near(whole.loss, parts.loss, _tolerance(bench)) and _near(*norms, 2 * _tolerance(bench)), detail
 
 
@@ -197,16 +195,16 @@ def _resume(bench: Bench) -> Outcome:
         return False, f"a stop after the first step left {checkpoint or 'no checkpoint'} and {len(first)} steps"
     model, tokenizer = job.load()
     second = job.train(model, tokenizer, checkpoint)
-    there = dict(bench.trained.model.named_parameters())
-    apart = max(
-        float((weight - there[name]).detach().abs().max())
-        for name, weight in model.named_parameters()
-        if weight.requires_grad
+    here, there = (
+        torch.cat([weight.detach().flatten().float() for weight in each.parameters() if weight.requires_grad])
+        for each in (model, bench.trained.model)
     )
+    apart = float((here - there).norm() / there.norm())
     losses = (second[-1].loss, bench.trained.steps[-1].loss)
-    # On a processor every bit is the same; a GPU adds in any order, and Adam makes a whole step of the sign of noise.
-    same = _near(*losses, _tolerance(bench)) if bench.on_gpu else apart == 0
-    return same, f"loss {losses[0]:.4f} resumed, {losses[1]:.4f} in one go; adapters differ by {apart:.1g}"
+    # On a processor every bit is the same. A GPU adds in any order, and Adam makes a whole step of the sign of noise;
+    # without the optimizer's state they would differ by 0.2 of their norm (measured on a processor).
+    same = apart <= (0.1 if bench.on_gpu else 0.0) and _near(*losses, _tolerance(bench))
+    return same, f"loss {losses[0]:.4f} resumed, {losses[1]:.4f} in one go; adapters {apart:.1g} of their norm apart"
 
 
 def _export(bench: Bench) -> Outcome:
