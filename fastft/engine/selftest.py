@@ -219,7 +219,8 @@ def _export(bench: Bench) -> Outcome:
         trained = seen.model(input_ids=ids.to(seen.model.device), use_cache=False).logits[0].float().cpu()
         again = reloaded(input_ids=ids, use_cache=False).logits[0]
     apart = float((trained - again).abs().max())
-    if not bench.on_gpu and apart > FLOAT32 * float(trained.abs().max()):
+    # A whole model of 16-bit sums is apart by more than one of them.
+    if apart > 5 * _tolerance(bench) * float(trained.abs().max()):
         return False, f"the reloaded adapter's logits differ by {apart:.2g} from the trained model's"
     kinds = (MERGED, "q8_0") if version("xllamacpp") else (MERGED,)
     job = Job(bench.folder / "model", folder, seen.job.run.exports, kinds, name="selftest")

@@ -25,6 +25,9 @@ from fastft.plan.plan import Plan
 from fastft.report.metrics import StepMetrics
 from fastft.run import RunDir, read_json, write_json
 
+# How memory that runs out is told: by torch, CUDA's own calls and Triton; by cuBLAS; by torch on a processor.
+OUT_OF_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")
+
 
 @dataclass(frozen=True)
 class Material:
@@ -93,7 +96,9 @@ def train(
         trainer.refuse_if_poisoned()
         after = _evaluate(trainer, tokenizer, material, hooks, "after training")
         return _trained(trainer, before, after, finished=True)
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not any(words in str(error) for words in OUT_OF_MEMORY):
+            raise
         traceback.print_exc()
         said = " ".join(str(error).split())[:200]
     # Raised out here, without its cause: that would keep the frames, and with them the tensors, of what failed.

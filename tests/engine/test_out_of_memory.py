@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import LlamaModel
 
-from fastft.errors import MachineError
+from fastft.errors import MachineError, TrainingError
 from fastft.run import RunDir
 from tests.engine.tiny import events, make_rows, run, write_recipe, write_rows
 
@@ -23,14 +23,14 @@ def limit(monkeypatch: pytest.MonkeyPatch) -> Limit:
     """Lets the model run out of memory while it trains on more than `rows` at once, after `calls` that went well."""
     forward = LlamaModel.forward
 
-    def set_limit(rows: int, calls: int = 0) -> None:
+    def set_limit(rows: int, calls: int = 0, error: Exception | None = None) -> None:
         went_well = 0
 
         def limited(self: LlamaModel, input_ids: Any = None, *rest: Any, **values: Any) -> Any:
             nonlocal went_well
             if self.training and len(input_ids) > rows:
                 if went_well >= calls:
-                    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\n2.00 GiB")
+                    raise error or torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\n2.00 GiB")
                 went_well += 1
             return forward(self, input_ids, *rest, **values)
 
@@ -117,3 +117,28 @@ def test_one_row_that_does_not_fit_ends_the_run_and_says_what_to_lower(
     assert failed.value.exit_code == 4
     assert "(got 1)" in str(failed.value)
     assert (tmp_path / "runs" / "tiny" / "attempts" / "1" / "log.txt").is_file()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Triton Error [CUDA]: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried",
+    ],
+)
+def test_memory_that_others_than_torch_ask_for_runs_out_too(
+    model: Path, tmp_path: Path, limit: Limit, words: str
+) -> None:
+    limit(rows=2, error=RuntimeError(words))
+
+    retried = run(write_recipe(tmp_path, model, {"train.num_train_epochs": 1}))
+
+    assert [event["rows_now"] for event in retried.result["out_of_memory"]] == ["2 x 2"]
+
+
+def test_another_error_of_the_device_is_not_retried(model: Path, tmp_path: Path, limit: Limit) -> None:
+    limit(rows=2, error=RuntimeError("CUDA error: an illegal memory access was encountered"))
+
+    with pytest.raises(TrainingError, match="illegal memory access"):
+        run(write_recipe(tmp_path, model))
