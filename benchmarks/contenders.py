@@ -279,6 +279,8 @@ def _take_lines(report: Report, runs: Path) -> None:
     lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     steps = [line for line in map(json.loads, lines) if line["event"] == "step"]
     report.values |= _of_plan(json.loads((run_dir / "plan.json").read_text(encoding="utf-8")))
+    if len(steps) <= len(report.values["steps"]):  # a run that ran out of memory began again
+        report.values["steps"].clear()
     for line in steps[len(report.values["steps"]) :]:
         report.step(line["loss"], line["grad_norm"], line["tokens"], line["examples"])
 
