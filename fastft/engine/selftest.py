@@ -20,6 +20,7 @@ from fastft.engine.trainer import EpochSampler, RunTrainer
 from fastft.errors import FastftError
 from fastft.export.card import CardFacts
 from fastft.export.job import MERGED, Job
+from fastft.probe.device import find_device
 from fastft.probe.doctor import Finding
 from fastft.probe.software import blamed, mend, version
 from fastft.run import newest_checkpoint
@@ -45,14 +46,14 @@ class Check:
 def examine(folder: Path, engine: str, say: Callable[[str], None]) -> list[Finding]:
     """Each promise of training, tried with `engine` in `folder`; `say` is told what is tried next.
 
-    Where the model cannot be trained at all the other checks, which stand on it, are left out.
+    Where the device is not reached, or the model cannot be trained at all, the checks that stand on it are left out.
     """
     bench = Bench(folder, engine)
     findings: list[Finding] = []
     for check in CHECKS:
         say(f"trying: {check.name}")
         findings.append(_tried(check, bench))
-        if check is FIRST and findings[-1].state == "broken":
+        if check in (DEVICE, FIRST) and findings[-1].state == "broken":
             break
     return findings
 
@@ -78,6 +79,15 @@ def _keyword_owner(error: Exception, bench: Bench) -> str | None:
     calls = bench.job("keywords").plan.calls
     named = [call for call in calls if call.name.endswith(owner) or keyword.strip("'") in call.kwargs]
     return named[-1].name.split(".")[0] if named else "trl"
+
+
+def _device(bench: Bench) -> Outcome:
+    """The GPU that the driver reports is one that torch computes on."""
+    device = find_device()
+    if device.is_gpu and not bench.on_gpu:
+        built = f"torch {torch.__version__}, built for CUDA {torch.version.cuda},"
+        return False, f"{built} does not reach {device.name}: the driver may be too old for it"
+    return True, f"torch {torch.__version__} computes on {device}"
 
 
 def _whose_trainer(bench: Bench) -> Outcome:
@@ -241,8 +251,10 @@ def _near(one: float, other: float, tolerance: float) -> bool:
 
 
 UNSLOTH = ("unsloth", "unsloth_zoo")
+DEVICE = Check("torch and driver", _device, ("torch",))
 FIRST = Check("two optimizer steps", _two_steps, (*UNSLOTH, "peft"))
 CHECKS = (
+    DEVICE,
     Check("trainer", _whose_trainer, (*UNSLOTH, "trl")),
     FIRST,
     Check("loss mask", _loss_mask, (*UNSLOTH, "trl")),

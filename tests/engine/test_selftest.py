@@ -42,6 +42,19 @@ def test_a_sound_installation_passes_every_check(tmp_path: Path) -> None:
     assert list(found) == [check.name for check in selftest.CHECKS]
 
 
+def test_a_torch_that_does_not_reach_the_gpu_is_found(
+    tmp_path: Path, install: Callable[[str, str], None], nvidia_smi: Callable[[str], None]
+) -> None:
+    """As with a driver that is too old: the driver reports a GPU, torch is a CUDA build by its name, and sees none."""
+    install("torch", f"{TESTED['torch']}+cu130")
+    nvidia_smi("NVIDIA H100 80GB HBM3, 81559, 9.0")
+
+    found = examined(tmp_path)
+
+    assert "does not reach NVIDIA H100" in found["torch and driver"].detail
+    assert broken(found) == {"torch and driver": f"pip install --force-reinstall --no-deps torch=={TESTED['torch']}"}
+
+
 def test_the_stock_trainer_under_ours_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As if Unsloth had left TRL's class alone: our modules are imported anew on top of the stock one."""
     monkeypatch.setattr(trl, "SFTTrainer", trl.SFTTrainer.__mro__[1])
