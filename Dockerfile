@@ -1,8 +1,14 @@
-# fastft on a host with NVIDIA GPUs (A100, H100 and newer; driver for CUDA 12.8 or later).
+# fastft on a host with NVIDIA GPUs (A100, H100 and newer).
+#
 #   docker build -t fastft .
-#   docker run --gpus all -v "$PWD:/workspace" -v hf:/models fastft run recipes/llama31_sft.toml
-# The CUDA libraries come with torch; the driver comes from the host.
-FROM python:3.11-slim-bookworm
+#   mkdir -p runs && docker run --gpus all -v "$PWD/recipes:/workspace/recipes:ro" -v "$PWD/runs:/workspace/runs" \
+#       -v fastft-models:/models fastft run recipes/llama31_sft.toml
+#
+# The driver comes from the host, the CUDA libraries with torch: that of PyPI is built for CUDA 13.0, which needs driver
+# 580 or newer. For a driver of CUDA 12.8, build with --build-arg TORCH_INDEX=<PyTorch's index of builds for CUDA 12.8>.
+# The container's user has uid 1000 and must be able to write to runs/. A gated base model: log in on the host, or pass
+# HF_TOKEN with `docker run -e HF_TOKEN`; no secret is ever part of the image.
+FROM python:3.11.13-slim-bookworm
 
 # Triton compiles small C files when training starts.
 RUN apt-get update \
@@ -12,16 +18,20 @@ RUN apt-get update \
 ENV PIP_NO_CACHE_DIR=1 PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 
 # The layers that change least come first: torch, then the pinned list, then fastft.
-RUN pip install torch==2.13.0
+ARG TORCH_INDEX=
+RUN pip install torch==2.13.0 ${TORCH_INDEX:+--index-url "$TORCH_INDEX"}
 COPY requirements /opt/fastft/requirements
 RUN pip install --no-deps -r /opt/fastft/requirements/gpu.txt
 COPY pyproject.toml README.md LICENSE /opt/fastft/
 COPY fastft /opt/fastft/fastft
 RUN pip install --no-deps --no-build-isolation /opt/fastft
 
-RUN useradd --create-home --uid 1000 fastft && mkdir /models /workspace && chown fastft /models /workspace
+# What is downloaded, converted and compiled is kept in /models, what is trained in /workspace/runs.
+RUN useradd --create-home --uid 1000 fastft \
+    && mkdir -p /models /workspace/runs \
+    && chown -R fastft /models /workspace
 USER fastft
-ENV HF_HOME=/models
+ENV HF_HOME=/models XDG_CACHE_HOME=/models/cache TRITON_CACHE_DIR=/models/cache/triton
 WORKDIR /workspace
 VOLUME ["/models", "/workspace/runs"]
 HEALTHCHECK --interval=5m --timeout=60s CMD ["fastft", "doctor"]

@@ -347,7 +347,12 @@ def schema() -> None:
 
 
 @app.command()
-def doctor(as_json: AsJson = False) -> None:
+def doctor(
+    as_json: AsJson = False,
+    train: Annotated[
+        bool, typer.Option("--train", help="Train, resume and export a tiny model too: a minute.")
+    ] = False,
+) -> None:
     """Examine versions, device and disk, and say what mends them."""
     import dataclasses
 
@@ -355,6 +360,13 @@ def doctor(as_json: AsJson = False) -> None:
     from fastft.report.doctor import print_findings
 
     findings = examine(Path())
+    if train and not any(finding.state == "broken" for finding in findings):
+        from fastft.doctor import prove
+        from fastft.pipeline import own_console
+
+        console = own_console()
+        with console.file:
+            findings += prove(lambda text: console.print(f"• {text}"))
     if as_json:
         print(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
     else:

@@ -5,6 +5,7 @@
     ├── UsageError         exit 2   a command was called with something that cannot be
     ├── DataError          exit 3   the training or evaluation data cannot be used
     ├── MachineError       exit 4   this machine lacks something: a package, a GPU, memory, disk, network, a file
+    │   └── OutOfMemoryError   exit 4   training does not fit into memory; a smaller batch may
     ├── TrainingError      exit 1   the run started and failed
     ├── ExportError        exit 5   exported weights do not say what the trained model says
     └── Interrupted        exit 75  somebody asked the run to stop; `--resume` goes on
@@ -83,6 +84,10 @@ class MachineError(FastftError):
     """This machine lacks something: a package, a GPU, memory, disk, network or a model file."""
 
     exit_code = 4
+
+
+class OutOfMemoryError(MachineError):
+    """Training does not fit into the memory of the device; a smaller batch may."""
 
 
 class TrainingError(FastftError):

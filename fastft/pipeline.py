@@ -31,13 +31,14 @@ from fastft.errors import (
     FastftError,
     Interrupted,
     MachineError,
+    OutOfMemoryError,
     Problem,
     RecipeError,
     TrainingError,
     Where,
 )
 from fastft.facts import Facts, find_facts, with_rows
-from fastft.plan.plan import Plan, make_plan
+from fastft.plan.plan import Plan, make_plan, with_smaller_batch
 from fastft.plan.score import score
 from fastft.recipe.loader import LoadedRecipe, load
 from fastft.report.live import LiveView
@@ -204,7 +205,14 @@ class _Attempt:
             self.view.note(f"{sentence}: passed over")
         set_aside(run_dir, newer_than=_step(checkpoint))
         prompts = self._prompts(prepared)
-        done = self._train(plan, prepared, prompts, checkpoint, job)
+        while True:
+            try:
+                done = self._train(plan, prepared, prompts, checkpoint, job)
+                break
+            except OutOfMemoryError:
+                if plan.schedule.per_device_train_batch_size == 1 or plan.schedule.devices > 1:
+                    raise
+            plan, checkpoint = self._with_smaller_batch(plan)
         if not done.trained.finished:
             raise self._interrupted(run_dir.path, saved=True)
         result = self._result(prepared, done.trained, prompts, done.figures)
@@ -287,8 +295,26 @@ class _Attempt:
             self.view.stage("saving the weights")
             figures["train_tokens_seen"], seconds = metrics.totals()
             figures["train_seconds"] = round(seconds, 1)
+            figures["out_of_memory"] = metrics.events("out_of_memory")
             figures["weights_folder"] = str(engine_model.save_weights(model, tokenizer, plan, self.run_dir))
         return _Done(trained, figures, model, tokenizer)
+
+    def _with_smaller_batch(self, plan: Plan) -> tuple[Plan, Path | None]:
+        """After the memory ran out: a plan of smaller batches for the same optimizer steps, and where it begins."""
+        importlib.import_module("fastft.engine.train").free_memory()
+        self.loaded = with_smaller_batch(self.loaded, plan)
+        smaller = make_plan(self.loaded, self.facts, plan.run_dir)
+        checkpoint, _ = newest_checkpoint(self.run_dir)
+        before, after = (
+            f"{each.schedule.per_device_train_batch_size} x {each.schedule.gradient_accumulation_steps}"
+            for each in (plan, smaller)
+        )
+        begins = f"from step {_step(checkpoint)}" if checkpoint else "from the start"
+        self.view.note(f"out of memory with {before} rows; {begins} with {after}, the same rows in each optimizer step")
+        event = {"event": "out_of_memory", "step": _step(checkpoint), "rows": before, "rows_now": after}
+        MetricsFile(self.run_dir.metrics).append(event)
+        write_json(self.run_dir.path / "plan.json", smaller.as_json())
+        return smaller, checkpoint
 
     def _export(
         self,

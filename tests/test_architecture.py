@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("engine",),
     ("rows",),
     ("weights",),
-    ("pipeline", "planning", "exporting", "chatting"),
+    ("pipeline", "planning", "exporting", "chatting", "doctor"),
     ("cli",),
     ("__main__",),
 )

@@ -211,6 +211,20 @@ def test_doctor_tells_a_program_in_json(fastft: Fastft) -> None:
     assert outcome.code == (4 if any(finding["state"] == "broken" for finding in found.values()) else 0)
 
 
+def test_doctor_does_not_start_the_engine_where_something_lighter_is_broken(
+    fastft: Fastft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+
+    outcome = fastft("doctor", "--train", "--json")
+
+    found = {finding["name"]: finding for finding in json.loads(outcome.out)}
+    assert outcome.code == 4
+    assert found["cache"]["mend"] == "set XDG_CACHE_HOME"
+    assert "two optimizer steps" not in found
+
+
 def test_the_module_is_the_same_program() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "fastft", "--version"], capture_output=True, text=True, cwd=ROOT, check=False

@@ -10,7 +10,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from fastft.probe.software import FLOORS, TESTED, release
+from fastft.probe.software import CEILINGS, FLOORS, TESTED, release
 
 ROOT = Path(__file__).parents[1]
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
@@ -46,6 +46,19 @@ def test_the_ranges_allow_what_was_tested(text: str) -> None:
     gpu_only = {"xformers": pins("gpu.txt")["xformers"], "torch": TESTED["torch"]}
 
     assert ({**pins("cpu.txt"), **gpu_only})[canonicalize_name(requirement.name)] in requirement.specifier
+
+
+@pytest.mark.parametrize("text", EXTRAS["train"])
+def test_doctor_refuses_what_the_ranges_refuse(text: str) -> None:
+    requirement = Requirement(text)
+    if requirement.name in TESTED:
+        refused = ".".join(map(str, CEILINGS.get(requirement.name, (99999,))))
+
+        assert (refused not in requirement.specifier) == (requirement.name in CEILINGS)
+
+
+def test_what_was_tested_is_below_every_ceiling() -> None:
+    assert [name for name, ceiling in CEILINGS.items() if release(TESTED[name]) >= ceiling] == []
 
 
 def test_what_was_tested_has_no_published_holes() -> None:

@@ -125,15 +125,18 @@ def _prove_adapter(model: Any, folder: Path) -> None:
     from peft import get_peft_model_state_dict
 
     expected = get_peft_model_state_dict(model)
-    written = load_file(folder / "adapter_model.safetensors")
+    file = folder / "adapter_model.safetensors"
+    written = load_file(file) if file.is_file() else {}
     same = expected.keys() == written.keys() and all(
         torch.equal(value.detach().cpu().to(written[key].dtype), written[key]) for key, value in expected.items()
     )
     moved = any(bool(value.any()) for key, value in written.items() if "lora_B" in key)
-    if not same or not moved:
-        wrong = (
-            "the saved adapter is not the trained one"
-            if moved
-            else "the saved adapter is empty: training moved nothing"
-        )
-        raise TrainingError(Problem(Where(str(folder)), "", wrong, "see the log of this attempt"))
+    if not written:
+        wrong = "the saved adapter is empty: no weights were written"
+    elif not moved:
+        wrong = "the saved adapter is empty: training moved nothing"
+    elif not same:
+        wrong = "the saved adapter is not the trained one"
+    else:
+        return
+    raise TrainingError(Problem(Where(str(folder)), "", wrong, "see the log of this attempt"))

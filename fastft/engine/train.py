@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +22,13 @@ from fastft.data.render import Prompt
 from fastft.data.rows import Rows
 from fastft.engine.evaluate import Answers, answer
 from fastft.engine.trainer import RunTrainer, Watcher, peak_memory
-from fastft.errors import Problem, TrainingError, Where
+from fastft.errors import OutOfMemoryError, Problem, Where
 from fastft.plan.plan import Plan
 from fastft.report.metrics import StepMetrics
 from fastft.run import RunDir, read_json, write_json
+
+# How memory that runs out is told: by torch, CUDA's own calls and Triton; by cuBLAS; by torch on a processor.
+OUT_OF_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")
 
 
 @dataclass(frozen=True)
@@ -75,11 +80,12 @@ def train(
     """Train, from `checkpoint` or from the start, and save the trained weights to the run's `adapter` folder.
 
     Raises:
-        TrainingError: the loss became no number, memory ran out, or a library failed.
+        TrainingError: the loss became no number, or a library failed.
+        OutOfMemoryError: memory ran out; what was trained since the last checkpoint is lost.
     """
     watcher = Watcher(hooks.step, hooks.evaluated, hooks.stop_asked)
     try:
-        trainer = _trainer(plan, model, tokenizer, material, run, watcher)
+        trainer = make_trainer(plan, model, tokenizer, material, run, watcher)
         watcher.trainer = trainer
         before = _before(trainer, tokenizer, material, run, hooks)
         if checkpoint is not None and trainer.has_ended_at(checkpoint):
@@ -91,9 +97,22 @@ def train(
             return _trained(trainer, before, (None, None), finished=False)
         trainer.refuse_if_poisoned()
         after = _evaluate(trainer, tokenizer, material, hooks, "after training")
-    except torch.cuda.OutOfMemoryError as error:
-        raise _out_of_memory(plan, str(error)) from error
-    return _trained(trainer, before, after, finished=True)
+        return _trained(trainer, before, after, finished=True)
+    except RuntimeError as error:
+        if not any(words in str(error) for words in OUT_OF_MEMORY):
+            raise
+        traceback.print_exc()
+        said = " ".join(str(error).split())[:200]
+    # Raised out here, without its cause: that would keep the frames, and with them the tensors, of what failed.
+    raise _out_of_memory(plan, said)
+
+
+def free_memory() -> None:
+    """Give back what a failed attempt held: trainers are rings of references, and torch keeps what it has freed."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 def _before(
@@ -118,7 +137,7 @@ def trainer_steps(plan: Plan) -> str:
     return "?" if plan.schedule.optimizer_steps is None else str(plan.schedule.optimizer_steps)
 
 
-def _trainer(
+def make_trainer(
     plan: Plan,
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
@@ -126,6 +145,7 @@ def _trainer(
     run: RunDir,
     watcher: Watcher,
 ) -> RunTrainer:
+    """The trainer of a run, with the keywords of the plan."""
     callbacks: list[Any] = [watcher]
     if material.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=material.early_stopping_patience))
@@ -207,14 +227,17 @@ def _mean_loss(history: Sequence[Mapping[str, Any]]) -> float | None:
     return total / step if step else None
 
 
-def _out_of_memory(plan: Plan, message: str) -> TrainingError:
-    batch = plan.schedule.per_device_train_batch_size
-    instead = (
-        f"write per_device_train_batch_size = {batch // 2} and twice the gradient_accumulation_steps: the same step"
-        if batch > 1
-        else 'write a smaller max_seq_length, load_in_4bit = true or gradient_checkpointing = "unsloth"'
-    )
-    where = Where(plan.recipe)
-    return TrainingError(
-        Problem(where, "train.per_device_train_batch_size", f"out of memory: {message[:200]}", instead)
+def _out_of_memory(plan: Plan, said: str) -> OutOfMemoryError:
+    batch, load = plan.schedule.per_device_train_batch_size, plan.calls[0].kwargs
+    lower = ["a smaller max_seq_length"]
+    if not load.get("load_in_4bit") and "quantization_config" not in load:
+        lower.append("load_in_4bit = true")
+    if plan.choices["train.gradient_checkpointing"].value is False:
+        lower.append("gradient_checkpointing = true")
+    instead = "write " + " or ".join([*lower, "a smaller model"])
+    if batch > 1:
+        instead = f"write per_device_train_batch_size = {batch // 2} and twice the accumulation: the same step"
+    wrong = f"training ran out of memory: {said}"
+    return OutOfMemoryError(
+        Problem(Where(plan.recipe), "train.per_device_train_batch_size", wrong, instead, f"{batch}")
     )

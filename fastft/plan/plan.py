@@ -119,6 +119,23 @@ def make_plan(loaded: LoadedRecipe, facts: Facts, run_dir: str, price_per_hour: 
     )
 
 
+def with_smaller_batch(loaded: LoadedRecipe, plan: Plan) -> LoadedRecipe:
+    """The recipe of `plan` with half the batch (an odd one: its largest divisor), the accumulation grown to match.
+
+    The order of the rows depends on the product alone, so each optimizer step has the very rows that it had. The batch
+    must be larger than 1.
+    """
+    batch, accumulation = plan.schedule.per_device_train_batch_size, plan.schedule.gradient_accumulation_steps or 1
+    smaller = next(size for size in range(batch // 2, 0, -1) if batch % size == 0)
+    changes = {
+        "per_device_train_batch_size": smaller,
+        "gradient_accumulation_steps": accumulation * (batch // smaller),
+        "effective_batch_size": None,
+    }
+    train = loaded.recipe.train.model_copy(update=changes)
+    return dataclasses.replace(loaded, recipe=loaded.recipe.model_copy(update={"train": train}))
+
+
 def _calls(
     loaded: LoadedRecipe, facts: Facts, choices: Mapping[str, Choice], engine: str, run_dir: str
 ) -> tuple[Call, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import shutil
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Literal
 
 from fastft.probe.base_model import cache_folder
 from fastft.probe.device import GIB, Device, find_device
-from fastft.probe.software import FLOORS, INSTALL, NEEDED, TESTED, release, version
+from fastft.probe.software import CEILINGS, FLOORS, INSTALL, NEEDED, TESTED, release, version
 
 LOW_DISK_BYTES = 5 * GIB
 
@@ -63,6 +64,9 @@ def _packages() -> Iterator[Finding]:
         elif release(found) < FLOORS.get(name, ()):
             floor = ".".join(map(str, FLOORS[name]))
             yield Finding(name, "broken", f"{found} has published holes", f"pip install '{name}>={floor}'")
+        elif release(found) >= CEILINGS.get(name, (math.inf,)):
+            detail = f"{found} is newer than Unsloth {TESTED['unsloth']} works with; {tested} was tested"
+            yield Finding(name, "broken", detail, f"pip install {name}=={tested}")
         elif release(found) != release(tested):
             yield Finding(name, "note", f"{found}; {tested} was tested", f"pip install {name}=={tested}")
         else:

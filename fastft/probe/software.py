@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import traceback
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -36,6 +37,13 @@ FLOORS: Mapping[str, tuple[int, ...]] = {
     "transformers": (5, 10),
     "torch": (2, 10),
 }
+# The first versions that `[train]` does not allow (a test compares them): Unsloth 2026.10.9 refuses or breaks on them.
+CEILINGS: Mapping[str, tuple[int, ...]] = {
+    "torch": (2, 15),
+    "transformers": (5, 17, 1),
+    "trl": (1, 15, 1),
+    "datasets": (5,),
+}
 
 
 def version(package: str) -> str | None:
@@ -68,6 +76,27 @@ def release(text: str) -> tuple[int, ...]:
             break
         numbers.append(int(part))
     return tuple(numbers)
+
+
+def mend(packages: Sequence[str]) -> str:
+    """The command that puts `packages` back to what was tested: those that differ, or all of them anew."""
+    changed = [name for name in packages if release(version(name) or "") != release(TESTED[name])]
+    pins = " ".join(f"{name}=={TESTED[name]}" for name in changed or packages)
+    return f"pip install {'' if changed else '--force-reinstall '}--no-deps {pins}"
+
+
+def blamed(error: BaseException) -> str | None:
+    """The tested package in whose code `error` was raised; torch only where no other one took part. None: our own."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, ImportError) and (error.name or "").split(".")[0] in TESTED:
+        return (error.name or "").split(".")[0]
+    found = None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        package = frame.f_globals.get("__name__", "").split(".")[0]
+        if package in TESTED and (package != "torch" or found is None):
+            found = package
+    return found
 
 
 def package_file(package: str, name: str) -> Path | None:

@@ -14,13 +14,13 @@ _MARKS = {"ok": ("ok", "green"), "note": ("note", "yellow"), "broken": ("broken"
 
 
 def print_findings(findings: Sequence[Finding]) -> None:
-    """One line a finding, then what mends the broken ones."""
+    """One line a finding, and below it what mends it."""
     table = Table.grid(padding=(0, 2))
     for finding in findings:
         mark, style = _MARKS[finding.state]
-        table.add_row(
-            Text(mark, style=style), Text(finding.name), Text(finding.detail), Text(finding.mend, style="cyan")
-        )
+        table.add_row(Text(mark, style=style), Text(finding.name), Text(finding.detail))
+        if finding.mend:
+            table.add_row("", "", Text(f"→ {finding.mend}", style="cyan"))
     console = Console(highlight=False)
     console.print(table)
     broken = sum(finding.state == "broken" for finding in findings)

@@ -52,11 +52,14 @@ class MetricsFile:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(event) + "\n")
 
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        """Every line of one kind, by all attempts of the run."""
+        text = self._path.read_text(encoding="utf-8") if self._path.exists() else ""
+        return [line for line in map(json.loads, text.splitlines()) if line["event"] == kind]
+
     def totals(self) -> tuple[int, float]:
         """Real tokens trained and seconds spent in optimizer steps, by all attempts of the run."""
-        text = self._path.read_text(encoding="utf-8") if self._path.exists() else ""
-        lines = [json.loads(line) for line in text.splitlines()]
-        steps = [line for line in lines if line["event"] == "step"]
+        steps = self.events("step")
         return sum(line["tokens"] for line in steps), sum(line["seconds"] for line in steps)
 
     def rewind(self, step: int) -> None:

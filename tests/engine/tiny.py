@@ -23,8 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from fastft.data.prepare import Prepared, prepare
 from fastft.data.tokenizer import load_tokenizer
 from fastft.engine.model import load_model
-from fastft.engine.train import Hooks, Material
-from fastft.engine.train import _trainer as make_trainer
+from fastft.engine.train import Hooks, Material, make_trainer
 from fastft.engine.trainer import RunTrainer, Watcher
 from fastft.errors import Interrupted
 from fastft.facts import find_facts, with_rows

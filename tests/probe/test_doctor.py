@@ -58,3 +58,11 @@ def test_a_cache_that_cannot_be_written_is_broken(tmp_path: Path, monkeypatch: p
 
 def test_what_is_broken_says_what_mends_it(tmp_path: Path) -> None:
     assert [finding for finding in examine(tmp_path) if finding.state == "broken" and not finding.mend] == []
+
+
+def test_a_version_that_unsloth_does_not_work_with_is_broken(tmp_path: Path, install: Install) -> None:
+    install("torch", "2.16.0+cu130")
+
+    found = findings(tmp_path)["torch"]
+
+    assert (found.state, found.mend) == ("broken", f"pip install torch=={TESTED['torch']}")
