@@ -24,6 +24,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+# Both sides are timed with their libraries imported.
+import pyarrow  # noqa: F401
+
 from fastft.data.prepare import Prepared, prepare
 from fastft.data.tokenizer import TokenizerFacts, load_tokenizer
 from fastft.errors import Where
@@ -129,6 +132,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model_folder", type=Path)
     parser.add_argument("--rows", type=int, default=50_000)
+    parser.add_argument("--rounds", type=int, default=3, help="each side is timed this often in turn; its best counts")
     parser.add_argument("--out", type=Path, help="where to write the figures as JSON")
     asked = parser.parse_args()
     figures: dict[str, Any] = {
@@ -143,16 +147,21 @@ def main() -> None:
             TEMPLATE.replace("{% generation %}", "").replace("{% endgeneration %}", "")
         )
         facts = load_tokenizer(asked.model_folder)
-        cold, *cold_seconds = timed(lambda: with_fastft(folder, facts))
-        _, *warm_seconds = timed(lambda: with_fastft(folder, facts))
-        rows, *trl_seconds = with_trl(folder, asked.model_folder)
+        rounds: dict[str, list[tuple[float, float]]] = {"fastft_cold": [], "fastft_warm": [], "trl": []}
+        for _ in range(asked.rounds):
+            shutil.rmtree(folder / "cache", ignore_errors=True)
+            cold, *cold_seconds = timed(lambda: with_fastft(folder, facts))
+            _, *warm_seconds = timed(lambda: with_fastft(folder, facts))
+            rows, *trl_seconds = with_trl(folder, asked.model_folder)
+            for label, seconds in zip(rounds, (cold_seconds, warm_seconds, trl_seconds), strict=True):
+                rounds[label].append((round(seconds[0], 3), round(seconds[1], 3)))
         prepared = cold.train.rows
         same = sum(theirs == ours.input_ids.tolist() for theirs, ours in zip(rows["input_ids"], prepared, strict=False))
         figures |= {"rows": asked.rows, "tokens": prepared.tokens, "rows_with_the_same_ids": same}
-        named = {"fastft_cold": cold_seconds, "fastft_warm": warm_seconds, "trl": trl_seconds}
-        for label, (wall, cpu) in named.items():
-            times = round(trl_seconds[0] / wall, 1)
-            figures[label] = {"wall_seconds": round(wall, 3), "cpu_seconds": round(cpu, 3), "times_as_fast": times}
+        for label, measured in rounds.items():
+            wall = min(seconds for seconds, _ in measured)
+            times = round(min(seconds for seconds, _ in rounds["trl"]) / wall, 1)
+            figures[label] = {"best_wall_seconds": wall, "times_as_fast": times, "wall_and_cpu_seconds": measured}
         with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as process:
             # A process of its own for each: what one holds is not given back before the next.
             figures["private_growth_bytes"] = {

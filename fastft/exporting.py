@@ -46,16 +46,19 @@ def export(path: Path, request: Request, say: Say) -> Exported:
     """
     weights = find_weights(path)
     kinds = _kinds(weights, request)
-    name, base = (weights.name, weights.path) if weights.kind == "model" else find_base(weights, request.base, say)
-    adapter = weights.path if weights.kind == "adapter" else None
+    manifest = (weights.run.manifest if weights.run is not None else None) or {}
+    if weights.kind == "adapter":
+        (name, base), adapter = find_base(weights, request.base, say), weights.path
+    else:
+        name, base, adapter = manifest.get("base_model", {}).get("id") or weights.name, weights.path, None
     out = request.out or (path / "exports" if weights.run is None else weights.run.exports)
     conversations, ends = held_out(weights) or ([], end_ids(base, adapter))
     job = Job(base, adapter, out, kinds, weights.name, tuple(ends), request.llama_cpp)
     sizes = rehearse(job, adapter_exists=adapter is not None)
     say(f"{', '.join(f'{kind} ({size / 2**20:,.0f} MiB)' for kind, size in sizes.items())} to {out}")
-    manifest, result = (weights.run.manifest, weights.run.result) if weights.run is not None else (None, None)
     recipe = None if weights.run is None else (weights.run.path / "recipe.toml").read_text(encoding="utf-8")
-    card = card_facts(name, base, ((manifest or {}).get("data") or {}).get("train_sha256"), recipe, result or {})
+    result = (None if weights.run is None else weights.run.result) or {}
+    card = card_facts(name, base, manifest.get("data", {}).get("train_sha256"), recipe, result)
     out.mkdir(parents=True, exist_ok=True)
     say("loading the trained model")
     with library_output_to(out / "log.txt"):

@@ -7,23 +7,19 @@ import importlib
 import os
 import shutil
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 
-from fastft import __version__
 from fastft.check import check
-from fastft.data.example import Example
 from fastft.data.prepare import Prepared
 from fastft.data.render import Prompt, render_prompt
-from fastft.data.tokenizer import TokenizerFacts, load_tokenizer
+from fastft.data.tokenizer import load_tokenizer
 from fastft.engine_choice import select
 from fastft.errors import (
     DataError,
@@ -41,6 +37,7 @@ from fastft.facts import Facts, find_facts, with_rows
 from fastft.plan.plan import Plan, make_plan, with_smaller_batch
 from fastft.plan.score import score
 from fastft.recipe.loader import LoadedRecipe, load
+from fastft.record import make_manifest, make_result, refuse_changes, weights_bytes
 from fastft.report.live import LiveView
 from fastft.report.metrics import MetricsFile, StepMetrics
 from fastft.rows import account, converted, fetched, library_output_to, prepared_rows, reject_lines
@@ -192,8 +189,8 @@ class _Attempt:
         end_ids = [token for text in prepared.renderer.end_of_turn if (token := tokenizer.id_of(text)) is not None]
         conversations = comparable([] if prepared.eval is None else prepared.eval.examples)
         job = self._export_job(folder, tuple(end_ids))
-        manifest = self._manifest(prepared, plan, tokenizer, folder)
-        self._compare(manifest)
+        manifest = make_manifest(self.loaded, self.facts, prepared, plan, tokenizer, folder)
+        refuse_changes(run_dir, manifest)
         rejects = reject_lines(prepared)
         if rejects:
             write_text(run_dir.path / "rejects.jsonl", rejects)
@@ -215,8 +212,8 @@ class _Attempt:
             plan, checkpoint = self._with_smaller_batch(plan)
         if not done.trained.finished:
             raise self._interrupted(run_dir.path, saved=True)
-        result = self._result(prepared, done.trained, prompts, done.figures)
-        result["forecast"] = score(plan.as_json(), result, _weights_bytes(result))
+        result = make_result(prepared, done.trained, prompts, done.figures, time.perf_counter() - self.started)
+        result["forecast"] = score(plan.as_json(), result, weights_bytes(result))
         if job.kinds:
             try:
                 result["exports"] = self._export(job, done, prepared, conversations, result)
@@ -365,76 +362,10 @@ class _Attempt:
             rehearse(job)
         return job
 
-    def _manifest(self, prepared: Prepared, plan: Plan, tokenizer: TokenizerFacts, base: Path) -> dict[str, Any]:
-        """What the run stands on: enough to tell whether another run, or a resumed one, is the same."""
-        from fastft.export.tensors import fingerprint
-
-        template, base_model = prepared.template, self.facts.base_model
-        return {
-            "fastft": __version__,
-            "python": sys.version.split()[0],
-            "packages": dict(self.facts.installed),
-            "device": plan.device,
-            "engine": plan.engine,
-            "base_model": {
-                "id": base_model.id,
-                "revision": self.loaded.recipe.model.revision,
-                "tokenizer_sha256": tokenizer.sha256,
-                "weight_bytes": base_model.weight_bytes,
-                # One in 4 bits and its 16-bit original do not have the same.
-                "fingerprint": None if "quantization_config" in base_model.config else fingerprint(base),
-            },
-            "data": {
-                "train": self.loaded.recipe.data.train,
-                "train_sha256": prepared.train_sha256,
-                "eval": self.loaded.recipe.data.eval,
-                "eval_sha256": prepared.eval_sha256,
-                "format": prepared.format,
-            },
-            "chat_template": None if template is None else {"name": template.name, "sha256": template.sha256},
-            "seed": self.loaded.recipe.train.seed,
-        }
-
-    def _compare(self, manifest: dict[str, Any]) -> None:
-        """Refuse to go on with a run whose data, template or versions are not what it began with."""
-        before = self.run_dir.manifest
-        if before is None:
-            return
-        compared = ("data", "base_model", "chat_template", "packages", "engine", "seed")
-        changed = [name for key in compared for name in _differences(key, before.get(key), manifest[key])]
-        if changed:
-            wrong = f"changed since the run began: {', '.join(changed)}"
-            instead = "put it back as it was, or start a new run without --resume"
-            raise DataError(Problem(Where(str(self.run_dir.path / "manifest.json")), "", wrong, instead))
-
     def _interrupted(self, where: Path, *, saved: bool) -> Interrupted:
         name = self.stopping.asked.name if self.stopping.asked else "the keyboard"
         wrong = f"stopped by {name}" + (" after a checkpoint" if saved else " before a checkpoint could be written")
         return Interrupted(Problem(Where(str(where)), "", wrong, "the same command with --resume goes on"))
-
-    def _result(
-        self, prepared: Prepared, trained: Trained, prompts: list[Prompt], figures: dict[str, Any]
-    ) -> dict[str, Any]:
-        asked = [] if prepared.eval is None else prepared.eval.examples[: len(prompts)]
-        questions = [_question(example) for example in asked]
-        return {
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "steps": trained.steps,
-            "train_loss": trained.train_loss,
-            "eval_loss": {"before": trained.eval_loss_before, "after": trained.eval_loss_after},
-            "exact_match": _exact_match(trained, prompts, questions),
-            "total_seconds": round(time.perf_counter() - self.started, 1),
-            "peak_memory_bytes": trained.peak_memory_bytes,
-            "train_rows": len(prepared.train.rows),
-            "best_checkpoint": trained.best_checkpoint,
-            **figures,
-        }
-
-
-def _weights_bytes(result: dict[str, Any]) -> int | None:
-    """The size of the trained weights that were written, None where none were."""
-    folder = result.get("weights_folder")
-    return None if folder is None else sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
 
 
 def _every_few_seconds(say: Callable[[str], None], pause: float = 5.0) -> Callable[[int], None]:
@@ -453,38 +384,6 @@ def _every_few_seconds(say: Callable[[str], None], pause: float = 5.0) -> Callab
 def _step(checkpoint: Path | None) -> int:
     """The optimizer step of a checkpoint, 0 for none."""
     return 0 if checkpoint is None else int(checkpoint.name.removeprefix("step-"))
-
-
-def _differences(name: str, before: Any, now: Any) -> list[str]:
-    """What differs between two entries of a manifest: `data.train_sha256`, `packages.torch (2.13.0, now 2.14.0)`."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = dict.fromkeys([*before, *now])
-        return [line for key in keys for line in _differences(f"{name}.{key}", before.get(key), now.get(key))]
-    if before == now:
-        return []
-    return [name if name.endswith("sha256") else f"{name} ({before}, now {now})"]
-
-
-def _question(example: Example) -> str:
-    """The last thing that was asked in an example."""
-    return next((message.content for message in reversed(example.messages) if message.role == "user"), "")
-
-
-def _exact_match(trained: Trained, prompts: list[Prompt], questions: list[str]) -> dict[str, Any] | None:
-    """Counts before and after, and one held-out row that shows the difference best: wrong before, right after."""
-    before, after = trained.answers_before, trained.answers_after
-    if after is None:
-        return None
-    right = [text.strip() == prompt.reference.strip() for text, prompt in zip(after.texts, prompts, strict=True)]
-    shown = right.index(True) if any(right) else 0
-    example = {
-        "question": questions[shown],
-        "reference": prompts[shown].reference,
-        "before": None if before is None else before.texts[shown],
-        "after": after.texts[shown],
-    }
-    counts = {"rows": len(prompts), "before": None if before is None else before.exact, "after": after.exact}
-    return {**counts, "example": example}
 
 
 def _write_traceback(log: Path) -> None:

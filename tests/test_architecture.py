@@ -24,7 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("export",),
     ("engine",),
     ("rows",),
-    ("weights",),
+    ("weights", "record"),
     ("pipeline", "planning", "exporting", "chatting", "doctor"),
     ("cli",),
     ("__main__",),

@@ -137,7 +137,7 @@ def _answers_by_tokens(example: Example, renderer: Renderer, ids: array[int]) ->
     the characters must tell.
     """
     row = ids.tobytes()
-    prompt = array("i", renderer.prompt_ids).tobytes()
+    prompt = renderer.prompt_bytes
     answers = [message for message in example.messages if message.role == "assistant"]
     starts: list[int] = []
     at = _find(row, prompt, 0)
@@ -146,10 +146,9 @@ def _answers_by_tokens(example: Example, renderer: Renderer, ids: array[int]) ->
         at = _find(row, prompt, at + 1)
     if len(starts) != len(answers):
         return None
-    stops = [array("i", [stop]).tobytes() for stop in renderer.stop_ids]
     runs = []
     for start, limit, message in zip(starts, [*starts[1:], len(ids)], answers, strict=True):
-        end = min(_find(row, stop, start) for stop in stops)
+        end = min(_find(row, stop, start) for stop in renderer.stop_bytes)
         if end >= limit:
             return None
         if message.trained:

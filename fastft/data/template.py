@@ -170,6 +170,9 @@ def _refused(where: Where, error: Exception) -> Problem:
     return Problem(where, "", f"the chat template refuses these messages: {reason}", "change the row or the template")
 
 
+_DICT_ATTRIBUTES = frozenset(dir(dict))
+
+
 @lru_cache(maxsize=1)
 def _environment() -> Environment:
     """A sandbox with exactly what transformers gives a chat template (its apply_chat_template, checked by a test)."""
@@ -195,6 +198,15 @@ def _environment() -> Environment:
                 listener(block)
             return block
 
+    class Sandbox(ImmutableSandboxedEnvironment):
+        """The same sandbox, quicker with the values that templates are given: dicts."""
+
+        def getattr(self, obj: Any, attribute: str) -> Any:
+            # jinja2 tries the attribute first, and raises and catches an error before it looks for the key.
+            if type(obj) is dict and attribute in obj and attribute not in _DICT_ATTRIBUTES:
+                return obj[attribute]
+            return super().getattr(obj, attribute)
+
     def raise_exception(message: str) -> None:
         raise TemplateError(message)
 
@@ -211,9 +223,7 @@ def _environment() -> Environment:
     def strftime_now(pattern: str) -> str:
         return datetime.now().strftime(pattern)
 
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-    )
+    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = strftime_now

@@ -52,6 +52,11 @@ class TokenizerFacts:
         """The first two characters of each special token: a text without any of them holds no special token."""
         return frozenset(token[:2] for token in self.special_tokens)
 
+    @cached_property
+    def special_letters(self) -> frozenset[str]:
+        """The first characters of the special tokens: a text without any of them is told faster still."""
+        return frozenset(token[:1] for token in self.special_tokens)
+
     @property
     def end_of_text(self) -> str | None:
         """The token after which this model stops; eos_token where that is one of them.

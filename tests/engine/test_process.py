@@ -114,6 +114,7 @@ class TestProcess:
             "adapter",
             "attempts",
             "before.json",
+            "held_out.json",
             "checkpoints",
             "lock",
             "manifest.json",
