@@ -8,7 +8,7 @@ from fastft.errors import Problem
 from fastft.plan.disk import Disk
 from fastft.probe.base_model import BaseModel
 from fastft.probe.device import GIB, Device
-from fastft.probe.software import FLOORS, INSTALL, NEEDED, release
+from fastft.probe.software import CEILINGS, FLOORS, INSTALL, NEEDED, TESTED, release
 from fastft.recipe.loader import LoadedRecipe
 
 
@@ -39,6 +39,11 @@ def _software(loaded: LoadedRecipe, installed: Mapping[str, str], engine: str) -
             need = ".".join(map(str, floor))
             wrong = f"{name} {installed[name]} has published holes that a model file can use"
             yield loaded.problem("model.engine", wrong, f"run: pip install '{name}>={need}'")
+    for name, ceiling in CEILINGS.items() if engine == "unsloth" else ():
+        if name in installed and release(installed[name]) >= ceiling:
+            wrong = f"{name} {installed[name]} is newer than Unsloth {TESTED['unsloth']} works with"
+            instead = f'run: pip install {name}=={TESTED[name]}, or write engine = "transformers"'
+            yield loaded.problem("model.engine", wrong, instead)
 
 
 def _device(loaded: LoadedRecipe, device: Device, engine: str) -> Iterator[Problem]:

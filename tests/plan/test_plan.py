@@ -150,6 +150,17 @@ def test_missing_packages_are_one_obstacle_with_the_command(recipe: Make) -> Non
     assert str(obstacle).endswith('run: pip install "fastft[train]"')
 
 
+def test_a_version_that_unsloth_does_not_know_is_an_obstacle_for_unsloth_alone(recipe: Make) -> None:
+    newer = {**TESTED, "trl": "1.16.0"}
+
+    (obstacle,) = plan(recipe(), installed=newer).obstacles
+
+    assert 'trl 1.16.0 is newer than Unsloth 2026.10.9 works with (got "auto"); run: pip install trl==1.15.0' in str(
+        obstacle
+    )
+    assert plan(recipe("", 'model.engine="transformers"'), installed=newer).obstacles == ()
+
+
 def test_a_version_with_published_holes_is_an_obstacle(recipe: Make) -> None:
     (obstacle,) = plan(recipe(), installed={**TESTED, "torch": "2.9.1"}).obstacles
 
