@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import shutil
 from collections import namedtuple
@@ -150,13 +151,23 @@ def test_a_fault_inside_a_library_is_one_line_and_its_traceback_is_in_the_log(
 def test_a_loader_that_refuses_is_told_in_its_own_words_with_the_log(model: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(model, broken)
-    weights = broken / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:1000])
+    config = json.loads((broken / "config.json").read_text(encoding="utf-8"))
+    (broken / "config.json").write_text(json.dumps({**config, "intermediate_size": 96}), encoding="utf-8")
     with pytest.raises(TrainingError, match=r"from_pretrained or its adapter failed: ") as failed:
         run(write_recipe(tmp_path, broken))
     assert "\n" not in str(failed.value)
     log = tmp_path / "runs" / "tiny" / "attempts" / "1" / "log.txt"
     assert "Traceback (most recent call last)" in log.read_text(encoding="utf-8")
+
+
+def test_weights_that_are_cut_short_are_told_before_anything_is_loaded(model: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(model, broken)
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(MachineError, match=r"model\.safetensors: not a safetensors file, or cut short"):
+        run(write_recipe(tmp_path, broken))
+    assert list((tmp_path / "runs").iterdir()) == []
 
 
 @pytest.mark.parametrize(
