@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from fastft.errors import ExportError, FastftError
 from fastft.exporting import Request, export
@@ -31,6 +31,18 @@ def test_merged_weights_say_what_the_trained_model_says(model: Path, tmp_path: P
     assert parity["passed"] is True
     assert parity["top1_agreement"] >= 0.99
     assert not torch.equal(merged.model.layers[0].mlp.up_proj.weight, base.model.layers[0].mlp.up_proj.weight)
+    assert ran.result["exports"][0]["kind"] == "merged_16bit"
+
+
+def test_a_run_in_4_bits_is_compared_with_its_adapter_on_the_16_bit_base(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """4-bit training needs a GPU (tests/gpu); here the loaded model says of itself that it is in 4 bits."""
+    monkeypatch.setattr(LlamaForCausalLM, "is_loaded_in_4bit", True, raising=False)
+
+    ran = run(recipe_with(tmp_path, model, ["adapter", "merged_16bit"]))
+
+    assert "loading the 16-bit base, which exports are made of and compared with" in ran.shown
     assert ran.result["exports"][0]["kind"] == "merged_16bit"
 
 
