@@ -19,7 +19,7 @@ ENV PIP_NO_CACHE_DIR=1 PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 
 # The layers that change least come first: torch, then the pinned list, then fastft.
 ARG TORCH_INDEX=
-RUN pip install torch==2.13.0 ${TORCH_INDEX:+--index-url "$TORCH_INDEX"}
+RUN pip install torch==2.13.0 ${TORCH_INDEX:+-i "$TORCH_INDEX"}
 COPY requirements /opt/fastft/requirements
 RUN pip install --no-deps -r /opt/fastft/requirements/gpu.txt
 COPY pyproject.toml README.md LICENSE /opt/fastft/

@@ -298,7 +298,7 @@ class _Attempt:
 
     def _with_smaller_batch(self, plan: Plan) -> tuple[Plan, Path | None]:
         """After the memory ran out: a plan of smaller batches for the same optimizer steps, and where it begins."""
-        importlib.import_module("fastft.engine.train").free_memory()
+        importlib.import_module("fastft.engine.model").free_memory()
         self.loaded = with_smaller_batch(self.loaded, plan)
         smaller = make_plan(self.loaded, self.facts, plan.run_dir)
         checkpoint, _ = newest_checkpoint(self.run_dir)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from fastft.data.render import Prompt
 from fastft.engine.evaluate import answer
+from fastft.engine.model import free_memory
 from fastft.engine.parity import check_adapter, check_merged, device_map, make_reference
 from fastft.errors import ExportError, MachineError, Problem, Where
 from fastft.export.card import CardFacts
@@ -75,7 +75,7 @@ def export_weights(job: Job, reference: Reference | None, card: CardFacts, say: 
         ExportError: an artefact does not say what the trained model says; it is kept, marked FAILED.
         FastftError: an artefact cannot be written.
     """
-    _free_memory()
+    free_memory()
     artefacts, verdicts = [], []
     for kind in job.kinds:
         say(f"writing {kind} to {job.place(kind)}")
@@ -105,7 +105,7 @@ def load_trained(base: Path, adapter: Path | None) -> tuple[Any, PreTrainedToken
     Raises:
         MachineError: transformers or PEFT cannot load them; their own words are in the message.
     """
-    _free_memory()
+    free_memory()
     dtype = "auto" if torch.cuda.is_available() else torch.float32
     try:
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder(base, adapter))
@@ -120,13 +120,6 @@ def load_trained(base: Path, adapter: Path | None) -> tuple[Any, PreTrainedToken
             Problem(Where(str(adapter or base)), "", wrong, "give the base it was trained on: --base")
         ) from error
     return model.eval(), tokenizer
-
-
-def _free_memory() -> None:
-    """Take back what a model that was just let go had."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def own_answers(model: Any, tokenizer: PreTrainedTokenizerBase, end_ids: Sequence[int]) -> list[Conversation]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -81,6 +82,14 @@ def trained_weights(model: Any) -> tuple[int, int]:
         total += count
         trained += count if parameter.requires_grad else 0
     return trained, total
+
+
+def free_memory() -> None:
+    """Take back what a model that was let go had: trainers are rings of references, and torch keeps what is freed."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 def save_weights(model: Any, tokenizer: PreTrainedTokenizerBase, plan: Plan, run: RunDir) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ from typing import Any
 
 import datasets
 import pyarrow
-import torch
 from datasets.fingerprint import generate_random_fingerprint
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase
 from trl import SFTConfig
@@ -105,14 +103,6 @@ def train(
         said = " ".join(str(error).split())[:200]
     # Raised out here, without its cause: that would keep the frames, and with them the tensors, of what failed.
     raise _out_of_memory(plan, said)
-
-
-def free_memory() -> None:
-    """Give back what a failed attempt held: trainers are rings of references, and torch keeps what it has freed."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
 
 
 def _before(

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from fastft.errors import MachineError, Problem, Where
 from fastft.export.chat import next_token
-from fastft.export.gguf.kernels import library_file
+from fastft.export.gguf.kernels import shared_library
 
 Floats = NDArray[np.float32]
 BATCH_TOKENS = 512
@@ -70,7 +70,7 @@ _collector = _LOG_CALLBACK(_collect)
 
 @cache
 def _library() -> ctypes.CDLL:
-    library = ctypes.CDLL(str(library_file()))
+    library = ctypes.CDLL(str(shared_library()))
     pointer, number, flag = ctypes.c_void_p, ctypes.c_int32, ctypes.c_bool
     signatures: dict[str, tuple[Any, list[Any]]] = {
         "llama_backend_init": (None, []),

@@ -28,15 +28,10 @@ def chat(number: int) -> str:
 
 
 @pytest.fixture
-def run(tmp_path: Path, chatml: TokenizerFacts, locate: Locate) -> Callable[..., Prepared]:
-    good = "".join(chat(number) for number in range(300))
-    long = json.dumps(
-        {"prompt": "x", "messages": [{"role": "user", "content": "q" * 999}, {"role": "assistant", "content": "a"}]}
-    )
-    (tmp_path / "train.jsonl").write_text(good + "{broken\n" + long + "\n")
+def prepared(tmp_path: Path, chatml: TokenizerFacts, locate: Locate) -> Callable[..., Prepared]:
+    """Prepares `data` with a cache in the folder of the test."""
 
-    def prepare_again(max_seq_length: int = 100, **keys: Any) -> Prepared:
-        data = DataSection(train="train.jsonl", eval_fraction=0.1, **keys)
+    def prepare_here(data: DataSection, max_seq_length: int = 100, **keys: Any) -> Prepared:
         return prepare(
             data,
             chatml,
@@ -45,7 +40,22 @@ def run(tmp_path: Path, chatml: TokenizerFacts, locate: Locate) -> Callable[...,
             recipe_dir=tmp_path,
             locate=locate,
             cache_dir=tmp_path / "cache",
+            **keys,
         )
+
+    return prepare_here
+
+
+@pytest.fixture
+def run(tmp_path: Path, prepared: Callable[..., Prepared]) -> Callable[..., Prepared]:
+    good = "".join(chat(number) for number in range(300))
+    long = json.dumps(
+        {"prompt": "x", "messages": [{"role": "user", "content": "q" * 999}, {"role": "assistant", "content": "a"}]}
+    )
+    (tmp_path / "train.jsonl").write_text(good + "{broken\n" + long + "\n")
+
+    def prepare_again(max_seq_length: int = 100, **keys: Any) -> Prepared:
+        return prepared(DataSection(train="train.jsonl", eval_fraction=0.1, **keys), max_seq_length)
 
     return prepare_again
 
@@ -148,51 +158,26 @@ def test_a_file_that_lost_its_last_batches_is_not_taken_for_whole(run: Callable[
     assert cache.load(made.folder) is None
 
 
-def test_a_failed_preparation_leaves_nothing_behind(tmp_path: Path, chatml: TokenizerFacts, locate: Locate) -> None:
+def test_a_failed_preparation_leaves_nothing_behind(tmp_path: Path, prepared: Callable[..., Prepared]) -> None:
     (tmp_path / "train.jsonl").write_text(chat(1))
     (tmp_path / "eval.jsonl").write_text("")
     data = DataSection(train="train.jsonl", eval="eval.jsonl")
     with pytest.raises(DataError, match="holds no rows"):
-        prepare(
-            data,
-            chatml,
-            max_seq_length=100,
-            seed=7,
-            recipe_dir=tmp_path,
-            locate=locate,
-            cache_dir=tmp_path / "cache",
-        )
+        prepared(data)
     assert [path for path in tmp_path.rglob("*") if "writing" in str(path)] == []
 
 
-def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, chatml: TokenizerFacts, locate: Locate) -> None:
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, prepared: Callable[..., Prepared]) -> None:
     (tmp_path / "train.jsonl").write_text(chat(1))
     (tmp_path / "cache").write_text("a file, no folder")
     with pytest.raises(MachineError, match=r"cache: the prepared rows cannot be written.*; make room"):
-        prepare(
-            DataSection(train="train.jsonl"),
-            chatml,
-            max_seq_length=100,
-            seed=7,
-            recipe_dir=tmp_path,
-            locate=locate,
-            cache_dir=tmp_path / "cache",
-        )
+        prepared(DataSection(train="train.jsonl"))
 
 
-def test_no_rows_at_all_are_kept_too(tmp_path: Path, chatml: TokenizerFacts, locate: Locate) -> None:
+def test_no_rows_at_all_are_kept_too(tmp_path: Path, prepared: Callable[..., Prepared]) -> None:
     (tmp_path / "train.jsonl").write_text(chat(1))
     for _ in range(2):
-        made = prepare(
-            DataSection(train="train.jsonl"),
-            chatml,
-            max_seq_length=8,
-            seed=7,
-            recipe_dir=tmp_path,
-            locate=locate,
-            cache_dir=tmp_path / "cache",
-            refuse_broken=False,
-        )
+        made = prepared(DataSection(train="train.jsonl"), 8, refuse_broken=False)
         assert (list(made.train.rows), made.train.rows.lengths, len(made.train.overlong)) == ([], [], 1)
 
 

@@ -22,6 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fastft.data.prepare import Prepared, prepare
 from fastft.data.tokenizer import load_tokenizer
+from fastft.engine.bench import CHATML, SPECIAL
 from fastft.engine.model import load_model
 from fastft.engine.train import Hooks, Material, make_trainer
 from fastft.engine.trainer import RunTrainer, Watcher
@@ -33,11 +34,6 @@ from fastft.recipe.loader import load
 from fastft.run import RunDir, create_run_dir
 
 ROOT = Path(__file__).resolve().parents[2]
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 COLOURS = ("red", "green", "blue", "black", "white", "grey", "brown", "pink")
 
 

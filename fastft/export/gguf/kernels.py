@@ -65,7 +65,7 @@ def ggml() -> ctypes.CDLL:
     Raises:
         MachineError: xllamacpp is not installed.
     """
-    library = ctypes.CDLL(str(library_file()))
+    library = ctypes.CDLL(str(shared_library()))
     chunk = library.ggml_quantize_chunk
     chunk.restype = ctypes.c_size_t
     pointer, count = ctypes.c_void_p, ctypes.c_int64
@@ -75,7 +75,7 @@ def ggml() -> ctypes.CDLL:
     return library
 
 
-def library_file() -> Path:
+def shared_library() -> Path:
     """The shared library of the installed xllamacpp; found without importing it.
 
     Raises:

@@ -119,7 +119,7 @@ def write_gguf(
 def estimate_gguf_bytes(base: Path, adapter: Path | None, quantization: str) -> int:
     """The bytes that `write_gguf` will write; raises what it would raise for architecture, tokenizer and adapter."""
     quantization = check_quantization(quantization)
-    kernels.library_file()
+    kernels.shared_library()
     with TrainedWeights(base, adapter) as trained:
         architecture = find_architecture(trained.config, base / "config.json")
         source = tokenizer_folder(base, adapter)
