@@ -115,9 +115,9 @@ def _now() -> float:
 def rows_of(recipe: str, model: str) -> dict[str, list[list[int]]]:
     """The ids and labels that fastft prepared: the same for every contender. Imports no torch."""
     from fastft.recipe.loader import load
-    from fastft.rows import prepared_rows
+    from fastft.stages.inputs import prepare_rows
 
-    rows = prepared_rows(load(Path(recipe), []), Path(model)).train.rows
+    rows = prepare_rows(load(Path(recipe), []), Path(model)).train.rows
     encoded = rows[:]
     names = ("input_ids", "labels")
     return {name: [getattr(row, name).tolist() for row in encoded] for name in names}
@@ -243,7 +243,7 @@ def fastft(given: dict[str, Any]) -> None:
     """Contenders 3 and 4: `fastft run` on the recipe, with the clock on what it shows."""
     from rich.console import Console
 
-    from fastft.pipeline import run
+    from fastft.commands.run import run
 
     report = Report(given)
     runs = Path(given["runs"]) / Path(given["recipe"]).stem

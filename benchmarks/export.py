@@ -62,8 +62,8 @@ def make_model(folder: Path) -> None:
     import numpy as np
     from safetensors.numpy import save_file
 
-    from fastft.export.merged import write_merged
-    from tests.export.tiny import write_json, write_tokenizer
+    from fastft.exports.merged import write_merged
+    from tests.exports.tiny import write_json, write_tokenizer
 
     random = np.random.default_rng(0)
     kv = HIDDEN // HEADS * KV_HEADS

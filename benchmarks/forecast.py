@@ -4,7 +4,7 @@
     python benchmarks/forecast.py runs/a runs/b  # collects what finished runs scored themselves
 
 Every run is `fastft run` in a process of its own, because the peak of a process never falls. The rows are made so that
-each has exactly `max_seq_length` tokens; tests/plan/test_memory_cpu.py holds the forecast to the file.
+each has exactly `max_seq_length` tokens; tests/planning/test_memory_cpu.py holds the forecast to the file.
 """
 
 from __future__ import annotations

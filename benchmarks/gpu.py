@@ -30,13 +30,13 @@ from pathlib import Path
 from typing import Any
 
 from fastft.data.prepare import Prepared
-from fastft.plan.batching import describe, packed_rows
-from fastft.plan.timing import work_per_token
+from fastft.planning.batching import describe, packed_rows
+from fastft.planning.timing import work_per_token
 from fastft.probe.architecture import Architecture, architecture_of
 from fastft.probe.device import GIB, find_device
 from fastft.probe.software import installed
 from fastft.recipe.loader import load
-from fastft.rows import prepared_rows
+from fastft.stages.inputs import prepare_rows
 
 HERE = Path(__file__).parent
 SHIPPED = HERE.parent / "recipes" / "llama31_sft.toml"
@@ -209,7 +209,7 @@ class Benchmark:
         step_rows = train.per_device_train_batch_size * (train.gradient_accumulation_steps or 1)
         # A packed row holds about longest / mean examples; half a step more than is trained, so that no epoch ends.
         write_rows(self.rows, round((self.options.steps + 0.5) * step_rows * longest / mean), longest, mean)
-        prepared = prepared_rows(loaded, self.model)
+        prepared = prepare_rows(loaded, self.model)
         lengths = prepared.train.rows.lengths
         packing = not self.options.small or find_device().is_gpu
         per_row = len(lengths) / len(packed_rows(lengths, longest)) if packing else 1.0

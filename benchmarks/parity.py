@@ -2,7 +2,7 @@
 
     python benchmarks/parity.py runs/quickstart     writes parity.json here
 
-Agreement and KL divergence are those of the parity gate (fastft/export/parity.py). `exact_match` counts the held-out
+Agreement and KL divergence are those of the parity gate (fastft/exports/parity.py). `exact_match` counts the held-out
 rows that a GGUF file answers exactly when it is asked through the conversation that `fastft chat` uses.
 """
 
@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from fastft.engine_choice import select
-from fastft.export.chat import Conversation, Sampling
-from fastft.export.job import FOLDERS, Job
-from fastft.export.llamacpp import GgufModel
+from fastft.exports.job import FOLDERS, Job
+from fastft.inference.conversation import Conversation, Sampling
+from fastft.inference.llamacpp import GgufModel
 from fastft.recipe.loader import load
-from fastft.weights import find_base, find_weights, held_out
+from fastft.stages.weights import find_base, find_weights, held_out
 
 KINDS = ("adapter", "merged_16bit", "merged_4bit", "f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "q3_k_m")
 FIGURES = ("positions", "top1_agreement", "agreement", "mean_kl", "mean_kl_base_trained")
@@ -45,7 +45,7 @@ def main() -> None:
     asked = parser.parse_args()
     select("transformers")
     from fastft.engine import export as engine
-    from fastft.engine.parity import make_reference
+    from fastft.engine.reference import make_reference
 
     weights = find_weights(asked.run)
     _, base = find_base(weights, None, print)

@@ -1,16 +1,17 @@
-"""The command line: one function a command, a few lines each; what is heavy is imported inside."""
+"""The command line: options and help of each command, and one call, imported when it is asked for."""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from fastft import __version__
-from fastft.errors import DataError, FastftError, Problem, UsageError, Where
+from fastft.errors import FastftError
+from fastft.probe.software import NEEDED_TO_CHAT, NEEDED_TO_EXPORT, require
 
 app = typer.Typer(
     help="Fine-tune language models fast, from one TOML recipe.",
@@ -20,10 +21,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
 )
-
-if TYPE_CHECKING:
-    from fastft.data.inspect import SourceFacts
-    from fastft.recipe.loader import LoadedRecipe
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a .toml file.", show_default=False)]
 Overrides = Annotated[
@@ -41,16 +38,9 @@ def run(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest run of this recipe.")] = False,
 ) -> None:
     """Check, plan, load, train, evaluate and save; print what changed."""
-    from rich.console import Console
+    from fastft.commands.run import run_in_terminal
 
-    from fastft.pipeline import own_console
-    from fastft.pipeline import run as run_recipe
-    from fastft.report.result import print_result
-
-    console = own_console()
-    with console.file:
-        finished = run_recipe(recipe, overrides or [], runs_dir, resume=resume, console=console)
-    print_result(Console(), finished.result or {}, str(finished.path))
+    run_in_terminal(recipe, overrides or [], runs_dir, resume=resume)
 
 
 @app.command()
@@ -61,69 +51,9 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Find every fault that shows without a model or a GPU."""
-    from fastft.check import check as check_recipe
-    from fastft.recipe.loader import load
+    from fastft.commands.check import check_in_terminal
 
-    failed: dict[Path, FastftError] = {}
-    seen = {}
-    for path in recipes:
-        try:
-            loaded = load(path, overrides or [])
-            seen[path] = check_recipe(loaded)
-            if data:
-                _check_rows(loaded)
-        except FastftError as error:
-            failed[path] = error
-    if as_json:
-        print(json.dumps([_checked(path, failed.get(path)) for path in recipes], indent=2))
-    else:
-        for path in recipes:
-            for problem in failed[path].problems if path in failed else ():
-                print(problem, file=sys.stderr)
-            if path not in failed:
-                print(f"{path}: sound; " + "; ".join(_source(source) for source in seen[path].sources))
-    if failed:
-        raise typer.Exit(min(error.exit_code for error in failed.values()))
-
-
-def _check_rows(loaded: LoadedRecipe) -> None:
-    """Every row as it would be trained: counts and notes to standard error, broken rows as a DataError."""
-    from fastft.rows import account, prepared_rows, tokenizer_folder
-
-    made = prepared_rows(loaded, tokenizer_folder(loaded, _say), refuse_broken=False)
-    for name, rows in (("training", made.train), ("held-out", made.eval)):
-        if rows is not None:
-            said, notes = account(name, rows, made.format)
-            for line in (said, *notes):
-                _say(line)
-    broken = [*made.train.rejected, *(made.eval.rejected if made.eval else ())]
-    if broken:
-        raise DataError(broken)
-
-
-def _say(text: str) -> None:
-    print(f"• {text}", file=sys.stderr)
-
-
-def _source(source: SourceFacts) -> str:
-    """One data source as `data.train: rows.jsonl (messages)`."""
-    return f"{source.key}: {source.source} ({source.format or 'on the Hub, not looked at'})"
-
-
-def _checked(path: Path, error: FastftError | None) -> dict[str, object]:
-    problems = [] if error is None else [_as_json(problem) for problem in error.problems]
-    return {"recipe": str(path), "sound": error is None, "problems": problems}
-
-
-def _as_json(problem: Problem) -> dict[str, object]:
-    return {
-        "file": problem.where.path,
-        "line": problem.where.line,
-        "field": problem.field,
-        "wrong": problem.wrong,
-        "got": problem.got,
-        "instead": problem.instead,
-    }
+    raise typer.Exit(check_in_terminal(recipes, overrides or [], rows=data, as_json=as_json))
 
 
 @app.command()
@@ -135,53 +65,17 @@ def preview(
     as_json: AsJson = False,
 ) -> None:
     """Print rows as they are trained, and which tokens carry loss."""
-    from rich.console import Console
+    from fastft.commands.preview import preview_in_terminal
 
-    from fastft.check import check as check_recipe
-    from fastft.data.preview import preview as preview_row
-    from fastft.data.tokenizer import load_tokenizer
-    from fastft.recipe.loader import load
-    from fastft.report.preview import print_row
-    from fastft.rows import prepared_rows, tokenizer_folder
-
-    loaded = load(recipe, overrides or [])
-    check_recipe(loaded)
-    folder = tokenizer_folder(loaded, _say)
-    train = prepared_rows(loaded, folder).train
-    if row is not None and row > len(train.rows):
-        wrong = f"there is no row {row}"
-        raise UsageError(Problem(Where("--row"), "", wrong, f"write 1 to {len(train.rows)}"))
-    chosen = [row - 1] if row is not None else range(min(count, len(train.rows)))
-    tokenizer = load_tokenizer(folder).tokenizer
-    dropped = {entry.where: entry.tokens - entry.kept_tokens for entry in train.overlong}
-    shown = [
-        preview_row(encoded, tokenizer, dropped.get(encoded.where, 0))
-        for encoded in (train.rows[index] for index in chosen)
-    ]
-    if as_json:
-        print(json.dumps([entry.as_json() for entry in shown], indent=2, ensure_ascii=False))
-        return
-    for entry in shown:
-        print_row(Console(), entry)
+    preview_in_terminal(recipe, overrides or [], count=count, row=row, as_json=as_json)
 
 
 @app.command()
 def data(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Report repeats, leaks, contradictions and imbalance of the data."""
-    import dataclasses
+    from fastft.commands.data import data_in_terminal
 
-    from fastft.check import check as check_recipe
-    from fastft.data.hygiene import examine
-    from fastft.recipe.loader import load
-    from fastft.report.hygiene import print_hygiene
-
-    loaded = load(recipe, overrides or [])
-    check_recipe(loaded)
-    found = examine(loaded.recipe.data, loaded.folder)
-    if as_json:
-        print(json.dumps(dataclasses.asdict(found), indent=2, ensure_ascii=False))
-    else:
-        print_hygiene(found)
+    data_in_terminal(recipe, overrides or [], as_json=as_json)
 
 
 @app.command()
@@ -201,29 +95,10 @@ def plan(
     calls: Annotated[bool, typer.Option("--calls", help="Show the upstream calls too.")] = False,
 ) -> None:
     """Forecast steps, padding, memory, time and disk, without a GPU."""
-    from rich.console import Console
+    from fastft.commands.plan import Question, plan_in_terminal
 
-    from fastft.check import check as check_recipe
-    from fastft.planning import Question, answer, compare
-    from fastft.recipe.loader import load
-    from fastft.report.plan import plan_page
-    from fastft.report.what_if import what_if_page
-
-    loaded = load(recipe, overrides or [])
-    check_recipe(loaded)
     question = Question(runs_dir, device, memory, price_per_hour)
-    if what_if is not None:
-        field, plans = compare(loaded, what_if, question)
-        if as_json:
-            print(json.dumps([{"value": value, **made.as_json()} for value, made in plans], indent=2))
-        else:
-            Console(highlight=False).print(what_if_page(field, plans), crop=False)
-        return
-    made = answer(loaded, question)
-    if as_json:
-        print(json.dumps(made.as_json(), indent=2))
-    else:
-        Console(highlight=False).print(plan_page(made, with_calls=calls), crop=False)
+    plan_in_terminal(recipe, overrides or [], question, what_if=what_if, calls=calls, as_json=as_json)
 
 
 WeightsArgument = Annotated[
@@ -249,19 +124,10 @@ def export(
     ] = None,
 ) -> None:
     """Write merged or GGUF weights, proven against the trained model."""
-    from fastft.probe.software import require
+    require(NEEDED_TO_EXPORT, "fastft export")
+    from fastft.commands.export import ExportRequest, export_in_terminal
 
-    require(("numpy", "gguf", "xllamacpp", "torch", "transformers", "peft"), "fastft export")
-    from fastft.exporting import Request
-    from fastft.exporting import export as export_weights
-    from fastft.pipeline import own_console
-    from fastft.report.export import print_exports
-
-    console = own_console()
-    with console.file:
-        request = Request(_listed(to), _listed(quant), out, base, llama_cpp, push)
-        done = export_weights(path, request, lambda text: console.print(f"• {text}", markup=False))
-    print_exports(done.record)
+    export_in_terminal(path, ExportRequest(_listed(to), _listed(quant), out, base, llama_cpp, push))
 
 
 def _listed(text: str) -> tuple[str, ...]:
@@ -282,14 +148,12 @@ def chat(
     base: Base = None,
 ) -> None:
     """Talk to a run, an adapter, a merged model or a GGUF file."""
-    from fastft.probe.software import require
-
-    require(("numpy", "xllamacpp"), "fastft chat")
-    from fastft.chatting import Request, chat_in_terminal
-    from fastft.export.chat import Sampling
+    require(NEEDED_TO_CHAT, "fastft chat")
+    from fastft.commands.chat import ChatRequest, chat_in_terminal
+    from fastft.inference.conversation import Sampling
 
     sampling = Sampling(temperature, top_p, max_new_tokens, seed)
-    chat_in_terminal(path, Request(base, compare, system, sampling, context_tokens), prompt)
+    chat_in_terminal(path, ChatRequest(base, compare, system, sampling, context_tokens), prompt)
 
 
 @app.command()
@@ -299,10 +163,8 @@ def serve(
     context_tokens: Annotated[int, typer.Option("--context-tokens", min=64, help="The longest conversation.")] = 4096,
 ) -> None:
     """Serve a GGUF file on 127.0.0.1, as OpenAI's API does."""
-    from fastft.probe.software import require
-
-    require(("numpy", "xllamacpp"), "fastft serve")
-    from fastft.chatting import serve_until_stopped
+    require(NEEDED_TO_CHAT, "fastft serve")
+    from fastft.commands.serve import serve_until_stopped
 
     serve_until_stopped(path, port, context_tokens)
 
@@ -322,20 +184,9 @@ def explain(
 @app.command()
 def init(name: Annotated[str, typer.Argument(metavar="NAME", help="The name of the recipe.")] = "recipe") -> None:
     """Write a commented starter recipe, and a few rows for it."""
-    from fastft.recipe.starter import starter, starter_rows
+    from fastft.commands.init import init_in_terminal
 
-    stem = name.removesuffix(".toml")
-    recipe, rows = Path(f"{stem}.toml"), Path(f"{stem}.jsonl")
-    for path in (recipe, rows):
-        if path.exists():
-            raise UsageError(Problem(Where(str(path)), "", "exists already", "give another name: fastft init NAME"))
-    try:
-        recipe.write_text(starter(Path(stem).name), encoding="utf-8")
-        rows.write_text(starter_rows(), encoding="utf-8")
-    except OSError as error:
-        wrong = f"cannot be written: {error.strerror}"
-        raise UsageError(Problem(Where(str(recipe)), "", wrong, "name a file in a folder that exists")) from None
-    print(f"wrote {recipe} and {rows}; next: fastft check {recipe}")
+    init_in_terminal(name)
 
 
 @app.command()
@@ -354,25 +205,9 @@ def doctor(
     ] = False,
 ) -> None:
     """Examine versions, device and disk, and say what mends them."""
-    import dataclasses
+    from fastft.commands.doctor import doctor_in_terminal
 
-    from fastft.probe.doctor import examine
-    from fastft.report.doctor import print_findings
-
-    findings = examine(Path())
-    if train and not any(finding.state == "broken" for finding in findings):
-        from fastft.doctor import prove
-        from fastft.pipeline import own_console
-
-        console = own_console()
-        with console.file:
-            findings += prove(lambda text: console.print(f"• {text}"))
-    if as_json:
-        print(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
-    else:
-        print_findings(findings)
-    if any(finding.state == "broken" for finding in findings):
-        raise typer.Exit(4)
+    raise typer.Exit(doctor_in_terminal(train=train, as_json=as_json))
 
 
 def _version(wanted: bool) -> None:

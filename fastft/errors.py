@@ -51,6 +51,17 @@ class Problem:
         text = f"{place}: {self.wrong}{got}; {self.instead}"
         return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
+    def as_json(self) -> dict[str, object]:
+        """The parts under the names that `--json` documents."""
+        return {
+            "file": self.where.path,
+            "line": self.where.line,
+            "field": self.field,
+            "wrong": self.wrong,
+            "got": self.got,
+            "instead": self.instead,
+        }
+
 
 class FastftError(Exception):
     """A failure that fastft explains: one or more problems, and the exit code of its kind."""

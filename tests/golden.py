@@ -10,13 +10,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fastft.facts import Facts, RowFacts
-from fastft.plan.plan import Plan, make_plan
+from fastft.planning.facts import Facts, RowFacts
+from fastft.planning.plan import Plan, make_plan
 from fastft.probe.base_model import BaseModel
 from fastft.probe.device import GIB, Device
 from fastft.probe.software import TESTED
 from fastft.recipe.loader import load
-from fastft.run import run_name
+from fastft.runs.directory import run_name
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "tests" / "golden"

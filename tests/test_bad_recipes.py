@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from fastft.check import check
 from fastft.errors import FastftError, Problem
+from fastft.planning.check import check
 from fastft.recipe.loader import load
 
 FOLDER = Path(__file__).with_name("bad_recipes")

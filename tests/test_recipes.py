@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fastft.check import check
+from fastft.planning.check import check
 from fastft.recipe.loader import load
 from tests.golden import FOLDER, RECIPES, golden_text
 

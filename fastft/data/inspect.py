@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastft.data.columns import detect_or_fail, rename
-from fastft.data.readers import find_files, is_hub_id, read_file
+from fastft.data.readers import find_files, is_hub_data, read_file
 from fastft.data.sources import Source, evaluation_source, training_sources
 from fastft.data.template import load_template
 from fastft.errors import DataError, FastftError, Problem, Where
@@ -65,7 +65,7 @@ def inspect(data: DataSection, recipe_dir: Path, locate: Callable[[str], Where])
 
 
 def _look_at(source: Source, data: DataSection, recipe_dir: Path) -> SourceFacts:
-    if is_hub_id(source.path, recipe_dir):
+    if is_hub_data(source.path, recipe_dir):
         return SourceFacts(source.key, source.path, (), 0, None)
     files = find_files(source.path, recipe_dir, source.key)
     found = None

@@ -10,10 +10,10 @@ from fastft.data.example import Example
 from fastft.data.render import Renderer
 from fastft.errors import DataError
 
-Choice = Literal["drop", "truncate", "split", "error"]
+OverlongChoice = Literal["drop", "truncate", "split", "error"]
 
 
-def fit(example: Example, encoded: Encoded, renderer: Renderer, limit: int, choice: Choice) -> list[Encoded]:
+def fit(example: Example, encoded: Encoded, renderer: Renderer, limit: int, choice: OverlongChoice) -> list[Encoded]:
     """The rows of at most `limit` tokens that `encoded`, which has more, is trained as; none when it is dropped."""
     if choice == "truncate":
         return _truncated(example, encoded, renderer, limit)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastft.data import cache
-from fastft.data.filling import LISTED_PROBLEMS, Filler, Progress, Target, format_of
+from fastft.data.filling import LISTED_PROBLEMS, Filler, OnRows, Target, format_of
 from fastft.data.held_out import held_out_rows, without_leaks
 from fastft.data.render import Renderer, make_renderer
 from fastft.data.rows import Overlong, RowSet, RowWriter
@@ -55,7 +55,7 @@ def prepare(
     seed: int,
     recipe_dir: Path,
     locate: Callable[[str], Where],
-    progress: Progress | None = None,
+    progress: OnRows | None = None,
     cache_dir: Path | None = None,
     refuse_broken: bool = True,
 ) -> Prepared:

@@ -36,7 +36,7 @@ def file_kind(path: str) -> str | None:
     return next((kind for kind in FILE_KINDS if name.endswith(kind)), None)
 
 
-def is_hub_id(source: str, recipe_dir: Path) -> bool:
+def is_hub_data(source: str, recipe_dir: Path) -> bool:
     """Whether `source` names a Hub dataset rather than files: it looks like an id, and no such path is here."""
     if file_kind(source) or any(character in source for character in "*?\\") or source.startswith((".", "/", "~")):
         return False
@@ -75,7 +75,7 @@ def read_rows(source: str, recipe_dir: Path, field: str = "data.train") -> Itera
         DataError: the source or one of its files cannot be read at all, or holds no rows.
         MachineError: the Hub cannot be reached, or `datasets` is not installed.
     """
-    if is_hub_id(source, recipe_dir):
+    if is_hub_data(source, recipe_dir):
         from fastft.data.hub import read_hub_rows
 
         yield from read_hub_rows(source, field)
@@ -111,7 +111,7 @@ def count_rows(source: str, recipe_dir: Path, field: str = "data.train") -> int 
     Raises:
         DataError: as `read_rows`.
     """
-    if is_hub_id(source, recipe_dir):
+    if is_hub_data(source, recipe_dir):
         return None
     total = 0
     for file in find_files(source, recipe_dir, field):
@@ -126,7 +126,7 @@ def count_rows(source: str, recipe_dir: Path, field: str = "data.train") -> int 
     return total
 
 
-def fingerprint(files: Iterable[Path]) -> str:
+def files_digest(files: Iterable[Path]) -> str:
     """SHA-256 of the contents, in hex: of the bytes for one file, of the digests in order for several."""
     digests = []
     for file in files:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastft.data.json_rows import Row
-from fastft.data.readers import count_rows, find_files, fingerprint, is_hub_id, read_rows
+from fastft.data.readers import count_rows, files_digest, find_files, is_hub_data, read_rows
 
 if TYPE_CHECKING:
     from fastft.recipe.model import DataSection
@@ -44,11 +44,11 @@ class Source:
             DataError: the source is not there.
             MachineError: the Hub cannot be reached, or `datasets` is not installed.
         """
-        if is_hub_id(self.path, recipe_dir):
+        if is_hub_data(self.path, recipe_dir):
             from fastft.data.hub import hub_sha256
 
             return hub_sha256(self.path, self.key)
-        return fingerprint(find_files(self.path, recipe_dir, self.key))
+        return files_digest(find_files(self.path, recipe_dir, self.key))
 
 
 def training_sources(data: DataSection) -> tuple[Source, ...]:

@@ -13,7 +13,7 @@ from gguf import GGUFReader
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from fastft.errors import MachineError, Problem, Where
-from fastft.run import seal
+from fastft.files.seal import seal
 
 
 def convert_gguf(gguf: Path, folder: Path) -> None:

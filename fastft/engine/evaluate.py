@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from fastft.data.render import Prompt
+from fastft.runs.result import Answers
 
 # Prompts that are generated for at once. Sorted by length first, so that little is padding.
 BATCH = 25
-
-
-@dataclass(frozen=True)
-class Answers:
-    """The generated answers, in the order of the prompts, and how many equal their reference exactly."""
-
-    texts: tuple[str, ...]
-    exact: int
-
-    @property
-    def exact_match(self) -> float:
-        return self.exact / len(self.texts) if self.texts else 0.0
 
 
 def answer(

@@ -14,13 +14,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from fastft.data.render import Prompt
 from fastft.engine.evaluate import answer
 from fastft.engine.model import free_memory
-from fastft.engine.parity import check_adapter, check_merged, device_map, make_reference
+from fastft.engine.reference import check_adapter, check_merged, device_map, make_reference
 from fastft.errors import ExportError, MachineError, Problem, Where
-from fastft.export.card import CardFacts
-from fastft.export.chat import render_chat
-from fastft.export.job import ADAPTER, MERGED, MERGED_4BIT, Artefact, Job, finish, write
-from fastft.export.merged import tokenizer_folder
-from fastft.export.parity import Conversation, Reference, Verdict, check_gguf
+from fastft.exports.card import CardFacts
+from fastft.exports.job import ADAPTER, MERGED, MERGED_4BIT, Artefact, Job, finish, write
+from fastft.exports.merged import tokenizer_folder
+from fastft.exports.parity import ChatMessages, Reference, Verdict, check_gguf
+from fastft.inference.conversation import render_chat
 
 # What a model is asked where there are no held-out rows; its own answers are then what an export must repeat.
 QUESTIONS = (
@@ -48,7 +48,7 @@ class Exported:
 def trained_reference(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
-    conversations: Sequence[Conversation],
+    conversations: Sequence[ChatMessages],
     end_ids: Sequence[int],
     say: Callable[[str], None],
 ) -> Reference | None:
@@ -122,7 +122,7 @@ def load_trained(base: Path, adapter: Path | None) -> tuple[Any, PreTrainedToken
     return model.eval(), tokenizer
 
 
-def own_answers(model: Any, tokenizer: PreTrainedTokenizerBase, end_ids: Sequence[int]) -> list[Conversation]:
+def own_answers(model: Any, tokenizer: PreTrainedTokenizerBase, end_ids: Sequence[int]) -> list[ChatMessages]:
     """QUESTIONS, each with the answer that the model gives greedily, up to OWN_ANSWER_TOKENS tokens."""
     asked = [[{"role": "user", "content": question}] for question in QUESTIONS]
     special = {"bos_token": str(tokenizer.bos_token or ""), "eos_token": str(tokenizer.eos_token or "")}
@@ -136,9 +136,9 @@ def own_answers(model: Any, tokenizer: PreTrainedTokenizerBase, end_ids: Sequenc
 
 
 def write_artefact(job: Job, kind: str) -> Artefact:
-    """As `fastft.export.job.write`, for the kind too that needs torch."""
+    """As `fastft.exports.job.write`, for the kind too that needs torch."""
     if kind == MERGED_4BIT:
-        from fastft.engine.quantize import write_merged_4bit  # bitsandbytes takes seconds to import
+        from fastft.engine.quantize import write_merged_4bit
 
         return write_merged_4bit(job, kind)
     return write(job, kind)

@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
 
 from fastft.errors import Problem, TrainingError, Where
-from fastft.plan.plan import Plan
+from fastft.files.seal import seal
+from fastft.planning.plan import Plan
 from fastft.recipe.rules import is_hub_id
-from fastft.run import RunDir, seal
+from fastft.runs.directory import RunDir
 
 
 def load_model(plan: Plan, chat_template: str | None) -> tuple[Any, PreTrainedTokenizerBase]:

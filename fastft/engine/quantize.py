@@ -10,8 +10,8 @@ from bitsandbytes.functional import quantize_4bit
 from safetensors.torch import save_file
 from transformers import BitsAndBytesConfig
 
-from fastft.export.job import Artefact, Job
-from fastft.export.merged import (
+from fastft.exports.job import Artefact, Job
+from fastft.exports.merged import (
     choose_dtype,
     copy_tokenizer,
     estimate_merged_4bit_bytes,
@@ -21,8 +21,8 @@ from fastft.export.merged import (
     write_generation_config,
     write_index,
 )
-from fastft.export.staging import staged_folder
-from fastft.export.trained import TrainedWeights
+from fastft.exports.trained import TrainedWeights
+from fastft.files.staging import staged_folder
 
 # What is held in memory before it is written as one file.
 SHARD_BYTES = 1 << 30
@@ -34,7 +34,7 @@ def write_merged_4bit(job: Job, kind: str) -> Artefact:
     """Write base + adapter to `job.place(kind)`, matrix by matrix; memory holds one shard of 1 GiB.
 
     Raises:
-        FastftError: as `fastft.export.merged.write_merged`.
+        FastftError: as `fastft.exports.merged.write_merged`.
     """
     start, place = time.monotonic(), job.place(kind)
     needed = estimate_merged_4bit_bytes(job.base, job.adapter)

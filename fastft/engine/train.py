@@ -18,12 +18,15 @@ from trl import SFTConfig
 from fastft.data.cache import as_arrow
 from fastft.data.render import Prompt
 from fastft.data.rows import Rows
-from fastft.engine.evaluate import Answers, answer
-from fastft.engine.trainer import RunTrainer, Watcher, peak_memory
+from fastft.engine.evaluate import answer
+from fastft.engine.trainer import RunTrainer
+from fastft.engine.watcher import Watcher, peak_memory
 from fastft.errors import OutOfMemoryError, Problem, Where
-from fastft.plan.plan import Plan
-from fastft.report.metrics import StepMetrics
-from fastft.run import RunDir, read_json, write_json
+from fastft.files.atomic import read_json, write_json
+from fastft.planning.plan import Plan
+from fastft.runs.directory import RunDir
+from fastft.runs.metrics import StepMetrics
+from fastft.runs.result import Answers, Trained
 
 # How memory that runs out is told: by torch, CUDA's own calls and Triton; by cuBLAS; by torch on a processor.
 OUT_OF_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")
@@ -49,21 +52,6 @@ class Hooks:
     step: Callable[[StepMetrics], None]
     evaluated: Callable[[dict[str, Any]], None]
     stop_asked: Callable[[], bool]
-
-
-@dataclass(frozen=True)
-class Trained:
-    """The figures of a training run. Losses are means over trained tokens; None where nothing was held out."""
-
-    finished: bool
-    steps: int
-    train_loss: float | None
-    eval_loss_before: float | None
-    eval_loss_after: float | None
-    answers_before: Answers | None
-    answers_after: Answers | None
-    peak_memory_bytes: int
-    best_checkpoint: str | None
 
 
 def train(

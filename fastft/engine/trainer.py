@@ -4,59 +4,26 @@ from __future__ import annotations
 
 import math
 import shutil
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from safetensors import SafetensorError
 from torch.utils.data import Sampler
 from transformers import (
     EarlyStoppingCallback,
     Trainer,
-    TrainerCallback,
-    TrainerControl,
     TrainerState,
-    TrainingArguments,
 )
-from transformers.trainer_pt_utils import get_length_grouped_indices
 from trl import SFTTrainer
 
 from fastft.data.encode import NO_LOSS
+from fastft.engine.sampler import EpochSampler
 from fastft.engine_choice import selected
 from fastft.errors import Problem, TrainingError, Where
-from fastft.report.metrics import StepMetrics
-from fastft.run import RunDir, checkpoints, seal
-
-
-class EpochSampler(Sampler[int]):
-    """The order of the rows in each epoch, from the seed and the epoch alone, so that a resumed run goes on in it.
-
-    transformers' own LengthGroupedSampler draws from the global generator, which a resume restores too late: later
-    epochs then come in another order (measured with transformers 5.17). With `lengths`, rows are grouped by length in
-    mega-batches of 50 x `batch` rows, as transformers does it; without, they are shuffled.
-    """
-
-    def __init__(self, rows: int, seed: int, lengths: list[int] | None, batch: int) -> None:
-        self._rows, self._seed, self._lengths, self._batch = rows, seed, lengths, batch
-        self._epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by accelerate's data loader before each epoch."""
-        self._epoch = epoch
-
-    def __len__(self) -> int:
-        return self._rows
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator()
-        generator.manual_seed(self._seed + self._epoch)
-        if self._lengths is None:
-            yield from torch.randperm(self._rows, generator=generator).tolist()
-        else:
-            yield from get_length_grouped_indices(self._lengths, self._batch, generator=generator)
+from fastft.files.seal import seal
+from fastft.runs.checkpoints import checkpoints
+from fastft.runs.directory import RunDir
 
 
 class RunTrainer(SFTTrainer):
@@ -219,104 +186,6 @@ def _cannot_save(folder: Path, error: Exception) -> TrainingError:
     return TrainingError(Problem(Where(str(folder)), "train.save_strategy", wrong, instead))
 
 
-class Watcher(TrainerCallback):
-    """Reports each logged step, stops at a loss that is no number, and saves and stops when `stop_asked` says so."""
-
-    def __init__(
-        self,
-        report: Callable[[StepMetrics], None],
-        evaluated: Callable[[dict[str, Any]], None],
-        asked: Callable[[], bool],
-    ) -> None:
-        self._report, self._evaluated, self._asked = report, evaluated, asked
-        self._seconds = 0.0
-        self._began = time.perf_counter()
-        self._training = False
-        self.trainer: RunTrainer | None = None
-        self.stopped = False
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Put back what transformers forgets on a resume: where the best checkpoint is, and the patience used up."""
-        self._training = True
-        if self.trainer is None:
-            return
-        self.trainer.find_best()
-        for callback in self.trainer.callback_handler.callbacks:
-            if isinstance(callback, EarlyStoppingCallback):
-                callback.early_stopping_patience_counter = _evaluations_without_gain(state)
-
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._training = False
-
-    def on_prediction_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        if self._asked() and not self._training and self.trainer is not None and self.trainer.can_end_here():
-            raise KeyboardInterrupt
-
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._began = time.perf_counter()
-
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        step = state.global_step + 1
-        if self.trainer is not None and (step == 1 or step % args.logging_steps == 0 or step == state.max_steps):
-            self.trainer.refuse_if_not_a_number()
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._seconds += time.perf_counter() - self._began
-        if state.global_step >= state.max_steps:
-            control.should_log = True  # or the steps since the last line would be in no figure
-        elif self._asked():
-            self.stopped = control.should_log = control.should_save = control.should_training_stop = True
-
-    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self.stopped:  # within an epoch, saved already: what belongs to its end is for the resumed run
-            control.should_log = control.should_evaluate = control.should_save = False
-
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any
-    ) -> None:
-        if "loss" not in logs or self.trainer is None:
-            if "eval_loss" in logs:
-                self._evaluated({"step": state.global_step, **logs})
-            return
-        norm = logs.get("grad_norm")
-        tokens, examples = self.trainer.take_counts()
-        self._report(
-            StepMetrics(
-                step=state.global_step,
-                total_steps=state.max_steps,
-                epoch=float(logs.get("epoch", state.epoch or 0.0)),
-                loss=float(logs["loss"]),
-                learning_rate=float(logs["learning_rate"]),
-                grad_norm=None if norm is None else float(norm),
-                tokens=tokens,
-                examples=examples,
-                seconds=self._seconds,
-                memory_bytes=peak_memory(),
-            )
-        )
-        self._seconds = 0.0
-
-
 def _not_a_number(wrong: str, step: int) -> TrainingError:
     instead = "lower train.learning_rate or raise the warm-up; earlier checkpoints are whole"
     return TrainingError(Problem(Where(f"training, step {step}"), "train.learning_rate", wrong, instead))
-
-
-def peak_memory() -> int:
-    """Peak bytes: allocated on the GPU, or resident in this process on a CPU."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    info = psutil.Process().memory_info()
-    return int(getattr(info, "peak_wset", 0) or _peak_resident() or info.rss)
-
-
-def _peak_resident() -> int:
-    import resource
-    import sys
-
-    # Kilobytes on Linux, bytes on macOS.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

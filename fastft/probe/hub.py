@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
+from fastft.console import Say
 from fastft.errors import MachineError, Problem, Where
-from fastft.probe.base_model import HUB_FILES
+from fastft.probe.base_model import HUB_FILES, BaseModel
 
 TIMEOUT_SECONDS = 8.0
 
 
-def download(model_id: str, revision: str | None, where: Where) -> Path:
+def _download(model_id: str, revision: str | None, where: Where) -> Path:
     """The local snapshot folder of a Hub model, downloaded where needed: safetensors, never pickles.
 
     Raises:
@@ -30,7 +32,7 @@ def download(model_id: str, revision: str | None, where: Where) -> Path:
     def refuse(wrong: str, instead: str) -> MachineError:
         return MachineError(Problem(where, "model.id", wrong, instead, json.dumps(model_id)))
 
-    elsewhere = "name a local folder, or download it on a machine with network and bring the folder along"
+    elsewhere = "name a local folder, or _download it on a machine with network and bring the folder along"
     if constants.HF_HUB_OFFLINE:
         raise refuse("is not on this machine, and HF_HUB_OFFLINE forbids asking the Hub", elsewhere)
     try:
@@ -52,3 +54,15 @@ def download(model_id: str, revision: str | None, where: Where) -> Path:
     if not any(name.endswith(".safetensors") for name in files):
         raise refuse("has no safetensors weights; pickles can run code and are not loaded", "take a safetensors model")
     return Path(snapshot_download(model_id, revision=info.sha, allow_patterns=list(HUB_FILES)))
+
+
+def fetch(model: BaseModel, revision: str | None, where: Where, say: Say) -> BaseModel:
+    """The base model with its files on this machine, downloaded when it is a Hub model that is not.
+
+    Raises:
+        MachineError: offline, unknown, gated or unreachable.
+    """
+    if model.source != "hub" or model.is_here:
+        return model
+    say(f"downloading {model.id}")
+    return dataclasses.replace(model, folder=_download(model.id, revision, where))

@@ -28,6 +28,9 @@ TESTED: Mapping[str, str] = {
 # Without these nothing can be trained; Unsloth may be missing when model.engine = "transformers".
 NEEDED = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 INSTALL = 'pip install "fastft[train]"'
+# What the modules of these commands import.
+NEEDED_TO_EXPORT = ("numpy", "gguf", "xllamacpp", "torch", "transformers", "peft")
+NEEDED_TO_CHAT = ("numpy", "xllamacpp")
 
 # Versions below these have published holes that loading a stranger's model would open: CVE-2026-93348 (unsloth),
 # CVE-2026-9856 and CVE-2026-4372 (transformers), CVE-2026-24747 (torch).

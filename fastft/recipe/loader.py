@@ -16,7 +16,7 @@ from fastft.errors import Problem, RecipeError, Where, nearest
 from fastft.recipe.locate import line_of, line_of_nearest, line_of_statement
 from fastft.recipe.model import Recipe
 from fastft.recipe.reference import fields
-from fastft.recipe.rules import findings
+from fastft.recipe.rules import violations
 from fastft.recipe.wording import describe, find_fault, shown
 
 # A recipe is a page of text. The limit keeps hostile files from costing seconds in the TOML parser.
@@ -171,7 +171,7 @@ def _validate(path: Path, text: str, tree: dict[str, Any], overrides: Mapping[st
                 break
     if recipe is not None:
         given = frozenset(f"{section}.{key}" for section, keys in sound.items() for key in keys)
-        for finding in findings(recipe, given):
+        for finding in violations(recipe, given):
             if not {finding.field, *finding.reads} & wrong:
                 where = _where(path, text, overrides, finding.field)
                 problems.append(Problem(where, finding.field, finding.wrong, finding.instead, finding.got))

@@ -19,7 +19,7 @@ LABELS = ("Unit", "On", "Off", "Too small", "Too large", "Upstream")
 
 
 @dataclass(frozen=True)
-class Reference:
+class KeyReference:
     """The documentation of one key: `text` is what it does, `notes` its labelled lines in the order of LABELS."""
 
     field: str
@@ -57,7 +57,7 @@ def source_fields() -> dict[str, Any]:
 
 
 @cache
-def reference(field: str) -> Reference:
+def reference(field: str) -> KeyReference:
     """The documentation of `section.key` or `data.sources.key`.
 
     Raises:
@@ -67,7 +67,7 @@ def reference(field: str) -> Reference:
     lines = re.split(rf"\n(?=(?:{'|'.join(LABELS)}): )", info.description or "")
     notes = dict(line.replace("\n", " ").split(": ", 1) for line in lines[1:])
     default = "required" if info.default is PydanticUndefined else toml(info.default)
-    return Reference(field, " ".join(lines[0].split()), default, allowed(field), notes)
+    return KeyReference(field, " ".join(lines[0].split()), default, allowed(field), notes)
 
 
 def toml(value: Any) -> str:

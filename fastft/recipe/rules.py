@@ -1,7 +1,7 @@
 """What the keys of a recipe must not be together: contradictions, and keys that would have no effect.
 
-A rule sees a recipe whose single values are sound, and `given`, the keys that the user wrote. It yields findings; it
-never changes anything. What needs the data or the machine is checked elsewhere (fastft.check).
+A rule sees a recipe whose single values are sound, and `given`, the keys that the user wrote. It yields violations; it
+never changes anything. What needs the data or the machine is checked elsewhere (fastft.planning.check).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ GGUF_TYPES = (
 
 
 @dataclass(frozen=True)
-class Finding:
+class Violation:
     """A rule that a recipe breaks: at `field`; `reads` are the other keys that the rule looked at."""
 
     field: str
@@ -63,7 +63,7 @@ class Finding:
     reads: tuple[str, ...] = ()
 
 
-def findings(recipe: Recipe, given: Given) -> Iterator[Finding]:
+def violations(recipe: Recipe, given: Given) -> Iterator[Violation]:
     """Every rule that `recipe` breaks, in the order of the rules."""
     for rule in _RULES:
         yield from rule(recipe, given)
@@ -72,7 +72,7 @@ def findings(recipe: Recipe, given: Given) -> Iterator[Finding]:
             if field in given and not need.met(recipe):
                 section, key = field.split(".", 1)
                 got = json.dumps(getattr(getattr(recipe, section), key))
-                yield Finding(field, f"has no effect: {need.because}", need.instead, got, need.reads)
+                yield Violation(field, f"has no effect: {need.because}", need.instead, got, need.reads)
 
 
 @dataclass(frozen=True)
@@ -195,14 +195,14 @@ def is_hub_id(text: str) -> bool:
     return shaped and "--" not in text and ".." not in text and not text.endswith(".git")
 
 
-def _model(recipe: Recipe, _: Given) -> Iterator[Finding]:
+def _model(recipe: Recipe, _: Given) -> Iterator[Violation]:
     model = recipe.model
     if model.id.startswith("package:") and not re.fullmatch(r"package:[\w.-]+/[\w./-]+\.gguf", model.id):
-        yield Finding("model.id", "is not package:NAME/FILE.gguf", _ID_FORMS, json.dumps(model.id))
+        yield Violation("model.id", "is not package:NAME/FILE.gguf", _ID_FORMS, json.dumps(model.id))
     elif ".." in model.id.removeprefix("package:").split("/") and model.id.startswith("package:"):
-        yield Finding("model.id", "leaves the package's folder", _ID_FORMS, json.dumps(model.id))
+        yield Violation("model.id", "leaves the package's folder", _ID_FORMS, json.dumps(model.id))
     if model.trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", model.revision or ""):
-        yield Finding(
+        yield Violation(
             "model.trust_remote_code",
             "would run code that can change at any time",
             'pin it: set model.revision = "the 40-digit commit that you have read"',
@@ -210,7 +210,7 @@ def _model(recipe: Recipe, _: Given) -> Iterator[Finding]:
             ("model.revision",),
         )
     if model.full_finetuning and model.load_in_4bit:
-        yield Finding(
+        yield Violation(
             "model.load_in_4bit",
             "4-bit weights cannot be trained themselves, which model.full_finetuning = true asks for",
             "set one of the two to false",
@@ -222,29 +222,31 @@ def _model(recipe: Recipe, _: Given) -> Iterator[Finding]:
 _ID_FORMS = "write a Hub id, a local folder, or package:NAME/FILE.gguf for a file inside an installed package"
 
 
-def _data(recipe: Recipe, _: Given) -> Iterator[Finding]:
+def _data(recipe: Recipe, _: Given) -> Iterator[Violation]:
     train, sources = recipe.data.train, recipe.data.sources
     if train is None and not sources:
-        yield Finding("data.train", "is missing", 'add train = "rows.jsonl" under [data]', None, ("data.sources",))
+        yield Violation("data.train", "is missing", 'add train = "rows.jsonl" under [data]', None, ("data.sources",))
     if train is not None and sources:
         instead = "keep one of them: more sources are more [[data.sources]] tables"
-        yield Finding("data.train", "is given together with [[data.sources]]", instead, json.dumps(train))
+        yield Violation("data.train", "is given together with [[data.sources]]", instead, json.dumps(train))
 
 
-def _precision(recipe: Recipe, given: Given) -> Iterator[Finding]:
+def _precision(recipe: Recipe, given: Given) -> Iterator[Violation]:
     train, dtype = recipe.train, recipe.model.dtype
     if train.fp16 is True and train.bf16 is True:
-        yield Finding("train.fp16", "bf16 and fp16 cannot both be true", "keep one of them", "true", ("train.bf16",))
+        yield Violation("train.fp16", "bf16 and fp16 cannot both be true", "keep one of them", "true", ("train.bf16",))
     if train.fp16 is True and dtype == "bfloat16":
-        yield Finding("train.fp16", "contradicts model.dtype = bfloat16", "keep one of them", "true", ("model.dtype",))
+        yield Violation(
+            "train.fp16", "contradicts model.dtype = bfloat16", "keep one of them", "true", ("model.dtype",)
+        )
     if train.bf16 is True and dtype == "float16":
-        yield Finding("train.bf16", "contradicts model.dtype = float16", "keep one of them", "true", ("model.dtype",))
+        yield Violation("train.bf16", "contradicts model.dtype = float16", "keep one of them", "true", ("model.dtype",))
     if (
         recipe.model.engine == "transformers"
         and train.gradient_checkpointing == "unsloth"
         and "train.gradient_checkpointing" in given
     ):
-        yield Finding(
+        yield Violation(
             "train.gradient_checkpointing",
             'plain transformers has no "unsloth" checkpointing',
             "write true or false",
@@ -253,13 +255,13 @@ def _precision(recipe: Recipe, given: Given) -> Iterator[Finding]:
         )
 
 
-def _batch(recipe: Recipe, _: Given) -> Iterator[Finding]:
+def _batch(recipe: Recipe, _: Given) -> Iterator[Violation]:
     train = recipe.train
     size, batch = train.effective_batch_size, train.per_device_train_batch_size
     if size is None:
         return
     if train.gradient_accumulation_steps is not None:
-        yield Finding(
+        yield Violation(
             "train.effective_batch_size",
             f"is given together with gradient_accumulation_steps = {train.gradient_accumulation_steps}",
             "keep one of them: fastft derives the other",
@@ -269,7 +271,7 @@ def _batch(recipe: Recipe, _: Given) -> Iterator[Finding]:
     elif size % batch and not train.packing:
         below, above = size - size % batch, size + batch - size % batch
         near = f"{below} or {above}" if below else str(above)
-        yield Finding(
+        yield Violation(
             "train.effective_batch_size",
             f"is no multiple of per_device_train_batch_size = {batch}",
             f"write {near}, or change the batch",
@@ -278,10 +280,10 @@ def _batch(recipe: Recipe, _: Given) -> Iterator[Finding]:
         )
 
 
-def _schedule(recipe: Recipe, _: Given) -> Iterator[Finding]:
+def _schedule(recipe: Recipe, _: Given) -> Iterator[Violation]:
     train = recipe.train
     if train.warmup_ratio is not None and train.warmup_steps is not None:
-        yield Finding(
+        yield Violation(
             "train.warmup_steps",
             f"is given together with warmup_ratio = {train.warmup_ratio:g}",
             "keep one of them",
@@ -290,7 +292,7 @@ def _schedule(recipe: Recipe, _: Given) -> Iterator[Finding]:
         )
     warmup = [key for key in ("warmup_ratio", "warmup_steps") if getattr(train, key)]
     if warmup and train.lr_scheduler_type == "constant":
-        yield Finding(
+        yield Violation(
             f"train.{warmup[0]}",
             'has no effect: lr_scheduler_type = "constant" starts at the full learning rate',
             'write lr_scheduler_type = "constant_with_warmup", or take the line away',
@@ -298,7 +300,7 @@ def _schedule(recipe: Recipe, _: Given) -> Iterator[Finding]:
             ("train.lr_scheduler_type",),
         )
     if train.max_steps is not None and train.warmup_steps is not None and train.warmup_steps >= train.max_steps:
-        yield Finding(
+        yield Violation(
             "train.warmup_steps",
             f"the warm-up is as long as the run of max_steps = {train.max_steps}",
             "write fewer; 3 to 10 % of the steps are usual",
@@ -307,10 +309,10 @@ def _schedule(recipe: Recipe, _: Given) -> Iterator[Finding]:
         )
 
 
-def _evaluation(recipe: Recipe, _: Given) -> Iterator[Finding]:
+def _evaluation(recipe: Recipe, _: Given) -> Iterator[Violation]:
     data, train = recipe.data, recipe.train
     if data.eval is not None and data.eval_fraction is not None:
-        yield Finding(
+        yield Violation(
             "data.eval_fraction",
             f"is given together with eval = {json.dumps(data.eval)}",
             "keep one of them",
@@ -318,7 +320,7 @@ def _evaluation(recipe: Recipe, _: Given) -> Iterator[Finding]:
             ("data.eval",),
         )
     if data.eval is not None and data.eval in (data.train, *(source.path for source in data.sources)):
-        yield Finding(
+        yield Violation(
             "data.eval",
             "is the training data: the evaluation would measure memory, not learning",
             "name other rows, or set data.eval_fraction",
@@ -329,7 +331,7 @@ def _evaluation(recipe: Recipe, _: Given) -> Iterator[Finding]:
         wants = [("train.eval_strategy", train.eval_strategy != "no"), ("eval.exact_match", recipe.eval.exact_match)]
         for field in (name for name, wanted in wants if wanted):
             section, key = field.split(".")
-            yield Finding(
+            yield Violation(
                 field,
                 "needs held-out rows",
                 "set data.eval or data.eval_fraction, or take the line away",
@@ -337,7 +339,7 @@ def _evaluation(recipe: Recipe, _: Given) -> Iterator[Finding]:
                 ("data.eval", "data.eval_fraction"),
             )
     if recipe.eval.exact_match and data.format == "text":
-        yield Finding(
+        yield Violation(
             "eval.exact_match",
             'plain text (data.format = "text") has no answers to compare',
             "take the line away, or use a format with messages",
@@ -345,7 +347,7 @@ def _evaluation(recipe: Recipe, _: Given) -> Iterator[Finding]:
             ("data.format",),
         )
     if recipe.eval.exact_match and recipe.eval.max_new_tokens >= recipe.model.max_seq_length:
-        yield Finding(
+        yield Violation(
             "eval.max_new_tokens",
             f"leaves no room for a prompt in max_seq_length = {recipe.model.max_seq_length}",
             "write fewer tokens than max_seq_length",
@@ -354,21 +356,21 @@ def _evaluation(recipe: Recipe, _: Given) -> Iterator[Finding]:
         )
 
 
-def _checkpoints(recipe: Recipe, _: Given) -> Iterator[Finding]:
+def _checkpoints(recipe: Recipe, _: Given) -> Iterator[Violation]:
     train = recipe.train
     if train.eval_strategy == "steps" and train.eval_steps is None:
-        yield Finding(
+        yield Violation(
             "train.eval_strategy", '"steps" needs eval_steps', "add eval_steps = N", '"steps"', ("train.eval_steps",)
         )
     if train.save_strategy == "steps" and train.save_steps is None:
-        yield Finding(
+        yield Violation(
             "train.save_strategy", '"steps" needs save_steps', "add save_steps = N", '"steps"', ("train.save_steps",)
         )
     if not train.load_best_model_at_end:
         return
     reads = ("train.eval_strategy", "train.save_strategy", "train.eval_steps", "train.save_steps")
     if train.eval_strategy == "no" or train.eval_strategy != train.save_strategy:
-        yield Finding(
+        yield Violation(
             "train.load_best_model_at_end",
             f'needs an evaluation at each checkpoint, but eval_strategy = "{train.eval_strategy}" and '
             f'save_strategy = "{train.save_strategy}"',
@@ -377,7 +379,7 @@ def _checkpoints(recipe: Recipe, _: Given) -> Iterator[Finding]:
             reads,
         )
     elif train.save_steps and train.eval_steps and train.save_steps % train.eval_steps:
-        yield Finding(
+        yield Violation(
             "train.load_best_model_at_end",
             f"needs an evaluation at each checkpoint, but save_steps = {train.save_steps} is no multiple of "
             f"eval_steps = {train.eval_steps}",
@@ -387,7 +389,7 @@ def _checkpoints(recipe: Recipe, _: Given) -> Iterator[Finding]:
         )
 
 
-def _names(recipe: Recipe, _: Given) -> Iterator[Finding]:
+def _names(recipe: Recipe, _: Given) -> Iterator[Violation]:
     checks: tuple[tuple[str, tuple[str, ...], tuple[str, ...], str], ...] = (
         ("train.report_to", recipe.train.report_to, REPORTERS, "an empty list reports to nobody"),
         ("export.quantization", recipe.export.quantization, GGUF_TYPES, "q8_0 and q4_k_m are usual"),
@@ -397,7 +399,7 @@ def _names(recipe: Recipe, _: Given) -> Iterator[Finding]:
             if value not in known:
                 yield _unknown_name(field, value, known, hint)
     if not recipe.lora.target_modules:
-        yield Finding("lora.target_modules", "names no layer", "take the line away for all seven projections", "[]")
+        yield Violation("lora.target_modules", "names no layer", "take the line away for all seven projections", "[]")
     twice: dict[str, tuple[Any, ...]] = {
         "lora.target_modules": recipe.lora.target_modules,
         "export.formats": recipe.export.formats,
@@ -406,18 +408,18 @@ def _names(recipe: Recipe, _: Given) -> Iterator[Finding]:
     for field, entries in twice.items():
         repeated = next((entry for entry in entries if entries.count(entry) > 1), None)
         if repeated is not None:
-            yield Finding(field, "names one thing twice", "name it once", json.dumps(repeated))
+            yield Violation(field, "names one thing twice", "name it once", json.dumps(repeated))
 
 
-def _unknown_name(field: str, value: str, known: tuple[str, ...], hint: str) -> Finding:
+def _unknown_name(field: str, value: str, known: tuple[str, ...], hint: str) -> Violation:
     close = nearest(value, known)
     instead = f'did you mean "{close}"?' if close else f"known are {', '.join(known)}; {hint}"
-    return Finding(field, "is not a name that is known here", instead, json.dumps(value))
+    return Violation(field, "is not a name that is known here", instead, json.dumps(value))
 
 
-def _export(recipe: Recipe, _: Given) -> Iterator[Finding]:
+def _export(recipe: Recipe, _: Given) -> Iterator[Violation]:
     if recipe.model.full_finetuning and "adapter" in recipe.export.formats:
-        yield Finding(
+        yield Violation(
             "export.formats",
             "full fine-tuning has no adapter to export",
             'write formats = ["merged_16bit"]',
@@ -426,7 +428,7 @@ def _export(recipe: Recipe, _: Given) -> Iterator[Finding]:
         )
 
 
-_RULES: tuple[Callable[[Recipe, Given], Iterator[Finding]], ...] = (
+_RULES: tuple[Callable[[Recipe, Given], Iterator[Violation]], ...] = (
     _model,
     _data,
     _precision,

@@ -8,11 +8,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-Answers = Sequence[tuple[str, Iterator[str]]]
-Answering = Callable[[Answers], None]
+AnswerStreams = Sequence[tuple[str, Iterator[str]]]
+Answering = Callable[[AnswerStreams], None]
 
 
-def write_answers(write: Callable[[str], object], answers: Answers, *, visible: bool) -> None:
+def write_answers(write: Callable[[str], object], answers: AnswerStreams, *, visible: bool) -> None:
     """Write one answer after the other, each under its name when there are several.
 
     `visible`: escape what a terminal would obey; a model may say anything.
@@ -25,7 +25,7 @@ def write_answers(write: Callable[[str], object], answers: Answers, *, visible: 
         write("\n")
 
 
-def show_beside(console: Console, answers: Answers) -> None:
+def show_beside(console: Console, answers: AnswerStreams) -> None:
     """Show the answers in columns, once all are there."""
     table = Table(box=None, pad_edge=False, padding=(0, 2), expand=True)
     said = []

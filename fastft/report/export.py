@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from fastft.report.live import size
+from fastft.report.units import size
 
 
 def print_exports(record: Path) -> None:

@@ -9,9 +9,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from fastft.plan.memory import Memory
-from fastft.plan.plan import Plan
-from fastft.report.live import duration, size
+from fastft.planning.memory import Memory
+from fastft.planning.plan import Plan
+from fastft.report.units import duration, size
 
 BAR = 16
 # What the parts of the memory are called on the screen; small ones are told together.

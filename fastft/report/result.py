@@ -8,7 +8,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from fastft.report.live import duration, size
+from fastft.report.units import duration, size
 
 # Characters of an answer that the table shows; result.json has all.
 SHOWN = 300

@@ -8,8 +8,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from fastft.plan.plan import Plan
-from fastft.report.live import duration, size
+from fastft.planning.plan import Plan
+from fastft.report.units import duration, size
 
 
 def what_if_page(field: str, plans: Sequence[tuple[str, Plan]]) -> Group:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fastft.data.json_rows import CHUNK_BYTES, read_json
-from fastft.data.readers import count_rows, fingerprint, is_hub_id, read_rows
+from fastft.data.readers import count_rows, files_digest, is_hub_data, read_rows
 from fastft.errors import DataError, Problem
 
 Write = Callable[[str, "str | bytes"], Path]
@@ -207,8 +207,8 @@ def test_a_kind_of_file_that_is_not_read_is_refused(write: Write) -> None:
 
 def test_the_fingerprint_follows_the_content_and_not_the_name(write: Write) -> None:
     one, same, other = write("a", "1"), write("b", "1"), write("c", "2")
-    assert fingerprint([one]) == fingerprint([same]) != fingerprint([other])
-    assert fingerprint([one, other]) != fingerprint([other, one])
+    assert files_digest([one]) == files_digest([same]) != files_digest([other])
+    assert files_digest([one, other]) != files_digest([other, one])
 
 
 def test_hub_ids_are_told_from_paths(write: Write) -> None:
@@ -216,9 +216,9 @@ def test_hub_ids_are_told_from_paths(write: Write) -> None:
     (folder / "data").mkdir()
     (folder / "data" / "set").mkdir()
     ids = ["org/name", "org/name:test", "org/name/config:test"]
-    assert [is_hub_id(source, folder) for source in ids] == [True] * 3
+    assert [is_hub_data(source, folder) for source in ids] == [True] * 3
     paths = ["train.jsonl", "data/train.jsonl", "./org/name", "/org/name", "data/set", "org/*", "name"]
-    assert [is_hub_id(source, folder) for source in paths] == [False] * 7
+    assert [is_hub_data(source, folder) for source in paths] == [False] * 7
 
 
 def test_every_row_of_a_big_object_file_is_streamed(write: Write) -> None:

@@ -13,8 +13,8 @@ from trl import pack_dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from fastft.data.order import grouped, shuffled
-from fastft.engine.trainer import EpochSampler
-from fastft.plan.batching import Mode, Padding, measure, packed_rows
+from fastft.engine.sampler import EpochSampler
+from fastft.planning.batching import Mode, Padding, measure, packed_rows
 
 CAPACITY = 256
 ROWS = 1300

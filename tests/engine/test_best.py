@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastft.run import RunDir, checkpoints
+from fastft.runs.checkpoints import checkpoints
+from fastft.runs.directory import RunDir
 from tests.engine.tiny import Ran, events, make_rows, run, stop, write_recipe, write_rows
 
 # Few rows, learnt by heart: the loss on other rows falls at first and then rises.

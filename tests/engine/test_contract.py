@@ -22,9 +22,9 @@ import unsloth
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, SchedulerType, Trainer
 from transformers.training_args import OptimizerNames
 
-from fastft.facts import Facts
-from fastft.plan.calls import Call
-from fastft.plan.plan import make_plan
+from fastft.planning.calls import Call
+from fastft.planning.facts import Facts
+from fastft.planning.plan import make_plan
 from fastft.probe.base_model import BaseModel
 from fastft.probe.device import GIB, Device
 from fastft.probe.software import installed

@@ -14,17 +14,17 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from fastft.chatting import Request as ChatRequest
-from fastft.chatting import open_chat
 from fastft.cli import main
+from fastft.commands.chat import ExportRequest as ChatRequest
+from fastft.commands.chat import open_chat
+from fastft.commands.export import ExportRequest, export
 from fastft.errors import ExportError, FastftError, MachineError, UsageError
-from fastft.export.chat import Sampling
-from fastft.export.gguf import kernels
-from fastft.export.job import Artefact
-from fastft.export.push import push
-from fastft.exporting import Request, export
+from fastft.exports.gguf import kernels
+from fastft.exports.job import Artefact
+from fastft.exports.push import push
+from fastft.inference.conversation import Sampling
 from tests.engine.tiny import make_rows, run, write_recipe, write_rows
-from tests.export.tiny import read_json, write_adapter, write_base
+from tests.exports.tiny import read_json, write_adapter, write_base
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def adapter(tmp_path: Path) -> Path:
 
 def test_a_run_is_exported_and_compared_on_its_held_out_rows(trained: Path, tmp_path: Path) -> None:
     told: list[str] = []
-    done = export(trained, Request(("adapter", "merged_16bit", "gguf"), ("f16",), tmp_path / "out"), told.append)
+    done = export(trained, ExportRequest(("adapter", "merged_16bit", "gguf"), ("f16",), tmp_path / "out"), told.append)
 
     entries = {entry["kind"]: entry for entry in read_json(done.record)["artefacts"]}
     assert list(entries) == ["adapter", "merged_16bit", "f16"]
@@ -62,16 +62,16 @@ def test_a_run_is_exported_and_compared_on_its_held_out_rows(trained: Path, tmp_
 
 def test_a_second_export_keeps_the_figures_of_the_first(trained: Path, tmp_path: Path) -> None:
     for kind in ("f16", "q8_0"):
-        done = export(trained, Request(("gguf",), (kind,), tmp_path), lambda _: None)
+        done = export(trained, ExportRequest(("gguf",), (kind,), tmp_path), lambda _: None)
 
     assert [entry["kind"] for entry in read_json(done.record)["artefacts"]] == ["f16", "q8_0"]
     with pytest.raises(FastftError, match="exists already"):
-        export(trained, Request(("gguf",), ("f16",), tmp_path), lambda _: None)
+        export(trained, ExportRequest(("gguf",), ("f16",), tmp_path), lambda _: None)
 
 
 def test_any_peft_adapter_is_exported_and_compared_on_its_own_answers(adapter: Path) -> None:
     told: list[str] = []
-    done = export(adapter, Request(("merged_16bit", "gguf"), ("q8_0",)), told.append)
+    done = export(adapter, ExportRequest(("merged_16bit", "gguf"), ("q8_0",)), told.append)
 
     assert done.record == adapter / "exports/export.json"
     assert all(verdict.passed and verdict.prompts == 8 for verdict in done.verdicts)
@@ -81,11 +81,11 @@ def test_any_peft_adapter_is_exported_and_compared_on_its_own_answers(adapter: P
 def test_a_whole_model_is_exported_without_an_adapter(tmp_path: Path) -> None:
     write_base(tmp_path / "model")
 
-    done = export(tmp_path / "model", Request(("gguf",), ("f16",), tmp_path / "out"), lambda _: None)
+    done = export(tmp_path / "model", ExportRequest(("gguf",), ("f16",), tmp_path / "out"), lambda _: None)
 
     assert done.verdicts[0].passed
     with pytest.raises(UsageError, match="nothing to merge"):
-        export(tmp_path / "model", Request(("merged_16bit",)), lambda _: None)
+        export(tmp_path / "model", ExportRequest(("merged_16bit",)), lambda _: None)
 
 
 def test_the_bytes_that_fail_are_kept_marked_and_end_with_code_5(
@@ -120,7 +120,7 @@ def test_another_base_of_the_same_shape_is_refused(trained: Path, tmp_path: Path
     save_file(arrays, other / "model.safetensors", metadata={"format": "pt"})
 
     with pytest.raises(UsageError, match="is not the model that the run trained on"):
-        export(trained, Request(("gguf",), base=str(other), out=tmp_path / "out"), lambda _: None)
+        export(trained, ExportRequest(("gguf",), base=str(other), out=tmp_path / "out"), lambda _: None)
 
 
 @pytest.mark.parametrize(
@@ -153,11 +153,11 @@ def test_an_unknown_architecture_goes_on_with_a_llama_cpp_checkout(adapter: Path
     """The checkout's converter is stood in for by a program that writes the file with fastft's own writer."""
     (tmp_path / "llama.cpp").mkdir()
     (tmp_path / "llama.cpp/convert_hf_to_gguf.py").write_text(
-        "import sys; from pathlib import Path; from fastft.export.gguf.writer import write_gguf\n"
+        "import sys; from pathlib import Path; from fastft.exports.gguf.writer import write_gguf\n"
         "value = lambda name: sys.argv[sys.argv.index(name) + 1]\n"
         "write_gguf(Path(sys.argv[1]), None, Path(value('--outfile')), value('--outtype'))\n"
     )
-    request = Request(("gguf",), ("f16",), tmp_path / "out", llama_cpp=tmp_path / "llama.cpp")
+    request = ExportRequest(("gguf",), ("f16",), tmp_path / "out", llama_cpp=tmp_path / "llama.cpp")
 
     done = export(adapter, request, lambda _: None)
 
@@ -166,7 +166,7 @@ def test_an_unknown_architecture_goes_on_with_a_llama_cpp_checkout(adapter: Path
 
 
 def test_the_run_the_adapter_and_the_gguf_say_the_same(trained: Path, tmp_path: Path) -> None:
-    done = export(trained, Request(("merged_16bit", "gguf"), ("f32",), tmp_path / "out"), lambda _: None)
+    done = export(trained, ExportRequest(("merged_16bit", "gguf"), ("f32",), tmp_path / "out"), lambda _: None)
     places = [trained, trained / "adapter", *(artefact.path for artefact in done.artefacts)]
     answers = []
     for place in places:
@@ -226,7 +226,7 @@ def test_nothing_is_uploaded_when_the_comparison_failed(adapter: Path, hub: Call
     save_file({name: 0 * array for name, array in arrays.items()}, adapter / "adapter_model.safetensors")
 
     with pytest.raises(ExportError, match="nearer to the base"):
-        export(adapter, Request(("gguf",), ("q8_0",), push="me/model"), lambda _: None)
+        export(adapter, ExportRequest(("gguf",), ("q8_0",), push="me/model"), lambda _: None)
 
     assert seen == []
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
+from fastft.commands.export import ExportRequest, export
 from fastft.errors import ExportError, FastftError
-from fastft.exporting import Request, export
-from fastft.run import RunDir
+from fastft.runs.directory import RunDir
 from tests.engine.tiny import make_rows, run, write_recipe, write_rows
-from tests.export.tiny import read_json, write_base
+from tests.exports.tiny import read_json, write_base
 
 
 def recipe_with(folder: Path, model: Path, formats: list[str]) -> Path:
@@ -69,7 +69,7 @@ def test_training_is_kept_when_an_export_fails(tmp_path: Path, monkeypatch: pyte
     recipe = write_recipe(
         tmp_path, tmp_path / "base", {"data.eval": "held_out.jsonl", "export.formats": ["merged_16bit"]}
     )
-    monkeypatch.setattr("fastft.export.trained._add", lambda values, *_: values)
+    monkeypatch.setattr("fastft.exports.trained._add", lambda values, *_: values)
 
     with pytest.raises(ExportError, match="nearer to the base"):
         run(recipe)
@@ -78,7 +78,7 @@ def test_training_is_kept_when_an_export_fails(tmp_path: Path, monkeypatch: pyte
     assert folder.result is not None
     assert (folder.exports / "merged_16bit.FAILED").is_dir()
     monkeypatch.undo()
-    done = export(folder.path, Request(("merged_16bit",)), lambda _: None)
+    done = export(folder.path, ExportRequest(("merged_16bit",)), lambda _: None)
     assert done.verdicts[0].passed
 
 

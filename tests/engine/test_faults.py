@@ -15,9 +15,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from trl import SFTTrainer
 
-from fastft.engine.trainer import EpochSampler
+from fastft.engine.sampler import EpochSampler
 from fastft.errors import FastftError, MachineError, TrainingError
-from fastft.run import RunDir, checkpoints, damage
+from fastft.files.seal import damage
+from fastft.runs.checkpoints import checkpoints
+from fastft.runs.directory import RunDir
 from tests.engine.tiny import SignalAt, make_model, make_rows, run, write_recipe, write_rows
 
 

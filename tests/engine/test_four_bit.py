@@ -12,10 +12,10 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
 from fastft.engine.quantize import write_merged_4bit
-from fastft.export.four_bit import open_four_bit
-from fastft.export.job import MERGED_4BIT, Job, rehearse
-from fastft.export.merged import write_merged
-from tests.export.tiny import read_json, write_adapter, write_base
+from fastft.exports.four_bit import open_four_bit
+from fastft.exports.job import MERGED_4BIT, Job, rehearse
+from fastft.exports.merged import write_merged
+from tests.exports.tiny import read_json, write_adapter, write_base
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from fastft.export.merged import write_merged
-from tests.export.tiny import write_base
+from fastft.exports.merged import write_merged
+from tests.exports.tiny import write_base
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 KINDS: dict[str, dict[str, Any]] = {

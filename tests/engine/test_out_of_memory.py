@@ -12,7 +12,7 @@ import torch
 from transformers.models.llama.modeling_llama import LlamaModel
 
 from fastft.errors import MachineError, TrainingError
-from fastft.run import RunDir
+from fastft.runs.directory import RunDir
 from tests.engine.tiny import events, make_rows, run, write_recipe, write_rows
 
 Limit = Callable[..., None]

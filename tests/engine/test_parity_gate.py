@@ -13,11 +13,11 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fastft.engine.parity import check_merged, make_reference
-from fastft.export.gguf.writer import write_gguf
-from fastft.export.merged import write_merged
-from fastft.export.parity import Reference, Verdict, check_gguf
-from tests.export.tiny import CHAT_TEMPLATE, base_arrays, read_json, write_adapter, write_base, write_json
+from fastft.engine.reference import check_merged, make_reference
+from fastft.exports.gguf.writer import write_gguf
+from fastft.exports.merged import write_merged
+from fastft.exports.parity import Reference, Verdict, check_gguf
+from tests.exports.tiny import CHAT_TEMPLATE, base_arrays, read_json, write_adapter, write_base, write_json
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # transformers and PEFT warn of each other's renames
 

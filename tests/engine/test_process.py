@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from fastft.run import RunDir
+from fastft.runs.directory import RunDir
 from tests.engine.tiny import ROOT, command, events, make_rows, write_recipe, write_rows
 
 CHANGES = {

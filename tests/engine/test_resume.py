@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 from fastft.errors import DataError, Interrupted, MachineError
-from fastft.run import RunDir, checkpoints, damage
+from fastft.files.seal import damage
+from fastft.runs.checkpoints import checkpoints
+from fastft.runs.directory import RunDir
 from tests.engine.tiny import ROOT, Ran, SignalAt, command, events, make_rows, run, stop, write_recipe, write_rows
 
 # 27 rows in micro-batches of 4, two a step: 4 steps an epoch, the last of 3 rows; 8 steps in all.
@@ -221,7 +223,7 @@ def test_a_changed_version_is_refused_with_both_versions(stopped_copy: tuple[Pat
 
 def test_a_second_process_in_the_same_folder_is_refused(stopped_copy: tuple[Path, RunDir, bytes]) -> None:
     recipe, folder, _ = stopped_copy
-    hold = "import sys; from pathlib import Path; from fastft.run import RunDir, locked\n"
+    hold = "import sys; from pathlib import Path; from fastft.runs.directory import RunDir, locked\n"
     hold += f"with locked(RunDir(Path({str(folder.path)!r}))): print('held', flush=True); sys.stdin.read()"
     with subprocess.Popen(
         [sys.executable, "-c", hold], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

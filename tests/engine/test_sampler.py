@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fastft.engine.trainer import EpochSampler
+from fastft.engine.sampler import EpochSampler
 from tests.engine.tiny import make_parts, make_rows, write_recipe, write_rows
 
 LENGTHS = [len(row["messages"][0]["content"]) for row in make_rows(101)]

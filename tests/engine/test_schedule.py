@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 from trl import pack_dataset
 
-from fastft.plan.batching import packed_rows
-from fastft.plan.schedule import make_schedule
+from fastft.planning.batching import packed_rows
+from fastft.planning.schedule import make_schedule
 from fastft.recipe.model import TrainSection
 
 CAPACITY = 64

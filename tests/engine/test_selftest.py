@@ -19,18 +19,18 @@ from transformers import Trainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 import fastft.engine
-from fastft.engine import selftest
-from fastft.probe.doctor import Finding
+from fastft.engine.selftest import checks as selftest
+from fastft.probe.installation import Diagnosis
 from fastft.probe.software import TESTED
 from tests.engine.tiny import ROOT
 
 
-def examined(folder: Path) -> dict[str, Finding]:
+def examined(folder: Path) -> dict[str, Diagnosis]:
     """Every finding of the self-test in this process, by its name."""
     return {finding.name: finding for finding in selftest.examine(folder, "unsloth", lambda _: None)}
 
 
-def broken(found: dict[str, Finding]) -> dict[str, str]:
+def broken(found: dict[str, Diagnosis]) -> dict[str, str]:
     """What is broken, and what mends it."""
     return {name: finding.mend for name, finding in found.items() if finding.state == "broken"}
 
@@ -61,7 +61,7 @@ def test_the_stock_trainer_under_ours_is_found(tmp_path: Path, monkeypatch: pyte
     for name in ("trainer", "train", "bench", "selftest"):
         monkeypatch.delitem(sys.modules, f"fastft.engine.{name}")
         monkeypatch.setattr(fastft.engine, name, None)
-    fresh = importlib.import_module("fastft.engine.selftest")
+    fresh = importlib.import_module("fastft.engine.selftest.checks")
 
     [finding] = [entry for entry in fresh.examine(tmp_path, "unsloth", lambda _: None) if entry.name == "trainer"]
 

@@ -20,18 +20,19 @@ from rich.console import Console
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from fastft.commands.run import run as run_pipeline
 from fastft.data.prepare import Prepared, prepare
 from fastft.data.tokenizer import load_tokenizer
-from fastft.engine.bench import CHATML, SPECIAL
 from fastft.engine.model import load_model
+from fastft.engine.selftest.made_up import CHATML, SPECIAL
 from fastft.engine.train import Hooks, Material, make_trainer
-from fastft.engine.trainer import RunTrainer, Watcher
+from fastft.engine.trainer import RunTrainer
+from fastft.engine.watcher import Watcher
 from fastft.errors import Interrupted
-from fastft.facts import find_facts, with_rows
-from fastft.pipeline import run as run_pipeline
-from fastft.plan.plan import Plan, make_plan
+from fastft.planning.facts import find_facts, with_rows
+from fastft.planning.plan import Plan, make_plan
 from fastft.recipe.loader import load
-from fastft.run import RunDir, create_run_dir
+from fastft.runs.directory import RunDir, create_run_dir
 
 ROOT = Path(__file__).resolve().parents[2]
 COLOURS = ("red", "green", "blue", "black", "white", "grey", "brown", "pink")

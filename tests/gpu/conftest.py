@@ -18,7 +18,7 @@ with warnings.catch_warnings():
 
 import torch
 
-from fastft.engine.bench import make_model
+from fastft.engine.selftest.made_up import make_model
 
 HERE = Path(__file__).parent
 ON_CPU = os.environ.get("GPU_TESTS_ON_CPU") == "1"

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from fastft.engine.bench import make_tokenizer
+from fastft.engine.selftest.made_up import make_tokenizer
 
 
 def make_shape(

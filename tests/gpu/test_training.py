@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from fastft.engine.train import train
-from fastft.run import RunDir, checkpoints
+from fastft.runs.checkpoints import checkpoints
+from fastft.runs.directory import RunDir
 from tests.engine.tiny import Ran, make_parts, make_rows, run, stop, write_recipe, write_rows
 
 SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fastft.check import check
+from fastft.planning.check import check
 from fastft.recipe.loader import load
 from fastft.recipe.reference import fields, sections
 from fastft.recipe.starter import starter, starter_rows

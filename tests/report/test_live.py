@@ -5,8 +5,9 @@ import io
 import pytest
 from rich.console import Console
 
-from fastft.report.live import LiveView, duration, size, sparkline
-from fastft.report.metrics import StepMetrics
+from fastft.report.live import LiveView
+from fastft.report.units import duration, size, sparkline
+from fastft.runs.metrics import StepMetrics
 
 STEP = StepMetrics(
     step=3,

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from fastft.probe.doctor import Finding
-from fastft.report.doctor import print_findings
+from fastft.probe.installation import Diagnosis
+from fastft.report.installation import print_diagnoses
 from fastft.report.plan import plan_page
 from fastft.report.result import print_result
 from tests.golden import RECIPES, golden_plan
@@ -71,9 +71,11 @@ def test_a_plan_page_cuts_nothing_off(recipe: Any, width: int) -> None:
 
 
 def test_findings_end_with_what_they_come_to(capsys: pytest.CaptureFixture[str]) -> None:
-    print_findings([Finding("torch", "broken", "not installed", "pip install torch"), Finding("disk", "ok", "1 GiB")])
+    print_diagnoses(
+        [Diagnosis("torch", "broken", "not installed", "pip install torch"), Diagnosis("disk", "ok", "1 GiB")]
+    )
     broken = capsys.readouterr().out
-    print_findings([Finding("disk", "ok", "1 GiB")])
+    print_diagnoses([Diagnosis("disk", "ok", "1 GiB")])
     sound = capsys.readouterr().out
 
     assert "pip install torch" in broken

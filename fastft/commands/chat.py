@@ -1,0 +1,171 @@
+"""`fastft chat`: find the weights, load them in their runtime, talk."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastft.console import Say, library_output_to
+from fastft.console import say as say_in_terminal
+from fastft.engine_choice import select
+from fastft.errors import FastftError, Problem, UsageError, Where
+from fastft.inference.conversation import Conversation, Sampling
+from fastft.probe.software import require
+from fastft.report.chat import Answering, show_beside, write_answers
+from fastft.stages.weights import WeightsPath, end_ids, find_base, find_weights, held_out
+
+if TYPE_CHECKING:
+    from fastft.inference.conversation import ChatModel
+
+QUIT = ("/quit", "/exit", "q")
+COMMANDS = "/reset forgets the conversation, /quit or q ends it"
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """What `fastft chat` was asked for besides the weights."""
+
+    base: str | None = None
+    compare: bool = False
+    """Let the untrained base answer too."""
+    system: str | None = None
+    """None: the one that all held-out rows of the run have."""
+    sampling: Sampling = field(default_factory=Sampling)
+    context_tokens: int = 4096
+    """For GGUF files; other weights take as many as their model can."""
+
+
+@contextlib.contextmanager
+def open_chat(path: Path, request: ChatRequest, say: Say) -> Iterator[list[tuple[str, Conversation]]]:
+    """(name, conversation) for each model that answers: "tuned", and before it "base" when both are compared.
+
+    Raises:
+        UsageError: there are no weights at `path`, or these cannot be compared.
+        MachineError: they cannot be loaded.
+    """
+    weights = find_weights(path)
+    if request.compare and weights.kind != "adapter":
+        wrong = "only an adapter can be compared with its base"
+        raise UsageError(Problem(Where("--compare"), "", wrong, "name the run's folder or its adapter"))
+    if str(weights.path).endswith(".FAILED"):
+        say(f"{weights.path.name} FAILED its comparison with the trained model: do not trust its answers")
+    with ExitStack() as stack:
+        models = (
+            [("tuned", _gguf(weights, request, stack))] if weights.kind == "gguf" else _torch(weights, request, say)
+        )
+        template = models[-1][1].chat_template
+        if template is None:
+            raise UsageError(
+                Problem(Where(str(weights.path)), "", "has no chat template", "export it with data.chat_template set")
+            )
+        digest = hashlib.sha256(template.encode()).hexdigest()[:12]
+        say(f"{weights.path}, with its own chat template (sha256 {digest})")
+        system = _system(weights, request, say)
+        yield [(name, Conversation(model, request.sampling, system)) for name, model in models]
+
+
+def talk(conversations: list[tuple[str, Conversation]], lines: Iterable[str], answering: Answering, say: Say) -> None:
+    """Answer line after line until /quit, /exit or q; /reset forgets, an empty line is passed over.
+
+    Ctrl+C breaks an answer off, and only that.
+    """
+    for line in lines:
+        said = line.strip()
+        if said in QUIT:
+            return
+        if said == "/reset":
+            for _, conversation in conversations:
+                conversation.reset()
+            say("forgotten")
+        elif said.startswith("/"):
+            say(f"there is no {said}: {COMMANDS}")
+        elif said:
+            try:
+                answering([(name, conversation.answer(said)) for name, conversation in conversations])
+            except KeyboardInterrupt:
+                say("broken off")
+            except FastftError as error:
+                for problem in error.problems:
+                    say(str(problem))
+            for name, conversation in conversations:
+                if conversation.cut_off:
+                    limit = conversation.sampling.max_new_tokens
+                    say(f"the answer{f' of {name}' if len(conversations) > 1 else ''} is cut off after {limit} tokens")
+
+
+def chat_in_terminal(path: Path, request: ChatRequest, prompt: str | None) -> None:
+    """Talk on standard input and output; with `prompt` ask that alone. What is not an answer goes to standard error."""
+    from rich.console import Console
+
+    visible = sys.stdout.isatty()
+    answering: Answering = partial(write_answers, _write, visible=visible)
+    if request.compare and visible:
+        answering = partial(show_beside, Console())
+    with open_chat(path, request, say_in_terminal) as conversations:
+        talk(conversations, _typed() if prompt is None else [prompt], answering, say_in_terminal)
+
+
+def _typed() -> Iterator[str]:
+    """Lines from standard input, with a prompt and line editing on a terminal."""
+    if not sys.stdin.isatty():
+        yield from sys.stdin
+        return
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  input() then edits lines and remembers them
+    say_in_terminal(f"{COMMANDS}; Ctrl+C breaks an answer off")
+    while True:
+        try:
+            yield input("> ")
+        except EOFError:
+            _write("\n")
+            return
+        except KeyboardInterrupt:
+            _write("\n")
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _system(weights: WeightsPath, request: ChatRequest, say: Say) -> str | None:
+    if request.system is not None:
+        return request.system or None
+    conversations, _ = held_out(weights) or ([], [])
+    first = {next((turn["content"] for turn in one if turn["role"] == "system"), None) for one in conversations}
+    system = first.pop() if len(first) == 1 else None
+    if system is not None:
+        say(f"with the system prompt of the held-out rows, {system!r}; --system gives another, or '' none")
+    return system
+
+
+def _gguf(weights: WeightsPath, request: ChatRequest, stack: ExitStack) -> ChatModel:
+    from fastft.inference.llamacpp import GgufModel
+
+    return stack.enter_context(GgufModel(weights.path, context_tokens=request.context_tokens))
+
+
+def _torch(weights: WeightsPath, request: ChatRequest, say: Say) -> list[tuple[str, ChatModel]]:
+    require(("torch", "transformers", "peft"), str(weights.path))
+    adapter = weights.path if weights.kind == "adapter" else None
+    base = weights.path if adapter is None else find_base(weights, request.base, say)[1]
+    _, ends = held_out(weights) or ([], end_ids(base, adapter))
+    say("loading the model")
+    with tempfile.TemporaryDirectory() as folder, library_output_to(Path(folder) / "log.txt"):
+        select("transformers")  # the model as its users will load it; and Unsloth would take ten seconds to come up
+        from fastft.engine.export import load_trained
+        from fastft.engine.torch_model import TorchModel
+
+        model, tokenizer = load_trained(base, adapter)
+    models: list[tuple[str, ChatModel]] = [("tuned", TorchModel(model, tokenizer, weights.path, ends))]
+    if request.compare:
+        models.insert(0, ("base", TorchModel(model, tokenizer, base, ends, adapted=False)))
+    return models

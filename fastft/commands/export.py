@@ -1,0 +1,102 @@
+"""`fastft export`: find the weights and their base, rehearse, load, write, compare, upload."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastft.console import Say, library_output_to, private_console
+from fastft.engine_choice import select
+from fastft.errors import Problem, UsageError, Where, nearest
+from fastft.exports.card import card_facts
+from fastft.exports.job import ADAPTER, FOLDERS, MERGED, Job, rehearse, wanted_kinds
+from fastft.exports.push import push
+from fastft.report.export import print_exports
+from fastft.stages.weights import WeightsPath, end_ids, find_base, find_weights, held_out
+
+if TYPE_CHECKING:
+    from fastft.engine.export import Exported
+
+FORMATS = (*FOLDERS, "gguf")
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What `fastft export` was asked for."""
+
+    formats: tuple[str, ...]
+    quantizations: tuple[str, ...] = ()
+    out: Path | None = None
+    base: str | None = None
+    llama_cpp: Path | None = None
+    push: str | None = None
+    """The Hub repository to upload to."""
+
+
+def export(path: Path, request: ExportRequest, say: Say) -> Exported:
+    """Write what is asked for of the weights at `path`, proven against them; with `push`, upload what passed.
+
+    Raises:
+        UsageError: there are no weights, or a format or quantization that cannot be.
+        ExportError: an artefact does not say what the trained model says; it is kept, marked FAILED.
+        FastftError: an artefact cannot be written, or its base cannot be had.
+    """
+    weights = find_weights(path)
+    kinds = _kinds(weights, request)
+    manifest = (weights.run.manifest if weights.run is not None else None) or {}
+    if weights.kind == "adapter":
+        (name, base), adapter = find_base(weights, request.base, say), weights.path
+    else:
+        name, base, adapter = manifest.get("base_model", {}).get("id") or weights.name, weights.path, None
+    out = request.out or (path / "exports" if weights.run is None else weights.run.exports)
+    conversations, ends = held_out(weights) or ([], end_ids(base, adapter))
+    job = Job(base, adapter, out, kinds, weights.name, tuple(ends), request.llama_cpp)
+    sizes = rehearse(job, adapter_exists=adapter is not None)
+    say(f"{', '.join(f'{kind} ({size / 2**20:,.0f} MiB)' for kind, size in sizes.items())} to {out}")
+    recipe = None if weights.run is None else (weights.run.path / "recipe.toml").read_text(encoding="utf-8")
+    result = (None if weights.run is None else weights.run.result) or {}
+    card = card_facts(name, base, manifest.get("data", {}).get("train_sha256"), recipe, result)
+    out.mkdir(parents=True, exist_ok=True)
+    say("loading the trained model")
+    with library_output_to(out / "log.txt"):
+        select("transformers")  # the model as its users will load it; and Unsloth would take ten seconds to come up
+        from fastft.engine.export import export_weights, load_trained, trained_reference
+
+        model, tokenizer = load_trained(base, adapter)
+        reference = trained_reference(model, tokenizer, conversations, ends, say)
+        del model
+        done = export_weights(job, reference, card, say)
+    if request.push is not None:
+        for artefact in done.artefacts:
+            say(f"{artefact.kind} is at {push(artefact, request.push)}")
+    return done
+
+
+def export_in_terminal(path: Path, request: ExportRequest) -> None:
+    """Export, with progress on standard error, and print the table of what was written."""
+    with private_console() as console:
+        done = export(path, request, lambda text: console.print(f"• {text}", markup=False))
+    print_exports(done.record)
+
+
+def _kinds(weights: WeightsPath, request: ExportRequest) -> tuple[str, ...]:
+    if weights.kind == "gguf":
+        raise _cannot(
+            str(weights.path), "a GGUF file is the end of the way", "name the run or the adapter it was made of"
+        )
+    for wanted in request.formats:
+        if wanted not in FORMATS:
+            close = nearest(wanted, FORMATS)
+            instead = f"did you mean {close}?" if close else f"write one of {', '.join(FORMATS)}"
+            raise _cannot("--to", f"there is no format {wanted}", instead)
+    if request.quantizations and "gguf" not in request.formats:
+        raise _cannot("--quant", "quantizations are for GGUF files", "add --to gguf")
+    if weights.kind == "model" and {ADAPTER, MERGED} & set(request.formats):
+        wrong = "these are a whole model's weights: there is no adapter, and nothing to merge"
+        raise _cannot("--to", wrong, "write --to gguf or merged_4bit")
+    return wanted_kinds(request.formats, request.quantizations)
+
+
+def _cannot(where: str, wrong: str, instead: str) -> UsageError:
+    return UsageError(Problem(Where(where), "", wrong, instead))

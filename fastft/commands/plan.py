@@ -1,0 +1,118 @@
+"""`fastft plan`: the plan of a recipe on this or a named device, once, or for several values of a key."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from fastft.errors import Problem, UsageError, Where, nearest
+from fastft.planning.check import check
+from fastft.planning.devices import named_device
+from fastft.planning.facts import Facts, find_facts, with_rows
+from fastft.planning.plan import Plan, make_plan
+from fastft.recipe.loader import LoadedRecipe, load
+from fastft.recipe.reference import fields
+from fastft.report.plan import plan_page
+from fastft.report.what_if import what_if_page
+from fastft.runs.directory import next_run_dir, run_name
+from fastft.stages.inputs import prepare_rows
+
+# Keys that change what the rows are: with another value they are prepared again.
+_ROW_KEYS = ("data.", "model.id", "model.revision", "model.max_seq_length", "train.seed")
+
+
+@dataclass(frozen=True)
+class Question:
+    """What `fastft plan` was asked besides the recipe: another device, its memory, what an hour of it costs."""
+
+    runs_dir: Path
+    device: str | None = None
+    memory: str | None = None
+    price_per_hour: float | None = None
+
+
+def answer(loaded: LoadedRecipe, question: Question) -> Plan:
+    """The plan of a recipe, with real token lengths where the tokenizer is here.
+
+    Raises:
+        FastftError: the device, the data, the template or the base model cannot be used.
+    """
+    return _plan(loaded, _facts(loaded, question), question)
+
+
+def compare(loaded: LoadedRecipe, text: str, question: Question) -> tuple[str, list[tuple[str, Plan]]]:
+    """The field of `key=v1,v2,...`, and the plan for each value; `key` may leave its section out.
+
+    Raises:
+        UsageError: the key is unknown or no value is given.
+        FastftError: a value cannot be, or the data cannot be used.
+    """
+    field, values = _field_and_values(text)
+    facts = None if field.startswith(_ROW_KEYS) else _facts(loaded, question)
+    plans = []
+    for value in values:
+        changed = load(loaded.path, [*(f"{key}={raw}" for key, raw in loaded.overrides.items()), f"{field}={value}"])
+        plans.append((value, _plan(changed, facts or _facts(changed, question), question)))
+    return field, plans
+
+
+def _facts(loaded: LoadedRecipe, question: Question) -> Facts:
+    facts = find_facts(loaded, question.runs_dir)
+    device = named_device(question.device, question.memory, facts.device)
+    return _tokenized(loaded, dataclasses.replace(facts, device=device))
+
+
+def _tokenized(loaded: LoadedRecipe, facts: Facts) -> Facts:
+    """`facts` with the real lengths, where tokenizer and rows are on this machine; else with the reason why not."""
+    folder = facts.base_model.folder
+    if folder is None or not (folder / "tokenizer.json").is_file():
+        return dataclasses.replace(facts, rows_missing=f"the tokenizer of {facts.base_model.id} is not on this machine")
+    if facts.train_examples is None:
+        return dataclasses.replace(facts, rows_missing="the training rows are on the Hub: the run reads them")
+    return with_rows(facts, loaded.recipe, prepare_rows(loaded, folder))
+
+
+def _plan(loaded: LoadedRecipe, facts: Facts, question: Question) -> Plan:
+    run_dir = next_run_dir(question.runs_dir, run_name(loaded.path)).path
+    return make_plan(loaded, facts, str(run_dir), question.price_per_hour)
+
+
+def _field_and_values(text: str) -> tuple[str, list[str]]:
+    key, _, listed = text.partition("=")
+    key, values = key.strip(), [value.strip() for value in listed.split(",") if value.strip()]
+    known = {field.split(".")[1]: field for field in fields()}
+    field = key if key in fields() else known.get(key)
+    if field is None or not values:
+        close = nearest(key, [*known, *fields()])
+        wrong = "there is no such key" if field is None else "names no value"
+        instead = (
+            "write --what-if per_device_train_batch_size=1,2,4" if field or not close else f"did you mean {close}?"
+        )
+        raise UsageError(Problem(Where("--what-if"), "", wrong, instead, json.dumps(text)))
+    return field, values
+
+
+def plan_in_terminal(
+    recipe: Path, overrides: Sequence[str], question: Question, *, what_if: str | None, calls: bool, as_json: bool
+) -> None:
+    """Print the plan, or with `what_if` one line for each value of a key."""
+    loaded = load(recipe, overrides)
+    check(loaded)
+    console = Console(highlight=False)
+    if what_if is not None:
+        field, plans = compare(loaded, what_if, question)
+        if as_json:
+            print(json.dumps([{"value": value, **made.as_json()} for value, made in plans], indent=2))
+        else:
+            console.print(what_if_page(field, plans), crop=False)
+        return
+    made = answer(loaded, question)
+    if as_json:
+        print(json.dumps(made.as_json(), indent=2))
+    else:
+        console.print(plan_page(made, with_calls=calls), crop=False)

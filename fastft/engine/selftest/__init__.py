@@ -1,0 +1,1 @@
+"""What `fastft doctor --train` tries on a tiny made-up model."""

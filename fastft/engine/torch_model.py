@@ -1,0 +1,72 @@
+"""A conversation partner in torch: an adapter on its base, the base alone, or a merged model."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from fastft.inference.conversation import next_token
+
+
+class TorchModel:
+    """What a `Conversation` talks to; `adapted` False switches the adapter off, which leaves the base.
+
+    `ends`: the tokens at which an answer ends.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        source: Path,
+        ends: Sequence[int],
+        *,
+        adapted: bool = True,
+    ) -> None:
+        self.source = source
+        self._model, self._tokenizer, self._ends, self._adapted = model, tokenizer, frozenset(ends), adapted
+
+    @property
+    def chat_template(self) -> str | None:
+        """The template that came with the weights."""
+        template = self._tokenizer.chat_template
+        return template if isinstance(template, str) else None
+
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """The texts of the beginning and the end token, as templates use them."""
+        return {name: str(getattr(self._tokenizer, name) or "") for name in ("bos_token", "eos_token")}
+
+    def chat_tokens(self, rendered: str) -> list[int]:
+        """The ids of a rendered chat, whose template writes the beginning token itself."""
+        ids: list[int] = self._tokenizer(rendered, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """The text of `tokens` without the special ones."""
+        text = self._tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return str(text)
+
+    def generate(
+        self, tokens: Sequence[int], max_new_tokens: int, temperature: float, top_p: float, seed: int | None
+    ) -> Iterator[int]:
+        """New tokens after `tokens` one by one, up to the first end token, which is not among them."""
+        random = np.random.default_rng(seed)
+        pending, cache = list(tokens), None
+        for _ in range(max_new_tokens):
+            base = contextlib.nullcontext() if self._adapted else self._model.disable_adapter()
+            with torch.inference_mode(), base:
+                ids = torch.tensor([pending], device=self._model.device)
+                out = self._model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            cache = out.past_key_values
+            token = next_token(out.logits[0, -1].float().cpu().numpy(), temperature, top_p, random)
+            if token in self._ends:
+                return
+            yield token
+            pending = [token]

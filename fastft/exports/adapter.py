@@ -1,0 +1,184 @@
+"""A PEFT LoRA adapter folder as plain arrays: which base tensor each part of it changes, and how."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastft.errors import MachineError, Problem, RecipeError, Where
+from fastft.files.tensors import FLOATING, Floats, TensorInfo, Weights, open_weights
+
+# Set, each changes what the adapter computes in a way that a sum with the base weights cannot hold or that is not here.
+UNMERGEABLE = {
+    "alora_invocation_tokens": "the adapter is active only after certain tokens",
+    "arrow_config": "the adapter routes between adapters",
+    "fan_in_fan_out": "the adapter is for transposed (Conv1D) layers",
+    "kasa_config": "KaSA adapters have singular values beside A and B",
+    "layer_replication": "the adapter repeats layers of the base model",
+    "monteclora_config": "MonteCLoRA adapters are random variables",
+    "target_parameters": "the adapter targets bare parameters (fused experts)",
+    "trainable_token_indices": "the adapter trains single token rows",
+    "use_bdlora": "block-diagonal LoRA",
+    "use_qalora": "QA-LoRA pools its input",
+    "velora_config": "VeLoRA adapters",
+}
+# These start from changed base weights, so A and B alone do not say what the adapter adds to the original ones.
+CHANGED_BASE_STARTS = ("pissa", "olora", "loftq", "corda", "lora_ga")
+PREFIX = "base_model.model."
+PART = re.compile(r"(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)"
+                  r"(?:\.default)?(?:\.(?P<kind>weight|bias))?$")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """What is added to one weight matrix: `scale * b @ a`, then each output row set to length `magnitude` (DoRA).
+
+    Holds names, not arrays: a large adapter is read one matrix at a time, like the base.
+    """
+
+    a: str
+    """The tensor of shape (rank, inputs); for an embedding (vocabulary, hidden) it is stored transposed."""
+    b: str
+    """The tensor of shape (outputs, rank); for an embedding it is stored transposed."""
+    shape: tuple[int, int]
+    """(outputs, inputs) of the matrix that it belongs to."""
+    scale: float
+    magnitude: str | None = None
+    """The tensor of shape (outputs,), the length of each row after the merge; None without DoRA."""
+    embedding: bool = False
+
+    def load(self, weights: Weights) -> tuple[Floats, Floats, Floats | None]:
+        """(scale * a, b, magnitude) with the shapes of the fields."""
+        a, b = weights.floats(self.a), weights.floats(self.b)
+        if self.embedding:
+            a, b = np.ascontiguousarray(a.T), np.ascontiguousarray(b.T)
+        magnitude = None if self.magnitude is None else weights.floats(self.magnitude).reshape(-1)
+        return a * np.float32(self.scale), b, magnitude
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """All changes of one adapter folder, by the name of the base tensor."""
+
+    folder: Path
+    weights: Weights
+    """Open; whoever opened the adapter closes them."""
+    low_rank: dict[str, LowRank]
+    replaced: dict[str, str]
+    """Base tensor to the adapter's own that was trained in full (`modules_to_save`, biases, resized embeddings)."""
+    ensure_weight_tying: bool = False
+
+
+def open_adapter(folder: Path) -> Adapter:
+    """The adapter in `folder` (`adapter_config.json`, `adapter_model.safetensors`), every tensor of it accounted for.
+
+    Raises:
+        MachineError: a file is missing, damaged or cut short.
+        RecipeError: not a LoRA adapter, or a kind of LoRA that cannot be merged.
+    """
+    config = _read_config(folder)
+    where = Where(str(folder / "adapter_model.safetensors"))
+    weights = open_weights(folder, stem="adapter_model")
+    parts: dict[str, dict[str, TensorInfo]] = {}
+    replaced: dict[str, str] = {}
+    for name, info in weights.tensors.items():
+        key = name.removeprefix(PREFIX)
+        match = PART.match(key)
+        if info.dtype not in FLOATING or key == name:
+            raise _unusable(where, name, f"unknown adapter tensor of type {info.dtype}", "save it with PEFT")
+        if match is None:
+            if "lora_" in key or not key.endswith((".weight", ".bias")):
+                raise _unusable(where, name, "unknown adapter tensor", "save it with PEFT")
+            replaced[key.replace(".base_layer.", ".").replace(".modules_to_save.default.", ".")] = name
+        elif match["kind"] == "bias":
+            raise _unusable(where, name, "a bias on the low-rank matrices (lora_bias)", "train with lora_bias false")
+        else:
+            parts.setdefault(match["module"], {})[match["part"]] = info
+    if not parts and not replaced:
+        raise _unusable(where, "", "the adapter is empty", "save the adapter again")
+    low_rank = {f"{module}.weight": _low_rank(module, found, config, where) for module, found in parts.items()}
+    return Adapter(folder, weights, low_rank, replaced, config.get("ensure_weight_tying") is True)
+
+
+def _low_rank(module: str, found: dict[str, TensorInfo], config: dict[str, Any], where: Where) -> LowRank:
+    embedding = "lora_A" not in found and "lora_B" not in found
+    first, second = ("lora_embedding_B", "lora_embedding_A") if embedding else ("lora_A", "lora_B")
+    if first not in found or second not in found:
+        lost = second if first in found else first
+        raise _unusable(where, module, f"its {lost} is missing", "save the adapter again")
+    a, b = found[first], found[second]
+    if len(a.shape) != 2 or len(b.shape) != 2:
+        raise _unusable(where, module, "only linear and embedding layers can be merged", "train without it")
+    (rank, inputs), (outputs, other) = (a.shape[::-1], b.shape[::-1]) if embedding else (a.shape, b.shape)
+    if rank != other:
+        raise _unusable(where, module, f"{first} is {a.shape}, {second} is {b.shape}: ranks differ", "save it again")
+    said = _pattern(config.get("rank_pattern"), module, config["r"])
+    if rank != said:
+        raise _unusable(where, module, f"rank {rank}, but adapter_config.json says {said}", "use its own config")
+    magnitude = found.get("lora_magnitude_vector")
+    if (magnitude is None) is (config.get("use_dora") is True) and not embedding:
+        wrong = "no DoRA magnitude" if magnitude is None else "a DoRA magnitude that adapter_config.json does not name"
+        raise _unusable(where, module, wrong, "use the adapter's own config")
+    if embedding and config.get("use_dora"):
+        raise _unusable(where, module, "DoRA on an embedding cannot be merged", "train without it")
+    if magnitude is not None and magnitude.size != outputs:
+        raise _unusable(where, module, f"{magnitude.size} DoRA magnitudes for {outputs} outputs", "save it again")
+    scale = _pattern(config.get("alpha_pattern"), module, config["lora_alpha"])
+    scale /= math.sqrt(rank) if config.get("use_rslora") else rank
+    return LowRank(a.name, b.name, (outputs, inputs), scale, magnitude.name if magnitude else None, embedding)
+
+
+def _pattern(patterns: dict[str, float] | None, module: str, default: float) -> float:
+    """PEFT's rule: the first pattern that matches the end of the module's name wins."""
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    file = folder / "adapter_config.json"
+    if not file.is_file():
+        wrong = "not an adapter folder: adapter_config.json is missing" if folder.is_dir() else "no such folder"
+        raise MachineError(Problem(Where(str(folder)), "", wrong, "give the folder that PEFT saved the adapter in"))
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise MachineError(Problem(Where(str(file)), "", f"not JSON: {error}", "save the adapter again")) from error
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        kind = config.get("peft_type") if isinstance(config, dict) else config
+        raise RecipeError(
+            Problem(Where(str(file)), "peft_type", "only LoRA adapters can be merged", "train with LoRA", got=str(kind))
+        )
+    for name, why in UNMERGEABLE.items():
+        if config.get(name):
+            raise RecipeError(
+                Problem(Where(str(file)), name, f"this adapter cannot be merged: {why}", "export it as an adapter")
+            )
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.startswith(CHANGED_BASE_STARTS):
+        raise RecipeError(
+            Problem(
+                Where(str(file)),
+                "init_lora_weights",
+                "this start changes the base weights, so the adapter does not fit the original ones",
+                "save it with PEFT's path_initial_model_for_weight_conversion",
+                got=start,
+            )
+        )
+    for name in ("r", "lora_alpha"):
+        if not isinstance(config.get(name), int | float):
+            raise RecipeError(
+                Problem(Where(str(file)), name, "must be a number", "save it again", got=str(config.get(name)))
+            )
+    return config
+
+
+def _unusable(where: Where, name: str, wrong: str, instead: str) -> RecipeError:
+    return RecipeError(Problem(where, name, wrong, instead))

@@ -1,0 +1,109 @@
+"""What lies beside exported weights: the model card for people, the Modelfile for Ollama."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastft.exports.parity import Verdict
+from fastft.probe.base_model import licence
+from fastft.recipe.rules import is_hub_id
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What a model card says of the training run."""
+
+    base_model: str
+    """A Hub id, not a path of this machine."""
+    base_license: str | None = None
+    data_fingerprint: str | None = None
+    """SHA-256 of the training rows."""
+    recipe: str | None = None
+    """The recipe's text."""
+    figures: dict[str, str] = field(default_factory=dict)
+    """Name and value of what was measured, for instance {"exact match": "97.5 % of 40 rows"}."""
+
+
+def card_facts(
+    base: str, folder: Path, data_sha256: str | None, recipe: str | None, result: Mapping[str, Any]
+) -> CardFacts:
+    """The facts of a run for its card: `result` is result.json or the part of it that is known."""
+    name = base if is_hub_id(base) or base.startswith("package:") else Path(base).name
+    figures = {}
+    losses, match = result.get("eval_loss") or {}, result.get("exact_match")
+    if losses.get("after") is not None:
+        figures["held-out loss"] = f"{losses['before']:.4f} before, {losses['after']:.4f} after"
+    if match:
+        before = "" if match["before"] is None else f"{match['before']} before, "
+        figures["held-out exact match"] = f"{before}{match['after']} after, of {match['rows']} rows"
+    return CardFacts(name, licence(folder), data_sha256, recipe, figures)
+
+
+def model_card(facts: CardFacts, kind: str, path: Path, verdict: Verdict | None) -> str:
+    """The card in Markdown with the Hub's YAML head; every value is quoted, so that no name can add fields."""
+    head = ["---", f"base_model: {_quoted(facts.base_model)}", "library_name: " + _library(kind)]
+    if facts.base_license:
+        head.append(f"license: {_quoted(facts.base_license)}")
+    head += ["tags: [fastft, lora]", "---", ""]
+    lines = [
+        *head,
+        f"# {_plain(path.name)}",
+        "",
+        f"Fine-tuned from {_plain(facts.base_model)} with fastft ({kind}).",
+        "",
+    ]
+    if facts.figures:
+        lines += ["| measured | value |", "| --- | --- |"]
+        lines += [f"| {_plain(name)} | {_plain(value)} |" for name, value in facts.figures.items()] + [""]
+    lines += _proof(verdict)
+    if facts.data_fingerprint:
+        lines += [f"Training data (SHA-256): `{_plain(facts.data_fingerprint)}`", ""]
+    if facts.recipe:
+        # A fence longer than any in the recipe cannot be closed by it.
+        fence = "`" * max(3, 1 + max((len(run) for run in _runs_of_ticks(facts.recipe)), default=0))
+        lines += ["## Recipe", "", f"{fence}toml", facts.recipe.rstrip("\n"), fence, ""]
+    return "\n".join(lines)
+
+
+def modelfile(gguf_name: str, stop_texts: tuple[str, ...]) -> str:
+    """Ollama's Modelfile; the chat template is read from the GGUF file itself."""
+    lines = [f"FROM ./{gguf_name}", "PARAMETER temperature 0"]
+    return "\n".join([*lines, *(f"PARAMETER stop {_quoted(text)}" for text in stop_texts)]) + "\n"
+
+
+def _proof(verdict: Verdict | None) -> list[str]:
+    if verdict is None:
+        return ["This export was not compared with the trained model.", ""]
+    if not verdict.passed:
+        return ["**FAILED**: do not use these weights.", "", *(f"- {_plain(reason)}" for reason in verdict.reasons), ""]
+    return [
+        f"Compared with the trained model on {verdict.prompts} held-out prompts ({verdict.positions} answer tokens):"
+        f" the same likeliest token at {verdict.top1_agreement:.2%}, mean KL divergence {verdict.mean_kl:.2e} nats"
+        f" (the base model: {verdict.mean_kl_base_trained:.2e}).",
+        "",
+    ]
+
+
+def _library(kind: str) -> str:
+    return {"adapter": "peft", "merged_16bit": "transformers", "merged_4bit": "transformers"}.get(kind, "gguf")
+
+
+def _quoted(text: str) -> str:
+    # A JSON string is a YAML string, and quotes are escaped in it.
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _plain(text: str) -> str:
+    """One line without what Markdown or HTML would take for markup."""
+    flat = " ".join(text.split())
+    for mark, written in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|"), ("`", "'")):
+        flat = flat.replace(mark, written)
+    return flat
+
+
+def _runs_of_ticks(text: str) -> list[str]:
+    return [run for run in "".join(c if c == "`" else " " for c in text).split() if run]

@@ -1,0 +1,106 @@
+"""Weights that bitsandbytes stored in 4 bits, read as the 16-bit numbers they stand for."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastft.errors import MachineError, Problem, Where
+from fastft.files.tensors import DTYPES, Floats, TensorInfo, Weights, from_float32, open_weights
+
+STATE = ".quant_state.bitsandbytes__"
+
+
+@dataclass(frozen=True)
+class _State:
+    """How one matrix was quantized: `shape` (outputs, inputs), flat blocks of `block` weights with one scale each."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    block: int
+    nested_block: int | None
+    nested_offset: float
+
+
+class FourBitWeights(Weights):
+    """As `Weights`, where a matrix may lie as `name` (two weights a byte) with its scales in `name.absmax` and more.
+
+    A weight is `quant_map[its 4 bits] * scale of its block`; with double quantization a scale is
+    `nested_quant_map[its 8 bits] * nested_absmax + nested_offset` (bitsandbytes, `QuantState` and `dequantize_4bit`).
+    """
+
+    def __init__(self, stored: dict[str, TensorInfo]) -> None:
+        self._packed = Weights({})
+        names = {name: name.split(STATE)[0] for name in stored if STATE in name}
+        parts = tuple(f"{matrix}." for matrix in names.values())
+        super().__init__(
+            {name: info for name, info in stored.items() if not name.startswith(parts)} if parts else stored
+        )
+        self._packed = Weights(
+            {name: info for name, info in stored.items() if name.startswith((*parts, *names.values()))}
+        )
+        self._states = {matrix: self._state(name) for name, matrix in names.items()}
+        for matrix, state in self._states.items():
+            self.tensors[matrix] = replace(stored[matrix], dtype=state.dtype, shape=state.shape)
+        self._scales = lru_cache(maxsize=4)(self._read_scales)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._packed.__exit__(kind, error, trace)
+        super().__exit__(kind, error, trace)
+
+    def rows(self, name: str, begin: int = 0, end: int | None = None) -> NDArray[Any]:
+        """Rows `begin:end` in the 16-bit type that the matrix was quantized from."""
+        state = self._states.get(name)
+        if state is None:
+            return super().rows(name, begin, end)
+        width = int(np.prod(state.shape[1:]))
+        stop = state.shape[0] if end is None else end
+        # Whole blocks around the wanted rows: a block may begin in the row before.
+        first, last = begin * width // state.block, -(-stop * width // state.block)
+        codes = self._packed.rows(name, first * state.block // 2, min(-(-last * state.block // 2), self._bytes(name)))
+        nibbles = np.empty(2 * codes.size, dtype=np.uint8)
+        nibbles[0::2], nibbles[1::2] = codes.reshape(-1) >> 4, codes.reshape(-1) & 15
+        table = self._packed.floats(f"{name}.quant_map")
+        values = table[nibbles] * np.repeat(self._scales(name)[first:last], state.block)[: nibbles.size]
+        start = begin * width - first * state.block
+        wanted = values[start : start + (stop - begin) * width].reshape(stop - begin, *state.shape[1:])
+        return from_float32(np.ascontiguousarray(wanted), state.dtype)
+
+    def _bytes(self, name: str) -> int:
+        return self._packed.tensors[name].shape[0]
+
+    def _read_scales(self, name: str) -> Floats:
+        """(blocks,) scales in float32."""
+        state, scales = self._states[name], self._packed.rows(f"{name}.absmax")
+        if state.nested_block is None:
+            return scales.astype(np.float32)
+        table = self._packed.floats(f"{name}.nested_quant_map")
+        outer = np.repeat(self._packed.floats(f"{name}.nested_absmax"), state.nested_block)[: scales.size]
+        found: Floats = table[scales] * outer + np.float32(state.nested_offset)
+        return found
+
+    def _state(self, name: str) -> _State:
+        info = self._packed.tensors[name]
+        try:
+            said = json.loads(self._packed.rows(name).tobytes())
+            dtype, shape = DTYPES[said["dtype"]], tuple(int(length) for length in said["shape"])
+            nested = said.get("nested_blocksize")
+            return _State(dtype, shape, int(said["blocksize"]), nested, float(said.get("nested_offset") or 0.0))
+        except (ValueError, KeyError, TypeError) as error:
+            wrong = f"{name} cannot be read: {error}"
+            raise MachineError(Problem(Where(str(info.file)), "", wrong, "download the model again")) from error
+
+
+def open_four_bit(folder: Path) -> FourBitWeights:
+    """The tensors of a folder that bitsandbytes quantized to 4 bits; raises what `open_weights` raises."""
+    with open_weights(folder) as stored:
+        return FourBitWeights(stored.tensors)

@@ -1,0 +1,204 @@
+"""What llama.cpp expects of each architecture: metadata from config.json, and how tensors change on the way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastft.errors import Problem, RecipeError, Where
+from fastft.files.tensors import Floats
+
+Config = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class GgufArchitecture:
+    """How one Hugging Face model class becomes a llama.cpp model."""
+
+    name: str
+    """llama.cpp's name of it."""
+    describe: Callable[[Any, Config], None]
+    """Writes the metadata; gets a `gguf.GGUFWriter` and the config."""
+    interleaved_rope: bool = False
+    """llama.cpp rotates neighbouring pairs, transformers halves: the rows of Q and K are reordered."""
+    norm_offset: float = 0.0
+    """Added to norm weights (Gemma multiplies by 1 + weight)."""
+    computed: Callable[[Config], dict[str, Floats]] = lambda _: {}
+    """Tensors that llama.cpp wants and the model computes."""
+
+
+def find_architecture(config: Config, file: Path) -> GgufArchitecture:
+    """The architecture that `config["architectures"]` names.
+
+    Raises:
+        RecipeError: it is not known here.
+    """
+    names = config.get("architectures") or [None]
+    if names[0] not in ARCHITECTURES:
+        raise RecipeError(
+            Problem(
+                Where(str(file)),
+                "architectures",
+                "GGUF is not known for this model",
+                'write it as "merged_16bit" and convert that with llama.cpp\'s convert_hf_to_gguf.py (--llama-cpp DIR);'
+                f" known: {', '.join(ARCHITECTURES)}",
+                got=str(names[0]),
+            )
+        )
+    return ARCHITECTURES[names[0]]
+
+
+def _common(writer: Any, config: Config) -> None:
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config.get("num_key_value_heads") or config["num_attention_heads"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    if config.get("head_dim") is not None:
+        writer.add_key_length(config["head_dim"])
+        writer.add_value_length(config["head_dim"])
+
+
+def _rope(writer: Any, config: Config) -> None:
+    full, sliding_theta = rope(config)
+    kind, factor = full.get("rope_type", "default"), full.get("factor")
+    if kind in ("linear", "yarn") and factor is not None:
+        writer.add_rope_scaling_type(_scaling(kind))
+        writer.add_rope_scaling_factor(factor)
+    if kind == "yarn":
+        writer.add_rope_scaling_orig_ctx_len(full["original_max_position_embeddings"])
+        for key, add in (
+            ("extrapolation_factor", writer.add_rope_scaling_yarn_ext_factor),
+            ("attention_factor", writer.add_rope_scaling_yarn_attn_factor),
+            ("beta_fast", writer.add_rope_scaling_yarn_beta_fast),
+            ("beta_slow", writer.add_rope_scaling_yarn_beta_slow),
+        ):
+            if full.get(key) is not None:
+                add(full[key])
+    if kind not in ("default", "linear", "yarn", "llama3"):
+        raise RecipeError(
+            Problem(
+                Where("config.json"), "rope_parameters", "this rotary scaling is not known for GGUF",
+                'write "merged_16bit" and convert it with llama.cpp', got=str(kind),
+            )
+        )  # fmt: skip
+    writer.add_rope_freq_base(full["rope_theta"])
+    if sliding_theta is not None:
+        writer.add_rope_freq_base_swa(sliding_theta)
+
+
+def rope(config: Config) -> tuple[Config, float | None]:
+    """(rotary settings of full attention with `rope_theta` and `rope_type`, theta of sliding attention or None).
+
+    transformers 5 keeps all in `rope_parameters`, one entry a kind of attention where they differ; before it there were
+    `rope_theta`, `rope_scaling` and `rope_local_base_freq`.
+    """
+    settings = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    full = dict(settings.get("full_attention") or settings)
+    sliding = settings.get("sliding_attention") or {}
+    full.setdefault("rope_theta", config.get("rope_theta", 10000.0))
+    full.setdefault("rope_type", full.get("type", "default"))
+    if config.get("original_max_position_embeddings") is not None:
+        full.setdefault("original_max_position_embeddings", config["original_max_position_embeddings"])
+    return full, sliding.get("rope_theta", config.get("rope_local_base_freq"))
+
+
+def _scaling(kind: str) -> Any:
+    import gguf
+
+    return gguf.RopeScalingType(kind)
+
+
+def _llama(writer: Any, config: Config) -> None:
+    _common(writer, config)
+    _rope(writer, config)
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_rope_dimension_count(_head_size(config))
+
+
+def _head_size(config: Config) -> int:
+    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
+
+
+def _llama3_factors(config: Config) -> dict[str, Floats]:
+    """How much slower each rotary frequency turns in Llama 3.1 and later (transformers' `rope_type = "llama3"`)."""
+    full, _ = rope(config)
+    if full["rope_type"] != "llama3":
+        return {}
+    size = _head_size(config)
+    exponents = np.arange(0, size, 2, dtype=np.float32) / np.float32(size)
+    # In the order and precision of llama.cpp's converter, so that the factors have the same bits.
+    frequencies = np.float32(1) / np.float32(full["rope_theta"]) ** exponents
+    wavelengths = np.float32(2 * math.pi) / frequencies
+    factor, low, high = full["factor"], full["low_freq_factor"], full["high_freq_factor"]
+    length = full["original_max_position_embeddings"]
+    smooth = (length / wavelengths - low) / (high - low)
+    factors = 1 / ((1 - smooth) / factor + smooth)
+    factors = np.where(wavelengths < length / high, 1.0, np.where(wavelengths > length / low, factor, factors))
+    return {"rope_freqs.weight": factors.astype(np.float32)}
+
+
+def _qwen(writer: Any, config: Config) -> None:
+    _common(writer, config)
+    _rope(writer, config)
+
+
+def _gemma2(writer: Any, config: Config) -> None:
+    _common(writer, config)
+    writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
+    writer.add_final_logit_softcapping(config["final_logit_softcapping"])
+    writer.add_sliding_window(config["sliding_window"])
+
+
+def _gemma3(writer: Any, config: Config) -> None:
+    _common(writer, config)
+    _rope(writer, config)
+    if config.get("final_logit_softcapping"):
+        writer.add_final_logit_softcapping(config["final_logit_softcapping"])
+    writer.add_sliding_window(config["sliding_window"])
+
+
+def _phi3(writer: Any, config: Config) -> None:
+    full, _ = rope(config)
+    size = int(full.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) * config["hidden_size"])
+    _common(writer, {**config, "head_dim": None})
+    writer.add_rope_scaling_orig_ctx_len(_original_length(config))
+    writer.add_rope_dimension_count(size // config["num_attention_heads"])
+    writer.add_rope_freq_base(full["rope_theta"])
+    writer.add_sliding_window(config.get("sliding_window") or 0)
+    if full.get("long_factor"):
+        scale, original = config["max_position_embeddings"] / _original_length(config), _original_length(config)
+        writer.add_rope_scaling_attn_factors(math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0)
+
+
+def _phi3_factors(config: Config) -> dict[str, Floats]:
+    full, _ = rope(config)
+    if not full.get("long_factor"):
+        return {}
+    return {
+        f"rope_factors_{kind}.weight": np.array(full[f"{kind}_factor"], dtype=np.float32) for kind in ("long", "short")
+    }
+
+
+def _original_length(config: Config) -> int:
+    full, _ = rope(config)
+    return int(full.get("original_max_position_embeddings") or config["max_position_embeddings"])
+
+
+LLAMA = GgufArchitecture("llama", _llama, interleaved_rope=True, computed=_llama3_factors)
+ARCHITECTURES = {
+    "LlamaForCausalLM": LLAMA,
+    "MistralForCausalLM": LLAMA,
+    "Qwen2ForCausalLM": GgufArchitecture("qwen2", _qwen),
+    "Qwen3ForCausalLM": GgufArchitecture("qwen3", _qwen),
+    "Gemma2ForCausalLM": GgufArchitecture("gemma2", _gemma2, norm_offset=1.0),
+    "Gemma3ForCausalLM": GgufArchitecture("gemma3", _gemma3, norm_offset=1.0),
+    "Phi3ForCausalLM": GgufArchitecture("phi3", _phi3, computed=_phi3_factors),
+}

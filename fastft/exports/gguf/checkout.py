@@ -1,0 +1,58 @@
+"""The way on for an architecture that the GGUF writer does not know: llama.cpp's own converter, from a checkout."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from fastft.errors import MachineError, Problem, RecipeError, Where
+from fastft.files.staging import staged_file
+
+SCRIPT = "convert_hf_to_gguf.py"
+# What the converter writes by itself; K-quants need llama.cpp's compiled quantizer after it.
+OUTTYPES = ("f32", "f16", "bf16", "q8_0")
+
+
+def check_checkout(checkout: Path, quantization: str) -> Path:
+    """The converter in `checkout`, after a look whether it writes this type.
+
+    Raises:
+        RecipeError: no converter in `checkout`, or a type it does not write.
+    """
+    script = checkout / SCRIPT
+    if not script.is_file():
+        raise RecipeError(Problem(Where(str(checkout)), "--llama-cpp", f"has no {SCRIPT}", "give a llama.cpp checkout"))
+    if quantization not in OUTTYPES:
+        raise RecipeError(
+            Problem(
+                Where(str(checkout)),
+                "quantization",
+                "llama.cpp's converter does not write this type",
+                f"write one of {', '.join(OUTTYPES)}, then run llama-quantize on it",
+                got=quantization,
+            )
+        )
+    return script
+
+
+def convert_with_checkout(merged: Path, out_file: Path, quantization: str, checkout: Path) -> Path:
+    """Run the converter of `checkout` on the merged folder; returns `out_file`.
+
+    Raises:
+        RecipeError: no converter in `checkout`, a type it does not write, or `out_file` exists.
+        MachineError: the converter failed; the end of what it said is in the message.
+    """
+    script = check_checkout(checkout, quantization)
+    needed = sum(path.stat().st_size for path in merged.glob("*.safetensors"))
+    with staged_file(out_file, needed) as stage:
+        command = [sys.executable, str(script), str(merged), "--outtype", quantization, "--outfile", str(stage)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0 or not stage.is_file():
+            said = " ".join(done.stderr.split())[-500:]
+            raise MachineError(
+                Problem(
+                    Where(str(script)), "", f"ended with exit code {done.returncode}: {said}", "see llama.cpp's docs"
+                )
+            )
+    return out_file

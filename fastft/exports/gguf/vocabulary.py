@@ -1,0 +1,342 @@
+"""The tokenizer as llama.cpp wants it: tokens, merges or scores, pre-tokenizer name, special ids, chat template."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastft.errors import MachineError, Problem, RecipeError, Where
+from fastft.exports.merged import stopping_ids
+
+# gguf.TokenType
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+# The regular expressions by which byte-level tokenizers split text first; llama.cpp has them built in under a name.
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_CASED = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+)
+SPLITS = {
+    f"{_WORDS}{{1,3}}{_REST}": "llama-bpe",
+    f"{_WORDS}{_REST}": "qwen2",
+    rf"{_CASED}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+": "tekken",
+    # Phi-4: cl100k, which llama.cpp has under the name of the first model that used it.
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]"
+    r"|\s+(?!\S)|\s+": "dbrx",
+}
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """All that a GGUF file says of the tokenizer; lists are by token id."""
+
+    model: str
+    """"gpt2" for byte-level BPE, "llama" for SentencePiece."""
+    pre: str
+    """llama.cpp's name of the pre-tokenizer."""
+    tokens: list[bytes]
+    types: list[int]
+    merges: list[str] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    special: dict[str, int] = field(default_factory=dict)
+    """bos, eos, unk, pad and others: their ids."""
+    adds_bos: bool = False
+    adds_eos: bool = False
+    space_prefix: bool | None = None
+    chat_template: str | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """About the bytes that it takes in the file: each string has 8 bytes of length, each token 4 of type."""
+        merges = sum(len(merge.encode()) + 8 for merge in self.merges)
+        return sum(len(token) + 12 for token in self.tokens) + merges + 4 * len(self.scores) + 4096
+
+    def add_to(self, writer: Any) -> None:
+        """Write it with a `gguf.GGUFWriter`."""
+        writer.add_tokenizer_model(self.model)
+        writer.add_tokenizer_pre(self.pre)
+        writer.add_token_list(self.tokens)
+        if self.scores:
+            writer.add_token_scores(self.scores)
+        writer.add_token_types(self.types)
+        if self.merges:
+            writer.add_token_merges(self.merges)
+        for kind, add in (
+            ("bos", writer.add_bos_token_id),
+            ("eos", writer.add_eos_token_id),
+            ("eot", writer.add_eot_token_id),
+            ("unk", writer.add_unk_token_id),
+            ("sep", writer.add_sep_token_id),
+            ("pad", writer.add_pad_token_id),
+        ):
+            if kind in self.special:
+                add(self.special[kind])
+        writer.add_add_bos_token(self.adds_bos)
+        if self.adds_eos:
+            writer.add_add_eos_token(True)
+        if self.space_prefix is not None:
+            writer.add_add_space_prefix(self.space_prefix)
+        if self.chat_template is not None:
+            writer.add_chat_template(self.chat_template)
+
+
+def read_vocabulary(
+    folder: Path,
+    base: Path,
+    size: int,
+    architecture: str,
+    chat_template: str | None = None,
+    end_ids: Sequence[int] = (),
+) -> Vocabulary:
+    """The tokenizer of `folder`, padded to the `size` rows of the embedding.
+
+    `base` has the generation config, and the SentencePiece model where `folder` lacks it (transformers 5 does not save
+    it with an adapter). `chat_template` takes the place of the folder's own. The first of `end_ids` becomes the end
+    of turn where it is not the end token already.
+
+    Raises:
+        RecipeError: the tokenizer is of a kind that llama.cpp or this reader does not know, or larger than `size`.
+        MachineError: a file is missing or damaged.
+    """
+    tokenizer = _read(folder / "tokenizer.json")
+    settings = _read(folder / "tokenizer_config.json")
+    pieces = next((path for path in (folder / "tokenizer.model", base / "tokenizer.model") if path.is_file()), None)
+    special = _special_ids(settings, tokenizer, [base])
+    if end_ids and end_ids[0] != special.get("eos"):
+        special["eot"] = end_ids[0]
+    prefix = settings.get("add_prefix_space")
+    shared: dict[str, Any] = {
+        "special": special,
+        "chat_template": _chat_template(folder, base, settings) if chat_template is None else chat_template,
+    }
+    if _is_byte_level(tokenizer):
+        tokens, types = _tokens(tokenizer, size, folder)
+        first, last = _added_around(folder / "tokenizer.json")
+        return Vocabulary(
+            "gpt2",
+            pre_tokenizer(tokenizer, folder),
+            tokens,
+            types,
+            merges=_merges(tokenizer["model"]["merges"]),
+            adds_bos=first is not None and first == special.get("bos"),
+            adds_eos=last is not None and last == special.get("eos"),
+            space_prefix=prefix if architecture == "llama" else None,
+            **shared,
+        )
+    if architecture.startswith("gemma"):
+        prefix = False
+    tokens, scores, types = _pieces(pieces, tokenizer, settings, size, folder)
+    adds_bos = settings.get("add_bos_token")
+    if tokenizer:
+        first, _ = _added_around(folder / "tokenizer.json")
+        adds_bos = first is not None and first == special.get("bos")
+    return Vocabulary(
+        "llama",
+        "default",
+        tokens,
+        types,
+        scores=scores,
+        adds_bos=adds_bos is not False,
+        adds_eos=settings.get("add_eos_token") is True,
+        space_prefix=prefix,
+        **shared,
+    )
+
+
+def pre_tokenizer(tokenizer: dict[str, Any], folder: Path) -> str:
+    """llama.cpp's name for how a byte-level tokenizer splits text before it merges.
+
+    Raises:
+        RecipeError: no name is known; a wrong one would cut text, and above all digits, in other places.
+    """
+    steps = tokenizer.get("pre_tokenizer") or {}
+    steps = steps.get("pretokenizers", [steps])
+    kinds = [step.get("type") for step in steps]
+    if kinds == ["ByteLevel"] and steps[0].get("use_regex", True):
+        return "gpt-2"
+    if kinds == ["Digits", "ByteLevel"] and steps[0].get("individual_digits"):
+        return "smollm"
+    if kinds == ["Split", "ByteLevel"] and not steps[1].get("use_regex", True):
+        pattern = steps[0].get("pattern", {}).get("Regex", "")
+        if pattern in SPLITS:
+            return SPLITS[pattern]
+    raise RecipeError(
+        Problem(
+            Where(str(folder / "tokenizer.json")),
+            "pre_tokenizer",
+            "llama.cpp's name for this pre-tokenizer is not known",
+            'write "merged_16bit" and convert it with llama.cpp',
+            got=json.dumps(steps)[:200],
+        )
+    )
+
+
+def _read(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        value: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise MachineError(Problem(Where(str(file)), "", f"not JSON: {error}", "download it again")) from error
+    return value
+
+
+def _is_byte_level(tokenizer: dict[str, Any]) -> bool:
+    steps = tokenizer.get("pre_tokenizer") or {}
+    steps = steps.get("pretokenizers", [steps])
+    is_bpe = tokenizer.get("model", {}).get("type") == "BPE"
+    return is_bpe and any(step.get("type") == "ByteLevel" for step in steps)
+
+
+def _looks_special(text: str) -> bool:
+    """Some models forget to mark control tokens as special (Gemma, DeepSeek, Command R); so does llama.cpp judge."""
+    return (
+        text in ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
+        or (text.startswith(("<|", "<｜")) and text.endswith(("|>", "｜>")))
+        or (text.startswith("<unused") and text.endswith(">"))
+    )
+
+
+def _added(entry: dict[str, Any]) -> tuple[bytes, int]:
+    text = entry["content"]
+    if entry.get("special") or _looks_special(text):
+        return text.encode(), CONTROL
+    return text.replace("▁", " ").encode(), USER_DEFINED
+
+
+def _tokens(tokenizer: dict[str, Any], size: int, folder: Path) -> tuple[list[bytes], list[int]]:
+    by_id = {index: (text.encode(), NORMAL) for text, index in tokenizer["model"]["vocab"].items()}
+    by_id |= {entry["id"]: _added(entry) for entry in tokenizer.get("added_tokens", [])}
+    _check_size(max(by_id), size, folder)
+    padded = [by_id.get(index, (f"[PAD{index}]".encode(), UNUSED)) for index in range(size)]
+    return [text for text, _ in padded], [kind for _, kind in padded]
+
+
+def _check_size(largest: int, size: int, folder: Path) -> None:
+    if largest >= size:
+        raise RecipeError(
+            Problem(
+                Where(str(folder / "tokenizer.json")),
+                "",
+                f"the tokenizer has ids up to {largest}, the model's embedding only {size} rows",
+                "use the tokenizer that the model was trained with",
+            )
+        )
+
+
+def _merges(merges: list[Any]) -> list[str]:
+    """Merges as "left right"; a space inside a part is written as byte-level BPE writes it."""
+    return [merge if isinstance(merge, str) else " ".join(part.replace(" ", "Ġ") for part in merge) for merge in merges]
+
+
+def _pieces(
+    pieces: Path | None, tokenizer: dict[str, Any], settings: dict[str, Any], size: int, folder: Path
+) -> tuple[list[bytes], list[float], list[int]]:
+    found = _from_sentencepiece(pieces) if pieces is not None else _from_byte_fallback(tokenizer, folder)
+    entries = tokenizer.get("added_tokens") or [
+        {"id": int(index), **entry} for index, entry in settings.get("added_tokens_decoder", {}).items()
+    ]
+    for entry in entries:
+        text, kind = _added(entry)
+        found[entry["id"]] = (text, -1000.0, kind)
+    _check_size(max(found), size, folder)
+    padded = [found.get(index, (f"[PAD{index}]".encode(), -10000.0, UNUSED)) for index in range(size)]
+    return [text for text, _, _ in padded], [score for _, score, _ in padded], [kind for _, _, kind in padded]
+
+
+def _from_sentencepiece(file: Path) -> dict[int, tuple[bytes, float, int]]:
+    from sentencepiece import SentencePieceProcessor
+
+    model = SentencePieceProcessor()
+    model.LoadFromFile(str(file))
+    found = {}
+    for index in range(model.vocab_size()):
+        kind = NORMAL
+        if model.IsUnknown(index):
+            kind = UNKNOWN
+        elif model.IsControl(index):
+            kind = CONTROL
+        elif model.IsUnused(index):
+            kind = UNUSED
+        elif model.IsByte(index):
+            kind = BYTE
+        found[index] = (model.IdToPiece(index).encode(), model.GetScore(index), kind)
+    return found
+
+
+def _from_byte_fallback(tokenizer: dict[str, Any], folder: Path) -> dict[int, tuple[bytes, float, int]]:
+    """SentencePiece from its conversion to BPE: a piece's score is how early a merge makes it."""
+    model = tokenizer.get("model", {})
+    if model.get("type") != "BPE" or not model.get("byte_fallback"):
+        raise RecipeError(
+            Problem(
+                Where(str(folder)),
+                "tokenizer",
+                "neither byte-level BPE nor SentencePiece",
+                'write "merged_16bit" and convert it with llama.cpp',
+                got=str(model.get("type")),
+            )
+        )
+    ranks: dict[str, int] = {}
+    for rank, merge in enumerate(model["merges"]):
+        ranks.setdefault("".join(merge.split(" ") if isinstance(merge, str) else merge), rank)
+    found = {}
+    for text, index in model["vocab"].items():
+        is_byte = len(text) == 6 and text.startswith("<0x") and text.endswith(">")
+        score = 0.0 if is_byte else -float(ranks.get(text, len(ranks) + index))
+        kind = BYTE if is_byte else UNKNOWN if text == model.get("unk_token") else NORMAL
+        found[index] = (text.encode(), score, kind)
+    return found
+
+
+def _special_ids(settings: dict[str, Any], tokenizer: dict[str, Any], folders: list[Path]) -> dict[str, int]:
+    """bos, eos, unk, sep, pad from the tokenizer, else the model's config; eos is one that generation stops at."""
+    by_text = dict(tokenizer.get("model", {}).get("vocab", {}))
+    by_text |= {entry["content"]: entry["id"] for entry in tokenizer.get("added_tokens", [])}
+    decoder = settings.get("added_tokens_decoder", {})
+    by_text |= {entry["content"]: int(index) for index, entry in decoder.items()}
+    found: dict[str, int] = {}
+    for kind in ("bos", "eos", "unk", "sep", "pad"):
+        text = settings.get(f"{kind}_token")
+        text = text.get("content") if isinstance(text, dict) else text
+        if text in by_text:
+            found[kind] = by_text[text]
+    for folder in folders:
+        config, generation = _read(folder / "config.json"), _read(folder / "generation_config.json")
+        for kind in ("bos", "eos", "unk", "sep", "pad"):
+            index = config.get(f"{kind}_token_id")
+            index = index[0] if isinstance(index, list) else index
+            if isinstance(index, int):
+                found.setdefault(kind, index)
+        ends = stopping_ids(generation)
+        if ends and found.get("eos") not in ends:
+            found["eos"] = ends[0]
+    return found
+
+
+def _added_around(file: Path) -> tuple[int | None, int | None]:
+    """(first, last) token that the tokenizer itself puts around a text, None where it puts none."""
+    from tokenizers import Tokenizer
+
+    loaded = Tokenizer.from_file(str(file))
+    bare, whole = loaded.encode("a", add_special_tokens=False).ids, loaded.encode("a").ids
+    if len(whole) == len(bare):
+        return None, None
+    return (whole[0] if whole[:1] != bare[:1] else None), (whole[-1] if whole[-1:] != bare[-1:] else None)
+
+
+def _chat_template(folder: Path, base: Path, settings: dict[str, Any]) -> str | None:
+    """The template beside the tokenizer, in its config, or with the base."""
+    for place in (folder, base):
+        if (place / "chat_template.jinja").is_file():
+            return (place / "chat_template.jinja").read_text(encoding="utf-8")
+        found = (settings if place == folder else _read(place / "tokenizer_config.json")).get("chat_template")
+        if isinstance(found, str):
+            return found
+        if isinstance(found, list):
+            return next((entry["template"] for entry in found if entry.get("name") == "default"), None)
+    return None

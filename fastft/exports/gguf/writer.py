@@ -1,0 +1,251 @@
+"""The GGUF writer: tensors stream from base and adapter through the quantizer into the file."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastft.errors import MachineError, Problem, RecipeError, Where
+from fastft.exports.gguf import kernels
+from fastft.exports.gguf.architectures import GgufArchitecture, find_architecture
+from fastft.exports.gguf.quantization import QUANTIZATIONS, ModelFacts, check_quantization, tensor_bytes, tensor_type
+from fastft.exports.gguf.vocabulary import Vocabulary, read_vocabulary
+from fastft.exports.merged import tokenizer_folder
+from fastft.exports.trained import EMBEDDING, TrainedWeights, in_order, row_blocks
+from fastft.files.staging import staged_file
+from fastft.files.tensors import Floats, check_float16
+from fastft.inference.library import shared_library
+
+Progress = Callable[[int, int], None]
+
+# GGUF's default alignment of tensor data.
+ALIGNMENT = 32
+
+
+@dataclass(frozen=True)
+class GgufReport:
+    """What `write_gguf` wrote."""
+
+    file: Path
+    quantization: str
+    size_bytes: int
+    tensors: int
+    types: dict[str, int]
+    """How many tensors have each type, for instance {"Q4_K": 120, "F32": 61}."""
+    notes: tuple[str, ...]
+    """What a user should know: of the base, and where llama.cpp's wanted type did not fit the shape."""
+    chat_template: str | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Output:
+    """One tensor of the file."""
+
+    name: str
+    source: str | None
+    """The tensor of the trained model; None for one that is computed."""
+    shape: tuple[int, ...]
+    kind: str
+    heads: int = 0
+    """Reorder the rows of this many heads (0: keep them)."""
+    offset: float = 0.0
+    values: Floats | None = None
+    wanted: str | None = None
+    """The type that the mix asked for, where the shape did not allow it."""
+
+    @property
+    def size_bytes(self) -> int:
+        return tensor_bytes(self.shape, self.kind)
+
+
+def write_gguf(
+    base: Path,
+    adapter: Path | None,
+    out_file: Path,
+    quantization: str,
+    chat_template: str | None = None,
+    *,
+    end_ids: Sequence[int] = (),
+    name: str | None = None,
+    threads: int | None = None,
+    on_progress: Progress | None = None,
+) -> GgufReport:
+    """Write base + adapter as the new file `out_file` in `quantization` (q4_k_m, q8_0, f16, ...).
+
+    The tokenizer is that of the adapter's folder, else of the base; `chat_template` takes the place of its own.
+    Generation stops at the first of `end_ids` besides where it stopped before. `name` is the model's name
+    in the file (default: the file's). `on_progress` gets (bytes, in all).
+
+    Raises:
+        RecipeError: unknown quantization, architecture or tokenizer; the adapter does not fit; `out_file` exists.
+        MachineError: a file is missing or damaged, the disk too small, or a package missing.
+        TrainingError: a weight is NaN or infinite.
+    """
+    start = time.monotonic()
+    quantization = check_quantization(quantization)
+    with TrainedWeights(base, adapter) as trained:
+        architecture = find_architecture(trained.config, base / "config.json")
+        source = tokenizer_folder(base, adapter)
+        rows = trained.shapes[EMBEDDING][0]
+        vocabulary = read_vocabulary(source, base, rows, architecture.name, chat_template, end_ids)
+        outputs = _plan(trained, architecture, quantization)
+        needed = _file_bytes(outputs, vocabulary)
+        with staged_file(out_file, needed) as stage:
+            writer = _writer(stage, trained, architecture, quantization, vocabulary, outputs, name or out_file.stem)
+            try:
+                _write(writer, trained, outputs, threads, on_progress)
+            finally:
+                writer.close()
+    notes = (*(() if trained.base_note is None else (trained.base_note,)), *_fallbacks(outputs))
+    types = dict(Counter(output.kind for output in outputs).most_common())
+    size = out_file.stat().st_size
+    seconds = time.monotonic() - start
+    return GgufReport(out_file, quantization, size, len(outputs), types, notes, vocabulary.chat_template, seconds)
+
+
+def estimate_gguf_bytes(base: Path, adapter: Path | None, quantization: str) -> int:
+    """The bytes that `write_gguf` will write; raises what it would raise for architecture, tokenizer and adapter."""
+    quantization = check_quantization(quantization)
+    shared_library()
+    with TrainedWeights(base, adapter) as trained:
+        architecture = find_architecture(trained.config, base / "config.json")
+        source = tokenizer_folder(base, adapter)
+        vocabulary = read_vocabulary(source, base, trained.shapes[EMBEDDING][0], architecture.name)
+        return _file_bytes(_plan(trained, architecture, quantization), vocabulary)
+
+
+def _plan(trained: TrainedWeights, architecture: GgufArchitecture, quantization: str) -> list[_Output]:
+    import gguf
+
+    config = trained.config
+    layers, heads = config["num_hidden_layers"], config["num_attention_heads"]
+    kv_heads = config.get("num_key_value_heads") or heads
+    kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
+    names = gguf.get_tensor_name_map(kinds[architecture.name], layers)
+    seventy = layers == 80 and (architecture.name == "qwen2" or (architecture.name == "llama" and heads != kv_heads))
+    facts = ModelFacts(layers, trained.tied, heads // kv_heads, seventy)
+    outputs = [
+        _Output(name, None, values.shape, "F32", values=values)
+        for name, values in architecture.computed(config).items()
+    ]
+    for name in trained.names:
+        if name.endswith(".rotary_emb.inv_freq"):
+            continue
+        target = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if target is None:
+            raise RecipeError(
+                Problem(
+                    Where(str(trained.base)),
+                    name,
+                    f"llama.cpp's {architecture.name} has no such tensor",
+                    'write "merged_16bit" and convert it with llama.cpp',
+                )
+            )
+        shape = trained.shapes[name]
+        kind, wanted = tensor_type(target, shape, quantization, facts)
+        reordered = 0
+        if architecture.interleaved_rope and ".q_proj." in name:
+            reordered = heads
+        elif architecture.interleaved_rope and ".k_proj." in name:
+            reordered = kv_heads
+        offset = architecture.norm_offset if name.endswith("norm.weight") else 0.0
+        outputs.append(_Output(target, name, shape, kind, reordered, offset, wanted=wanted))
+    return outputs
+
+
+def _writer(
+    stage: Path,
+    trained: TrainedWeights,
+    architecture: GgufArchitecture,
+    quantization: str,
+    vocabulary: Vocabulary,
+    outputs: list[_Output],
+    name: str,
+) -> Any:
+    import gguf
+
+    writer = gguf.GGUFWriter(stage, architecture.name)
+    writer.add_type(gguf.GGUFType.MODEL)
+    writer.add_name(name)
+    parameters = sum(int(np.prod(trained.shapes[each], dtype=np.int64)) for each in trained.names)
+    writer.add_size_label(gguf.size_label(parameters, parameters, 0, 0))
+    config = {**trained.config, "vocab_size": trained.shapes[EMBEDDING][0]}
+    try:
+        architecture.describe(writer, config)
+    except KeyError as error:
+        raise MachineError(
+            Problem(Where(str(trained.base / "config.json")), str(error.args[0]), "is missing", "download it again")
+        ) from error
+    writer.add_file_type(gguf.LlamaFileType[QUANTIZATIONS[quantization][1]])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    vocabulary.add_to(writer)
+    for output in outputs:
+        kind = gguf.GGMLQuantizationType[output.kind]
+        writer.add_tensor_info(output.name, output.shape, np.dtype(np.float32), output.size_bytes, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    return writer
+
+
+def _write(
+    writer: Any, trained: TrainedWeights, outputs: list[_Output], threads: int | None, on_progress: Progress | None
+) -> None:
+    stream = writer.fout[0]
+    stream.write(bytes(-stream.tell() % ALIGNMENT))
+    total = sum(output.size_bytes for output in outputs)
+    done = 0
+    for output, last, data in in_order(lambda work: _compute(trained, *work), _blocks(outputs), threads):
+        stream.write(data.data)
+        done += data.nbytes
+        if last:
+            stream.write(bytes(-output.size_bytes % ALIGNMENT))
+        if on_progress is not None:
+            on_progress(done, total)
+
+
+def _blocks(outputs: list[_Output]) -> Iterator[tuple[_Output, int, int]]:
+    for output in outputs:
+        # Reordered rows stay inside their head, so a block of whole heads needs no other rows.
+        unit = output.shape[0] // output.heads if output.heads else 1
+        for begin, end in row_blocks((output.shape[0] // unit, unit, *output.shape[1:])):
+            yield output, begin * unit, end * unit
+
+
+def _compute(trained: TrainedWeights, output: _Output, begin: int, end: int) -> tuple[_Output, bool, NDArray[np.uint8]]:
+    if output.source is None:
+        assert output.values is not None  # noqa: S101  a computed tensor brings its values
+        values = output.values[begin:end]
+    else:
+        values = trained.floats(output.source, begin, end)
+    if output.offset:
+        values = values + np.float32(output.offset)
+    if output.heads:
+        half = output.shape[0] // output.heads // 2
+        parts = values.reshape(-1, 2, half, *output.shape[1:])
+        values = parts.swapaxes(1, 2).reshape(values.shape)
+    if output.kind == "F16":
+        check_float16(values, output.name, "use bf16 or q8_0")
+    rows = values.reshape(1, -1) if values.ndim == 1 else values
+    return output, end == output.shape[0], kernels.quantize(rows, output.kind, output.name)
+
+
+def _file_bytes(outputs: list[_Output], vocabulary: Vocabulary) -> int:
+    # A tensor's entry: its name, shape, type and offset.
+    return vocabulary.size_bytes + sum(-(-output.size_bytes // ALIGNMENT) * ALIGNMENT + 96 for output in outputs)
+
+
+def _fallbacks(outputs: list[_Output]) -> tuple[str, ...]:
+    pairs = Counter((output.wanted, output.kind, output.shape[-1]) for output in outputs if output.wanted)
+    return tuple(
+        f"{count} tensors are {kind} instead of {wanted}: their rows of {columns} are no multiple of its block"
+        for (wanted, kind, columns), count in pairs.items()
+    )

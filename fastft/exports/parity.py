@@ -1,0 +1,264 @@
+"""The parity gate: is what was written the model that was trained? Figures, bars and reasons; no torch.
+
+The engine makes a `Reference` from the trained model. An artefact passes when its own runtime reads the same tokens,
+predicts the same next tokens, is nearer to the trained model than to the base, and stops where it should.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastft.data.example import Example
+from fastft.errors import FastftError
+from fastft.files.tensors import Floats
+from fastft.inference.conversation import render_chat
+
+# Share of positions whose likeliest next token must be the trained model's, or one that it holds as good as likely (see
+# NEAR_TIE). Types that are not named: DEFAULT_BAR. The quickstart's model on free text: benchmarks/parity.json.
+BARS = {
+    "adapter": 0.99,
+    "merged_16bit": 0.99,
+    "f32": 0.99,
+    "f16": 0.99,
+    "bf16": 0.99,
+    "q8_0": 0.98,
+    "q6_k": 0.97,
+    "q5_k_m": 0.95,
+    "q5_k_s": 0.95,
+    "q4_k_m": 0.92,
+}
+DEFAULT_BAR = 0.85
+# Nats between two tokens of the trained model within which rounding alone decides: a mean KL divergence of 2e-3, which
+# q8_0 has, moves a logit by some sqrt(2 * 2e-3) = 0.06.
+NEAR_TIE = 0.1
+# Held-out conversations that an export is compared on; a hundred answer tokens tell a wrong merge or template apart.
+COMPARED = 16
+ChatMessages = Sequence[dict[str, str]]
+"""Messages with `role` and `content`, the last one an answer."""
+
+
+def comparable(examples: Iterable[Example]) -> list[ChatMessages]:
+    """The messages of the first COMPARED conversations, each up to its last answer."""
+    found: list[ChatMessages] = []
+    for example in islice((example for example in examples if example.messages), COMPARED):
+        last = max(index for index, message in enumerate(example.messages) if message.role == "assistant")
+        found.append([{"role": turn.role, "content": turn.content} for turn in example.messages[: last + 1]])
+    return found
+
+
+@dataclass(frozen=True)
+class Passage:
+    """One held-out conversation as the trained model reads it."""
+
+    messages: tuple[dict[str, str], ...]
+    """All messages; the last one is the answer."""
+    tokens: tuple[int, ...]
+    """Prompt and answer as they were tokenized for training."""
+    prompt_tokens: int
+    """How many of them are the prompt."""
+
+    @property
+    def positions(self) -> slice:
+        """The rows of the logits that predict the answer."""
+        return slice(self.prompt_tokens - 1, len(self.tokens) - 1)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the trained model and its base say about the held-out passages."""
+
+    passages: tuple[Passage, ...]
+    trained: tuple[Floats, ...]
+    """For each passage (answer tokens, vocabulary): logits of the trained model."""
+    base: tuple[Floats, ...] | None
+    """The same of the base model; None where all weights were trained."""
+    chat_template: str
+    special_tokens: dict[str, str]
+    """`bos_token`, `eos_token`: what the template may use."""
+    end_ids: tuple[int, ...]
+    """The tokens at which an answer ends."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome for one artefact: figures to keep, and the reasons why it failed (none: it passed)."""
+
+    artefact: str
+    kind: str
+    """merged_16bit, or the GGUF quantization."""
+    reasons: tuple[str, ...]
+    prompts: int = 0
+    positions: int = 0
+    """Teacher-forced answer tokens that were compared."""
+    top1_agreement: float = 0.0
+    """Share of positions with the trained model's likeliest token."""
+    agreement: float = 0.0
+    """The same, where a token within NEAR_TIE of the trained model's likeliest counts as well: what the bar is for."""
+    bar: float = 0.0
+    mean_kl: float = 0.0
+    """Mean KL divergence from the trained model, in nats a token."""
+    mean_kl_from_base: float = 0.0
+    mean_kl_base_trained: float = 0.0
+    """How far training moved the model: mean KL divergence of the base from the trained model."""
+    equal_prompts: int = 0
+    """Prompts whose token ids equal those of training."""
+    seconds: float = 0.0
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing speaks against the artefact."""
+        return not self.reasons
+
+    def as_json(self) -> dict[str, Any]:
+        """For `export.json`."""
+        return {**dataclasses.asdict(self), "passed": self.passed}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How an artefact reads the passages, as its own runtime told."""
+
+    prompts: tuple[tuple[int, ...], ...]
+    """The token ids of each prompt, rendered with the artefact's own template."""
+    logits: tuple[Floats, ...]
+    """(answer tokens, vocabulary) for each passage, after the reference's token ids."""
+    chat_template: str | None
+    eos: int
+    ends: frozenset[int]
+    """Which of the reference's end ids stop the artefact."""
+
+
+def judge(artefact: str, kind: str, reference: Reference, reading: Reading, seconds: float = 0.0) -> Verdict:
+    """Compare what an artefact says with what the trained model says."""
+    figures = _figures(reference, reading)
+    bar = BARS.get(kind, DEFAULT_BAR)
+    reasons = list(_reading_faults(reference, reading))
+    # `not >=` and `not <`, so that NaN fails.
+    if not figures["agreement"] >= bar:
+        reasons.append(
+            f"predicts the trained model's next token at {figures['agreement']:.1%} of"
+            f" {figures['positions']} positions, {bar:.0%} are needed"
+        )
+    if reference.base is not None and not figures["mean_kl"] < max(figures["mean_kl_from_base"], 1e-12):
+        reasons.append(
+            f"is nearer to the base than to the trained model (KL {figures['mean_kl_from_base']:.2e} and"
+            f" {figures['mean_kl']:.2e}): the adapter is not in it"
+        )
+    return Verdict(artefact, kind, tuple(reasons), bar=bar, seconds=seconds, **figures)
+
+
+def unreadable(artefact: str, kind: str, error: FastftError) -> Verdict:
+    """The verdict on an artefact that its runtime cannot load."""
+    return Verdict(artefact, kind, (f"cannot be read: {error}",), bar=BARS.get(kind, DEFAULT_BAR))
+
+
+def check_gguf(file: Path, kind: str, reference: Reference, threads: int | None = None) -> Verdict:
+    """Load `file` in llama.cpp and judge it."""
+    start = time.monotonic()
+    try:
+        reading = _read_gguf(file, reference, threads)
+    except FastftError as error:
+        return unreadable(file.name, kind, error)
+    return judge(file.name, kind, reference, reading, time.monotonic() - start)
+
+
+def kl_divergence(first: Floats, second: Floats) -> Floats:
+    """(rows,) of KL(first || second) in nats from two (rows, vocabulary) of logits."""
+    a, b = _log_shares(first), _log_shares(second)
+    divergence: Floats = (np.exp(a) * (a - b)).sum(axis=1)
+    return divergence
+
+
+def _log_shares(logits: Floats) -> Floats:
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    shares: Floats = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return shares
+
+
+def _figures(reference: Reference, reading: Reading) -> dict[str, Any]:
+    hits, near, divergences, from_base, moved = [], [], [], [], []
+    for trained, base, artefact in zip(
+        reference.trained, reference.base or reference.trained, reading.logits, strict=True
+    ):
+        # Rows beyond the smaller vocabulary are padding that no tokenizer produces.
+        width = min(trained.shape[1], artefact.shape[1])
+        trained, base, artefact = trained[:, :width], base[:, :width], artefact[:, :width]
+        chosen = artefact.argmax(axis=1)
+        hits.append(trained.argmax(axis=1) == chosen)
+        near.append(trained.max(axis=1) - trained[np.arange(len(trained)), chosen] <= NEAR_TIE)
+        divergences.append(kl_divergence(trained, artefact))
+        from_base.append(kl_divergence(base, artefact))
+        moved.append(kl_divergence(trained, base))
+    return {
+        "prompts": len(reference.passages),
+        "positions": int(sum(len(hit) for hit in hits)),
+        "top1_agreement": float(np.concatenate(hits).mean()),
+        "agreement": float(np.concatenate(near).mean()),
+        "mean_kl": float(np.concatenate(divergences).mean()),
+        "mean_kl_from_base": float(np.concatenate(from_base).mean()),
+        "mean_kl_base_trained": float(np.concatenate(moved).mean()),
+        "equal_prompts": len(reference.passages) - len(_unequal(reference, reading)),
+    }
+
+
+def _unequal(reference: Reference, reading: Reading) -> list[int]:
+    pairs = zip(reference.passages, reading.prompts, strict=True)
+    return [index for index, (passage, ids) in enumerate(pairs) if passage.tokens[: passage.prompt_tokens] != ids]
+
+
+def _reading_faults(reference: Reference, reading: Reading) -> Iterable[str]:
+    unequal = _unequal(reference, reading)
+    if unequal:
+        index = unequal[0]
+        passage = reference.passages[index]
+        yield (
+            f"reads {len(unequal)} of {len(reference.passages)} prompts as other tokens than training did:"
+            f" prompt {index + 1} {_first_difference(passage.tokens[: passage.prompt_tokens], reading.prompts[index])}"
+        )
+    if reading.chat_template != reference.chat_template:
+        yield "has another chat template than the one that was trained with"
+    if reading.eos not in reference.end_ids:
+        yield f"has {reading.eos} as its end token, trained answers end with {_ids(reference.end_ids)}"
+    running_on = [token for token in reference.end_ids if token not in reading.ends]
+    if running_on:
+        yield f"does not stop at {_ids(running_on)}, where trained answers end"
+
+
+def _first_difference(trained: Sequence[int], artefact: Sequence[int]) -> str:
+    place = next((i for i, (a, b) in enumerate(zip(trained, artefact, strict=False)) if a != b), None)
+    if place is None:
+        return f"has {len(artefact)} tokens, {len(trained)} in training"
+    return f"has token {artefact[place]} at position {place}, {trained[place]} in training"
+
+
+def _ids(tokens: Iterable[int]) -> str:
+    return ", ".join(str(token) for token in tokens)
+
+
+def _read_gguf(file: Path, reference: Reference, threads: int | None) -> Reading:
+    from fastft.inference.llamacpp import GgufModel
+
+    longest = max(len(passage.tokens) for passage in reference.passages)
+    with GgufModel(file, context_tokens=longest + 8, threads=threads) as model:
+        template = model.chat_template or ""
+        prompts = tuple(
+            tuple(model.chat_tokens(render_chat(template, passage.messages[:-1], reference.special_tokens)))
+            for passage in reference.passages
+        )
+        ends = frozenset(token for token in reference.end_ids if model.is_end(token))
+        limit = model.vocabulary_size
+        if any(token >= limit for passage in reference.passages for token in passage.tokens):
+            raise model.failed(f"its vocabulary of {limit} tokens is smaller than the trained model's")
+        logits = tuple(
+            model.logits(passage.tokens)[passage.positions][: len(trained)]
+            for passage, trained in zip(reference.passages, reference.trained, strict=True)
+        )
+        return Reading(prompts, logits, model.chat_template, model.eos, ends)

@@ -1,0 +1,257 @@
+"""The trained model's weights, base plus adapter, computed block by block and never held as a whole."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastft.errors import MachineError, Problem, RecipeError, TrainingError, Where
+from fastft.exports.adapter import Adapter, open_adapter
+from fastft.exports.four_bit import open_four_bit
+from fastft.files.tensors import FLOATING, Floats, open_weights
+
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+# 4 MiB of float32: the passes over one block then stay in a core's cache (fastest of 0.25 to 8 million, 2-core EPYC).
+BLOCK_ELEMENTS = 1 << 20
+# Enough lines to see the pattern of an adapter for another model.
+SHOWN_PROBLEMS = 3
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class TrainedWeights:
+    """Every tensor of base + adapter by name; `names` keeps the order of the base's files.
+
+    Raises:
+        MachineError: a file is missing, damaged or cut short.
+        RecipeError: the adapter is for another model or cannot be merged, or the base is quantized.
+    """
+
+    def __init__(self, base: Path, adapter: Path | None) -> None:
+        self.base = base
+        self.config = read_config(base)
+        self.base_note: str | None = None
+        """What a user should know of the base's numbers."""
+        quantization = self.config.pop("quantization_config", None)
+        if quantization is None:
+            self.weights = open_weights(base)
+        elif quantization.get("quant_method") == "bitsandbytes" and quantization.get("load_in_4bit"):
+            self.weights = open_four_bit(base)
+            self.base_note = (
+                "the base has 4 bits a weight: its rounding stays; --base with its 16-bit model avoids that"
+            )
+        else:
+            raise RecipeError(
+                Problem(
+                    Where(str(base / "config.json")),
+                    "quantization_config",
+                    "the base is quantized; what was trained on it must be merged into its 16-bit weights",
+                    "give the 16-bit model with --base",
+                    got=str(quantization.get("quant_method", "unknown")),
+                )
+            )
+        self.adapter: Adapter | None = None if adapter is None else open_adapter(adapter)
+        self.shapes = {name: info.shape for name, info in self.weights.tensors.items()}
+        self._load = lru_cache(maxsize=8)(self._load_low_rank)
+        self.tied = HEAD not in self.shapes or self.config.get("tie_word_embeddings") is True
+        if self.tied:
+            self.shapes.pop(HEAD, None)
+        if self.adapter is not None:
+            self._fit(self.adapter)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.weights.__exit__(kind, error, trace)
+        if self.adapter is not None:
+            self.adapter.weights.__exit__(kind, error, trace)
+
+    @property
+    def names(self) -> list[str]:
+        """The tensors of the trained model; without `lm_head.weight` where it is the embedding itself."""
+        return list(self.shapes)
+
+    def dtype(self, name: str) -> str:
+        """The safetensors type that the base stores the tensor in."""
+        return self.weights.tensors[self._stored(name)].dtype
+
+    def stored_bytes(self, name: str) -> int:
+        """The bytes of the tensor in the base's files."""
+        return self.weights.tensors[self._stored(name)].size_bytes
+
+    def is_changed(self, name: str) -> bool:
+        """Whether the adapter changes this tensor."""
+        return self.adapter is not None and (name in self.adapter.low_rank or name in self.adapter.replaced)
+
+    def raw(self, name: str, begin: int = 0, end: int | None = None) -> NDArray[Any]:
+        """Rows `begin:end` as the base stores them; only for tensors that the adapter does not change."""
+        values = self.weights.rows(self._stored(name), begin, end)
+        dtype = self.dtype(name)
+        if dtype in FLOATING:
+            exponents = {"BF16": np.uint16(0x7F80)}.get(dtype)
+            finite = np.isfinite(values) if exponents is None else (values & exponents) != exponents
+            if not finite.all():
+                raise self._not_finite(name)
+        return values
+
+    def floats(self, name: str, begin: int = 0, end: int | None = None) -> Floats:
+        """Rows `begin:end` of the trained tensor in float32.
+
+        Raises:
+            TrainingError: a value is NaN or infinite.
+        """
+        adapter = self.adapter
+        if adapter is not None and name in adapter.replaced:
+            values = adapter.weights.floats(adapter.replaced[name], begin, end)
+        else:
+            values = self.weights.floats(self._stored(name), begin, end)
+        # PEFT saves an embedding that it adapts as a copy of the base tensor and a low-rank part: then both apply.
+        if adapter is not None and name in adapter.low_rank:
+            values = _add(values, self._load(name), begin)
+        # A sum is one pass and NaN and infinity survive it; only a suspicious sum pays for the exact look.
+        with np.errstate(over="ignore", invalid="ignore"):
+            suspicious = not np.isfinite(values.sum())
+        if suspicious and not np.isfinite(values).all():
+            raise self._not_finite(name)
+        return values
+
+    def _stored(self, name: str) -> str:
+        return EMBEDDING if name == HEAD and name not in self.weights.tensors else name
+
+    def _load_low_rank(self, name: str) -> tuple[Floats, Floats, Floats | None]:
+        assert self.adapter is not None  # noqa: S101  only called for its own names
+        return self.adapter.low_rank[name].load(self.adapter.weights)
+
+    def _fit(self, adapter: Adapter) -> None:
+        """Check the adapter's shapes against the base's, and give a tied head that it changes a tensor of its own."""
+        if self.tied and any(name in adapter.low_rank or name in adapter.replaced for name in (EMBEDDING, HEAD)):
+            self._untie(adapter)
+        touched = sorted({*adapter.low_rank, *adapter.replaced})
+        wrong = [text for name in touched if (text := self._misfit(adapter, name))]
+        if wrong:
+            shown = "; ".join(wrong[:SHOWN_PROBLEMS])
+            raise RecipeError(
+                Problem(
+                    Where(str(adapter.folder)),
+                    "",
+                    f"this adapter is for another model than {self.base}: {len(wrong)} of {len(touched)} tensors do"
+                    f" not fit ({shown})",
+                    "give the base model that it was trained on with --base",
+                )
+            )
+        for name, source in adapter.replaced.items():
+            self.shapes[name] = adapter.weights.tensors[source].shape
+
+    def _untie(self, adapter: Adapter) -> None:
+        if adapter.ensure_weight_tying:
+            if EMBEDDING in adapter.low_rank or HEAD in adapter.low_rank:
+                raise RecipeError(
+                    Problem(
+                        Where(str(adapter.folder / "adapter_config.json")),
+                        "ensure_weight_tying",
+                        "a low-rank change of an embedding that is also the output head cannot be merged",
+                        "train the embedding in full (modules_to_save)",
+                    )
+                )
+            head = adapter.replaced.pop(HEAD, None)
+            if head is not None:
+                adapter.replaced.setdefault(EMBEDDING, head)
+            return
+        self.tied = False
+        self.shapes[HEAD] = self.shapes[EMBEDDING]
+
+    def _misfit(self, adapter: Adapter, name: str) -> str | None:
+        if name not in self.shapes:
+            return f"{name} is not in the base"
+        shape = base = self.shapes[name]
+        if name in adapter.replaced:
+            shape = adapter.weights.tensors[adapter.replaced[name]].shape
+            # A vocabulary that grew or shrank comes with the adapter as a whole new embedding.
+            if name in (EMBEDDING, HEAD) and shape[1:] == base[1:]:
+                base = shape
+        if name in adapter.low_rank and shape == base:
+            shape = adapter.low_rank[name].shape
+        return None if shape == base else f"{name} is {shape} in the adapter, {base} in the base"
+
+    def _not_finite(self, name: str) -> TrainingError:
+        source = "the adapter" if self.is_changed(name) else "the base model"
+        folder = self.adapter.folder if self.adapter is not None and self.is_changed(name) else self.base
+        return TrainingError(
+            Problem(Where(str(folder)), name, "holds NaN or infinite values", f"use an earlier checkpoint of {source}")
+        )
+
+
+def _add(values: Floats, change: tuple[Floats, Floats, Floats | None], begin: int) -> Floats:
+    a, b, magnitude = change
+    end = begin + values.shape[0]
+    values += b[begin:end] @ a
+    if magnitude is not None:
+        length = np.sqrt(np.einsum("oi,oi->o", values, values, dtype=np.float32))
+        values *= (magnitude[begin:end] / length)[:, None]
+    return values
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The model's `config.json`.
+
+    Raises:
+        MachineError: it is missing or not a JSON object.
+    """
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        wrong = f"cannot be read: {error.strerror}"
+        raise MachineError(Problem(Where(str(file)), "", wrong, "give the base model's folder with --base")) from error
+    except ValueError as error:
+        raise MachineError(Problem(Where(str(file)), "", f"not JSON: {error}", "download it again")) from error
+    if not isinstance(config, dict):
+        raise MachineError(Problem(Where(str(file)), "", "not a JSON object", "download it again"))
+    return config
+
+
+def row_blocks(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    """The (begin, end) of blocks of whole rows, each near BLOCK_ELEMENTS elements."""
+    rows = shape[0] if shape else 1
+    row = int(np.prod(shape[1:], dtype=np.int64)) if len(shape) > 1 else 1
+    step = max(1, BLOCK_ELEMENTS // max(row, 1))
+    for begin in range(0, rows, step):
+        yield begin, min(begin + step, rows)
+
+
+def in_order(function: Callable[[Item], Result], items: Iterable[Item], threads: int | None = None) -> Iterator[Result]:
+    """`function` of each item, computed by `threads` threads (default: one a core), in the order of the items.
+
+    At most two results a thread wait for the reader, so memory stays bounded whatever the writer's speed.
+    """
+    from threadpoolctl import threadpool_limits
+
+    workers = threads or os.cpu_count() or 1
+    waiting: deque[Future[Result]] = deque()
+    # BLAS threads under these threads wait for each other in busy loops: 5 times the CPU time on 2 cores.
+    with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(workers) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) >= 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

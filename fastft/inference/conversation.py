@@ -1,0 +1,132 @@
+"""A conversation with a model: its own template, history, sampling; and llama.cpp's OpenAI-compatible server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from fastft.data.example import Message
+from fastft.data.template import ChatTemplate
+from fastft.errors import Problem, RecipeError, Where
+from fastft.files.tensors import Floats
+
+ChatMessage = dict[str, str]
+
+
+class ChatModel(Protocol):
+    """What a conversation asks of a model, whichever runtime it is in (`llamacpp.GgufModel` is one)."""
+
+    @property
+    def source(self) -> Path:
+        """The file or folder that it was loaded from."""
+
+    @property
+    def chat_template(self) -> str | None:
+        """The template that came with it."""
+
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """`bos_token` and `eos_token`."""
+
+    def chat_tokens(self, rendered: str) -> list[int]:
+        """The ids of a rendered prompt."""
+
+    def generate(
+        self, tokens: Sequence[int], max_new_tokens: int, temperature: float, top_p: float, seed: int | None
+    ) -> Iterator[int]:
+        """New tokens one by one, up to the end token."""
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """What the tokens spell, without special ones; a character that is not whole yet ends it as U+FFFD."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen."""
+
+    temperature: float = 0.0
+    """0 takes the likeliest token, so that an answer can be repeated."""
+    top_p: float = 1.0
+    max_new_tokens: int = 256
+    seed: int | None = None
+
+
+@dataclass
+class Conversation:
+    """The messages so far with one model; each answer is streamed and then remembered."""
+
+    model: ChatModel
+    sampling: Sampling = Sampling()
+    system: str | None = None
+    messages: list[ChatMessage] = field(default_factory=list)
+    cut_off: bool = False
+    """Whether the last answer ended at `max_new_tokens`, not at an end of turn."""
+
+    def reset(self) -> None:
+        """Forget the messages, not the system prompt."""
+        self.messages.clear()
+
+    def answer(self, text: str) -> Iterator[str]:
+        """The answer to `text` piece by piece; one that is broken off is remembered as far as it came.
+
+        Raises:
+            RecipeError: the weights have no chat template.
+            DataError: the template refuses these messages.
+            MachineError: the conversation does not fit the context.
+        """
+        self.cut_off = False
+        template = self.model.chat_template
+        if template is None:
+            raise RecipeError(
+                Problem(Where(str(self.model.source)), "", "has no chat template", "export it with a chat template")
+            )
+        start = [{"role": "system", "content": self.system}] if self.system else []
+        messages = [*start, *self.messages, {"role": "user", "content": text}]
+        tokens = self.model.chat_tokens(render_chat(template, messages, self.model.special_tokens))
+        sampling, new, said = self.sampling, [], ""
+        try:
+            for token in self.model.generate(
+                tokens, sampling.max_new_tokens, sampling.temperature, sampling.top_p, sampling.seed
+            ):
+                new.append(token)
+                whole = self.model.text(new)
+                if not whole.endswith("\ufffd"):
+                    yield whole[len(said) :]
+                    said = whole
+            yield self.model.text(new)[len(said) :]
+        finally:
+            self.cut_off = len(new) >= sampling.max_new_tokens
+            if new:
+                answer = {"role": "assistant", "content": self.model.text(new)}
+                self.messages += [{"role": "user", "content": text}, answer]
+
+
+def next_token(logits: Floats, temperature: float, top_p: float, random: np.random.Generator) -> int:
+    """The token to go on with, from (vocabulary,) logits: the likeliest, or one drawn among those that make up `top_p`.
+
+    Nucleus sampling as in Holtzman et al. 2020: the smallest set of likeliest tokens with at least that share.
+    """
+    if temperature <= 0:
+        return int(logits.argmax())
+    order = np.argsort(-logits)
+    shares = np.exp((logits[order] - logits[order[0]]).astype(np.float64) / temperature)
+    shares /= shares.sum()
+    kept = int(np.searchsorted(np.cumsum(shares), top_p)) + 1
+    shares = shares[:kept] / shares[:kept].sum()
+    return int(order[random.choice(len(shares), p=shares)])
+
+
+def render_chat(template: str, messages: Sequence[ChatMessage], special_tokens: dict[str, str]) -> str:
+    """The prompt that `template` makes of `messages`, ready for the answer, as training renders it.
+
+    Raises:
+        RecipeError: the template is no Jinja template.
+        DataError: the template refuses these messages.
+    """
+    turns = [Message(message["role"], message["content"]) for message in messages]
+    chat = ChatTemplate("chat template", template)
+    return chat.render(turns, special_tokens, where=Where("chat template"), add_generation_prompt=True)

@@ -1,0 +1,23 @@
+"""The shared library of llama.cpp that the xllamacpp wheel ships."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from fastft.errors import MachineError, Problem, Where
+
+
+def shared_library() -> Path:
+    """The shared library of the installed xllamacpp; found without importing it.
+
+    Raises:
+        MachineError: xllamacpp is not installed.
+    """
+    spec = importlib.util.find_spec("xllamacpp")
+    for folder in (spec.submodule_search_locations or []) if spec is not None else []:
+        for file in sorted(Path(folder).glob("xllamacpp*.so")):
+            return file
+    raise MachineError(
+        Problem(Where("export"), "", "the package xllamacpp is missing", "install it: pip install 'fastft[train]'")
+    )

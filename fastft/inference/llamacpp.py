@@ -1,0 +1,299 @@
+"""A GGUF file in llama.cpp itself: tokens, logits at every position, greedy and sampled text.
+
+Calls llama.cpp's C functions in the library that the xllamacpp wheel ships: its Python interface is a server, which
+shows no logits of a prompt. Structures are used only where their head is known: defaults come from llama.cpp, and
+what follows the known fields is passed through untouched.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastft.errors import MachineError, Problem, Where
+from fastft.inference.conversation import next_token
+from fastft.inference.library import shared_library
+
+Floats = NDArray[np.float32]
+BATCH_TOKENS = 512
+ERROR_LEVEL = 4  # ggml.h: GGML_LOG_LEVEL_ERROR
+# More than llama.cpp's parameter structures have ever had; the callee reads only its own part.
+REST_BYTES = 1024
+
+
+class _Parameters(ctypes.Structure):
+    _fields_ = (("rest", ctypes.c_uint64 * (REST_BYTES // 8)),)
+
+
+class _ContextParameters(ctypes.Structure):
+    _fields_ = (
+        ("n_ctx", ctypes.c_uint32),
+        ("n_batch", ctypes.c_uint32),
+        ("n_ubatch", ctypes.c_uint32),
+        ("n_seq_max", ctypes.c_uint32),
+        ("rest", ctypes.c_uint64 * (REST_BYTES // 8)),
+    )
+
+
+class _Batch(ctypes.Structure):
+    _fields_ = (
+        ("n_tokens", ctypes.c_int32),
+        ("token", ctypes.c_void_p),
+        ("embd", ctypes.c_void_p),
+        ("pos", ctypes.c_void_p),
+        ("n_seq_id", ctypes.c_void_p),
+        ("seq_id", ctypes.c_void_p),
+        ("logits", ctypes.c_void_p),
+    )
+
+
+_LOG_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+_errors: list[str] = []
+
+
+def _collect(level: int, text: bytes | None, _: int | None) -> None:
+    if level == ERROR_LEVEL and text:
+        _errors.append(text.decode(errors="replace").strip())
+
+
+# Kept for as long as llama.cpp may call it.
+_collector = _LOG_CALLBACK(_collect)
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    library = ctypes.CDLL(str(shared_library()))
+    pointer, number, flag = ctypes.c_void_p, ctypes.c_int32, ctypes.c_bool
+    signatures: dict[str, tuple[Any, list[Any]]] = {
+        "llama_backend_init": (None, []),
+        "llama_log_set": (None, [_LOG_CALLBACK, pointer]),
+        "llama_model_default_params": (_Parameters, []),
+        "llama_model_load_from_file": (pointer, [ctypes.c_char_p, _Parameters]),
+        "llama_model_free": (None, [pointer]),
+        "llama_model_get_vocab": (pointer, [pointer]),
+        "llama_model_chat_template": (ctypes.c_char_p, [pointer, ctypes.c_char_p]),
+        "llama_model_n_ctx_train": (number, [pointer]),
+        "llama_context_default_params": (_ContextParameters, []),
+        "llama_init_from_model": (pointer, [pointer, _ContextParameters]),
+        "llama_free": (None, [pointer]),
+        "llama_set_n_threads": (None, [pointer, number, number]),
+        "llama_get_memory": (pointer, [pointer]),
+        "llama_memory_seq_rm": (flag, [pointer, number, number, number]),
+        "llama_decode": (number, [pointer, _Batch]),
+        "llama_get_logits_ith": (pointer, [pointer, number]),
+        "llama_vocab_n_tokens": (number, [pointer]),
+        "llama_vocab_is_eog": (flag, [pointer, number]),
+        "llama_vocab_eos": (number, [pointer]),
+        "llama_vocab_bos": (number, [pointer]),
+        "llama_vocab_get_add_bos": (flag, [pointer]),
+        "llama_tokenize": (number, [pointer, ctypes.c_char_p, number, pointer, number, flag, flag]),
+        "llama_token_to_piece": (number, [pointer, number, pointer, number, number, flag]),
+    }
+    for name, (result, arguments) in signatures.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    library.llama_log_set(_collector, None)
+    library.llama_backend_init()
+    return library
+
+
+class GgufModel:
+    """A loaded GGUF file; use it in a `with` statement.
+
+    Raises:
+        MachineError: xllamacpp is missing, or llama.cpp cannot load the file (its own words are in the message).
+    """
+
+    def __init__(self, file: Path, context_tokens: int = 2048, threads: int | None = None) -> None:
+        self.file = file
+        self._lib = library = _library()
+        _errors.clear()
+        self._context: int | None = None
+        self._model: int | None = library.llama_model_load_from_file(
+            os.fsencode(file), library.llama_model_default_params()
+        )
+        if not self._model:
+            raise self.failed("cannot be loaded by llama.cpp")
+        self._vocabulary = library.llama_model_get_vocab(self._model)
+        parameters = library.llama_context_default_params()
+        parameters.n_ctx = self.context_tokens = context_tokens
+        parameters.n_batch = parameters.n_ubatch = BATCH_TOKENS
+        self._context = library.llama_init_from_model(self._model, parameters)
+        if not self._context:
+            raise self.failed(f"llama.cpp cannot make a context of {context_tokens} tokens")
+        workers = threads or os.cpu_count() or 1
+        library.llama_set_n_threads(self._context, workers, workers)
+        self.vocabulary_size: int = library.llama_vocab_n_tokens(self._vocabulary)
+        # What the context has seen; the next call computes only what differs.
+        self._seen: list[int] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._context:
+            self._lib.llama_free(self._context)
+        if self._model:
+            self._lib.llama_model_free(self._model)
+        self._context = self._model = None
+
+    @property
+    def chat_template(self) -> str | None:
+        """The template in the file."""
+        found: bytes | None = self._lib.llama_model_chat_template(self._model, None)
+        return None if found is None else found.decode()
+
+    @property
+    def source(self) -> Path:
+        """The file that it was loaded from."""
+        return self.file
+
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """The texts of the beginning and the end token, as templates use them."""
+        return {"bos_token": self.token_text(self.bos), "eos_token": self.token_text(self.eos)}
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether llama.cpp puts the beginning token before a text by itself."""
+        return bool(self._lib.llama_vocab_get_add_bos(self._vocabulary))
+
+    @property
+    def bos(self) -> int:
+        """The id of the beginning token, -1 for none."""
+        return int(self._lib.llama_vocab_bos(self._vocabulary))
+
+    @property
+    def eos(self) -> int:
+        """The id of the end token, -1 for none."""
+        return int(self._lib.llama_vocab_eos(self._vocabulary))
+
+    def is_end(self, token: int) -> bool:
+        """Whether llama.cpp stops at this token."""
+        return bool(self._lib.llama_vocab_is_eog(self._vocabulary, token))
+
+    def tokenize(self, text: str, add_special: bool = False) -> list[int]:
+        """The ids of `text`, special tokens in it recognised; `add_special` lets llama.cpp add what the file says."""
+        data = text.encode()
+        room = len(data) + 8
+        ids = np.empty(room, dtype=np.int32)
+        count = self._lib.llama_tokenize(self._vocabulary, data, len(data), ids.ctypes.data, room, add_special, True)
+        if count < 0:
+            raise self.failed(f"llama.cpp needs {-count} tokens for {len(data)} bytes of text")
+        return [int(token) for token in ids[:count]]
+
+    def chat_tokens(self, rendered: str) -> list[int]:
+        """The ids of a rendered chat as llama.cpp's chat reads it: a beginning token is never doubled."""
+        begin = self.token_text(self.bos)
+        if self.adds_bos and begin:
+            rendered = rendered.removeprefix(begin)
+        return self.tokenize(rendered, add_special=True)
+
+    def token_text(self, token: int) -> str:
+        """The text of one token, special or not; empty for -1."""
+        return "" if token < 0 else self.piece(token, special=True).decode(errors="replace")
+
+    def piece(self, token: int, special: bool = False) -> bytes:
+        """The bytes that a token stands for; nothing for a special one unless asked for."""
+        buffer = ctypes.create_string_buffer(256)
+        count = self._lib.llama_token_to_piece(self._vocabulary, token, buffer, len(buffer), 0, special)
+        return buffer.raw[: max(count, 0)]
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """The text of `tokens` without the special ones."""
+        return b"".join(self.piece(token) for token in tokens).decode(errors="replace")
+
+    def logits(self, tokens: Sequence[int]) -> Floats:
+        """(tokens, vocabulary): at each position the logits of the next token."""
+        self._forget(0)
+        return np.concatenate(
+            [
+                self._decode(tokens[begin : begin + BATCH_TOKENS], every=True)
+                for begin in range(0, len(tokens), BATCH_TOKENS)
+            ]
+        )
+
+    def generate(
+        self,
+        tokens: Sequence[int],
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+    ) -> Iterator[int]:
+        """New tokens after `tokens` one by one, up to the first end token, which is not among them.
+
+        Raises MachineError where the context is full.
+        `temperature` 0 takes the likeliest token; else one is drawn from the likeliest that make up `top_p`.
+        """
+        random = np.random.default_rng(seed)
+        common = 0
+        while common < min(len(self._seen), len(tokens) - 1) and self._seen[common] == tokens[common]:
+            common += 1
+        self._forget(common)
+        pending = list(tokens[common:])
+        for _ in range(max_new_tokens):
+            for begin in range(0, len(pending), BATCH_TOKENS):
+                last = self._decode(pending[begin : begin + BATCH_TOKENS], every=False)[-1]
+            token = next_token(last, temperature, top_p, random)
+            if self.is_end(token):
+                return
+            yield token
+            pending = [token]
+
+    def _forget(self, keep: int) -> None:
+        del self._seen[keep:]
+        self._lib.llama_memory_seq_rm(self._lib.llama_get_memory(self._context), 0, keep, -1)
+
+    def _decode(self, tokens: Sequence[int], every: bool) -> Floats:
+        """Logits after each of `tokens`, or after the last one."""
+        count, start = len(tokens), len(self._seen)
+        if start + count > self.context_tokens:
+            wrong = f"more than {self.context_tokens} tokens do not fit the context"
+            raise MachineError(Problem(Where(str(self.file)), "", wrong, "/reset, or --context-tokens"))
+        ids = np.array(tokens, dtype=np.int32)
+        positions = np.arange(start, start + count, dtype=np.int32)
+        one = np.ones(count, dtype=np.int32)
+        sequence = (ctypes.c_int32 * 1)(0)
+        sequences = (ctypes.c_void_p * count)(*[ctypes.addressof(sequence)] * count)
+        wanted = np.full(count, every, dtype=np.int8)
+        wanted[-1] = 1
+        batch = _Batch(
+            count,
+            ids.ctypes.data,
+            None,
+            positions.ctypes.data,
+            one.ctypes.data,
+            ctypes.addressof(sequences),
+            wanted.ctypes.data,
+        )
+        status = self._lib.llama_decode(self._context, batch)
+        if status != 0:
+            raise self.failed(f"llama.cpp stopped with status {status}")
+        self._seen.extend(tokens)
+        found = [self._row(int(index)) for index in np.flatnonzero(wanted)]
+        return np.stack(found)
+
+    def _row(self, index: int) -> Floats:
+        address = self._lib.llama_get_logits_ith(self._context, index)
+        if not address:
+            raise self.failed(f"llama.cpp has no logits at position {index}")
+        values = ctypes.cast(address, ctypes.POINTER(ctypes.c_float))
+        return np.ctypeslib.as_array(values, shape=(self.vocabulary_size,)).copy()
+
+    def failed(self, wrong: str) -> MachineError:
+        """The error that says what went wrong with this file, with llama.cpp's last words."""
+        said = "; ".join(_errors[-3:])
+        return MachineError(
+            Problem(Where(str(self.file)), "", wrong + (f": {said}" if said else ""), "export it again")
+        )

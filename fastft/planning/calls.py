@@ -1,0 +1,162 @@
+"""The literal keyword arguments of every upstream call, by the versions that are installed.
+
+What upstream renamed is mapped here and nowhere else, by explicit version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fastft.planning.choices import Choice
+from fastft.recipe.model import Recipe
+
+
+@dataclass(frozen=True)
+class Call:
+    """One upstream call: its dotted name, and the keyword arguments that can be written down.
+
+    Objects that only exist while a run goes on (the model, the tokenizer, the rows) are added by the engine.
+    """
+
+    name: str
+    kwargs: Mapping[str, Any]
+
+
+def load_call(recipe: Recipe, model_path: str, engine: str, choices: Mapping[str, Choice]) -> Call:
+    """Loading the base model: Unsloth's loader, or transformers' own."""
+    model = recipe.model
+    attention = {} if model.attn_implementation == "auto" else {"attn_implementation": model.attn_implementation}
+    revision = {} if model.revision is None else {"revision": model.revision}
+    shared = {"dtype": choices["model.dtype"].value, "trust_remote_code": model.trust_remote_code}
+    if engine == "unsloth":
+        return Call(
+            "unsloth.FastLanguageModel.from_pretrained",
+            {
+                "model_name": model_path,
+                "max_seq_length": model.max_seq_length,
+                **shared,
+                "load_in_4bit": model.load_in_4bit,
+                "full_finetuning": model.full_finetuning,
+                "use_gradient_checkpointing": choices["train.gradient_checkpointing"].value,
+                # Unsloth swaps a model name for its own 4-bit upload unless told to take the name as it stands.
+                "use_exact_model_name": True,
+                **revision,
+                **attention,
+            },
+        )
+    quantized = {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+        "bnb_4bit_compute_dtype": choices["model.dtype"].value,
+    }
+    return Call(
+        "transformers.AutoModelForCausalLM.from_pretrained",
+        {
+            "pretrained_model_name_or_path": model_path,
+            **shared,
+            **({"quantization_config": quantized} if model.load_in_4bit else {}),
+            **revision,
+            **attention,
+        },
+    )
+
+
+def adapter_call(recipe: Recipe, engine: str, choices: Mapping[str, Choice]) -> Call:
+    """Attaching the adapter: Unsloth's `get_peft_model`, or PEFT's `LoraConfig` for its own."""
+    lora = recipe.lora
+    shared: dict[str, Any] = {
+        "r": lora.r,
+        "lora_alpha": lora.lora_alpha,
+        "lora_dropout": lora.lora_dropout,
+        "target_modules": list(lora.target_modules),
+        "bias": lora.bias,
+        "use_rslora": lora.use_rslora,
+        **({"use_dora": True} if lora.use_dora else {}),
+        "modules_to_save": list(lora.modules_to_save) or None,
+    }
+    if engine == "unsloth":
+        extra = {
+            "use_gradient_checkpointing": choices["train.gradient_checkpointing"].value,
+            "random_state": recipe.train.seed,
+        }
+        return Call("unsloth.FastLanguageModel.get_peft_model", {**shared, **extra})
+    return Call("peft.LoraConfig", {**shared, "task_type": "CAUSAL_LM"})
+
+
+def trainer_call(
+    recipe: Recipe, output_dir: str, choices: Mapping[str, Choice], transformers: tuple[int, ...], deepspeed: str | None
+) -> Call:
+    """The trainer's configuration, `trl.SFTConfig`, in the words of the installed transformers version."""
+    train = recipe.train
+    packing = bool(choices["train.packing"].value)
+    optional: dict[str, Any] = {
+        "max_steps": train.max_steps,
+        "num_train_epochs": None if train.max_steps is not None else train.num_train_epochs or 1.0,
+        "tf32": None if train.tf32 == "auto" else train.tf32,
+        "neftune_noise_alpha": train.neftune_noise_alpha,
+        "eval_steps": train.eval_steps,
+        "save_steps": train.save_steps,
+        "deepspeed": deepspeed,
+    }
+    if train.load_best_model_at_end or train.early_stopping_patience is not None:
+        metric = train.metric_for_best_model or "eval_loss"
+        optional |= {"metric_for_best_model": metric, "greater_is_better": metric != "eval_loss"}
+    kwargs: dict[str, Any] = {
+        "output_dir": output_dir,
+        "per_device_train_batch_size": train.per_device_train_batch_size,
+        "per_device_eval_batch_size": train.per_device_train_batch_size,
+        "gradient_accumulation_steps": choices["train.gradient_accumulation_steps"].value,
+        "learning_rate": train.learning_rate,
+        "lr_scheduler_type": train.lr_scheduler_type,
+        **_warmup(recipe, transformers),
+        "optim": choices["train.optim"].value,
+        "weight_decay": train.weight_decay,
+        "adam_beta1": train.adam_beta1,
+        "adam_beta2": train.adam_beta2,
+        "adam_epsilon": train.adam_epsilon,
+        "max_grad_norm": train.max_grad_norm,
+        "bf16": choices["train.bf16"].value,
+        "fp16": choices["train.fp16"].value,
+        "torch_compile": train.torch_compile,
+        "gradient_checkpointing": choices["train.gradient_checkpointing"].value is not False,
+        "seed": train.seed,
+        # Rows are tokenized, masked and cut by fastft; with packing TRL only joins them (no row is longer than a row).
+        "packing": packing,
+        **({"packing_strategy": "bfd"} if packing else {"dataset_kwargs": {"skip_prepare_dataset": True}}),
+        # Unsloth would share the packing among processes by the machine's size, and each share packs by itself: the
+        # number of rows, and so of steps, would differ from machine to machine.
+        **({"dataset_num_proc": 1} if packing and choices["model.engine"].value == "unsloth" else {}),
+        "max_length": recipe.model.max_seq_length if packing else None,
+        **_sampling(bool(choices["train.group_by_length"].value), transformers),
+        "dataloader_num_workers": train.dataloader_num_workers,
+        "logging_steps": train.logging_steps,
+        "logging_first_step": True,
+        # The default hides NaN: a lost run would log a loss of 0.
+        "logging_nan_inf_filter": False,
+        "disable_tqdm": True,
+        "report_to": list(train.report_to) or "none",
+        "eval_strategy": train.eval_strategy,
+        "save_strategy": train.save_strategy,
+        "save_total_limit": train.save_total_limit,
+        "load_best_model_at_end": train.load_best_model_at_end,
+        **{key: value for key, value in optional.items() if value is not None},
+    }
+    return Call("trl.SFTConfig", kwargs)
+
+
+def _warmup(recipe: Recipe, transformers: tuple[int, ...]) -> dict[str, Any]:
+    """transformers 5 dropped `warmup_ratio`: a `warmup_steps` below 1 is the share of all steps."""
+    ratio, steps = recipe.train.warmup_ratio, recipe.train.warmup_steps
+    if ratio is None:
+        return {"warmup_steps": steps or 0}
+    return {"warmup_steps": ratio} if transformers >= (5,) else {"warmup_ratio": ratio}
+
+
+def _sampling(grouped: bool, transformers: tuple[int, ...]) -> dict[str, Any]:
+    """transformers 5 renamed `group_by_length` to a value of `train_sampling_strategy`."""
+    if transformers < (5,):
+        return {"group_by_length": grouped}
+    return {"train_sampling_strategy": "group_by_length" if grouped else "random"}

@@ -1,0 +1,62 @@
+"""Every problem of a recipe that can be known without a model or a GPU."""
+
+from __future__ import annotations
+
+import json
+
+from fastft.data.inspect import Inspection, inspect
+from fastft.errors import DataError, Problem, RecipeError
+from fastft.planning.facts import example_counts
+from fastft.planning.schedule import steps_per_epoch, total_steps
+from fastft.recipe.loader import LoadedRecipe
+
+
+def check(loaded: LoadedRecipe) -> Inspection:
+    """What the data looks like, or every problem of recipe and data at once.
+
+    Raises:
+        RecipeError: the recipe asks for something that cannot be; problems of the data are listed with it.
+        DataError: only the data has problems.
+    """
+    found = inspect(loaded.recipe.data, loaded.folder, loaded.where)
+    wrong = [*_steps_and_epochs(loaded, found), *_deepspeed(loaded), *found.recipe_problems]
+    if wrong:
+        raise RecipeError([*wrong, *found.data_problems])
+    if found.data_problems:
+        raise DataError(found.data_problems)
+    return found
+
+
+def _steps_and_epochs(loaded: LoadedRecipe, found: Inspection) -> list[Problem]:
+    """max_steps would silently override num_train_epochs: say what each would mean for this data."""
+    train = loaded.recipe.train
+    if train.max_steps is None or train.num_train_epochs is None:
+        return []
+    rows = None if found.data_problems else example_counts(loaded)[0]
+    if not rows:
+        instead = "keep one of them: max_steps would override num_train_epochs without a word"
+    else:
+        batch = train.per_device_train_batch_size
+        accumulation = train.gradient_accumulation_steps or max(1, (train.effective_batch_size or batch) // batch)
+        per_epoch = steps_per_epoch(rows, batch, accumulation, 1)
+        by_epochs = total_steps(per_epoch, train.num_train_epochs)
+        instead = (
+            f"keep one of them: for {rows} rows, num_train_epochs = {train.num_train_epochs:g} is {by_epochs} steps, "
+            f"max_steps = {train.max_steps} is {train.max_steps / per_epoch:.3g} epochs"
+        )
+    wrong = f"is given together with num_train_epochs = {train.num_train_epochs:g}"
+    return [loaded.problem("train.max_steps", wrong, instead)]
+
+
+def _deepspeed(loaded: LoadedRecipe) -> list[Problem]:
+    name = loaded.recipe.train.deepspeed
+    if name is None:
+        return []
+    path = loaded.folder / name
+    if not path.is_file():
+        return [loaded.problem("train.deepspeed", "no such file", "paths are relative to the recipe")]
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        return [loaded.problem("train.deepspeed", f"is not valid JSON: {error}", "mend the file")]
+    return []

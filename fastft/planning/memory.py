@@ -1,0 +1,214 @@
+"""Peak memory of a training step, by part. Every count is in bytes; n is the number of tokens in one micro-batch."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+from fastft.probe.architecture import Architecture
+
+Checkpointing = Literal["none", "keep", "offload"]
+Head = Literal["plain", "fused"]
+
+# NF4 with double quantization: 4 bits a weight, 8 bits for each block of 64, 32 for each 256 of those (Dettmers et al.
+# 2023, section 3): 4.127 bits.
+NF4_BYTES_PER_WEIGHT = 0.5159
+# Bytes a vocabulary entry of a token's logits: 16-bit logits 2, float32 copy 4, shifted copy 4, float32 gradient 4,
+# 16-bit gradient 2. On a processor in float32: logits, the shifted copy, the log-softmax, its gradient, that of the
+# logits, and the copy that TRL takes its accuracy from (measured: benchmarks/forecast_cpu.json).
+PLAIN_HEAD_BYTES = 16.0
+CPU_HEAD_BYTES = 24.0
+# CUDA context, cuBLAS, other workspaces: with it, the sum meets the published peaks of tests/planning/memory_cases.toml.
+GPU_FRAMEWORK_BYTES = 600_000_000
+
+# Bytes of optimizer state per trained weight. AdamW keeps two moments; in 8 bits each takes a byte and its share of
+# block constants (bitsandbytes: one float32 for 256 values).
+OPTIMIZER_BYTES_PER_WEIGHT = {
+    "adamw_torch": 8.0,
+    "adamw_torch_fused": 8.0,
+    "adamw_8bit": 2.03,
+    "paged_adamw_8bit": 2.03,
+    "paged_adamw_32bit": 8.0,
+    "lion_32bit": 4.0,
+    "lion_8bit": 1.02,
+    "paged_lion_8bit": 1.02,
+    "rmsprop": 4.0,
+    "sgd": 0.0,
+    # Row and column sums instead of squares (Shazeer and Stern 2018): next to nothing for a matrix.
+    "adafactor": 0.02,
+}
+
+
+@dataclass(frozen=True)
+class MemorySettings:
+    """What the peak depends on besides the model and the number of tokens.
+
+    `weight_bytes`: of one weight that is not quantized. `trained_bytes`: of one trained weight and of its gradient.
+    `keeps_head_in_float32`: PEFT's preparation of a 4-bit model does, Unsloth does not. `fused_layers`: whether
+    activations inside a layer are recomputed by fused kernels (Unsloth) or kept as plain operations leave them.
+    `keeps_attention`: whether attention is computed as a whole matrix, heads x length numbers a token, and kept.
+    `holds_gradients`: gradients of an earlier micro-batch are there while the next one runs. Without accumulation they
+    take the room that activations leave.
+    """
+
+    load_in_4bit: bool
+    full_finetuning: bool
+    rank: int
+    targets: tuple[str, ...]
+    optimizer: str
+    checkpointing: Checkpointing
+    head: Head
+    fused_layers: bool
+    keeps_head_in_float32: bool
+    weight_bytes: int = 2
+    trained_bytes: int = 4
+    head_bytes: float = PLAIN_HEAD_BYTES
+    keeps_attention: bool = False
+    holds_gradients: bool = True
+    framework_bytes: int = GPU_FRAMEWORK_BYTES
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Peak bytes of a training step by part, against what the device has.
+
+    `activations_bytes`: saved for the backward pass, and what one layer works on. `logits_bytes`: the output layer.
+    `framework_bytes`: context, workspaces and libraries. None of it is measured here: the formulas say how they fare.
+    """
+
+    base_weights_bytes: int
+    kept_weights_bytes: int
+    adapter_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    activations_bytes: int
+    logits_bytes: int
+    workspace_bytes: int
+    framework_bytes: int
+    tokens: int
+    device_bytes: int
+
+    @property
+    def peak_bytes(self) -> int:
+        return sum(self.parts.values())
+
+    @property
+    def fits(self) -> bool:
+        return self.peak_bytes <= self.device_bytes
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """Every part by its name, in the order in which they are filled."""
+        values = dataclasses.asdict(self)
+        return {name.removesuffix("_bytes"): value for name, value in values.items() if name in _PARTS}
+
+
+_PARTS = (
+    "base_weights_bytes",
+    "kept_weights_bytes",
+    "adapter_bytes",
+    "gradients_bytes",
+    "optimizer_bytes",
+    "activations_bytes",
+    "logits_bytes",
+    "workspace_bytes",
+    "framework_bytes",
+)
+
+
+def forecast_memory(
+    model: Architecture, settings: MemorySettings, tokens: int, device_bytes: int, length: int = 0
+) -> Memory:
+    """The peak of one step on a micro-batch of `tokens`, padding included, in rows of `length`.
+
+    Weights are there all the time. Beside them stands either what a layer works on or what the output layer works on,
+    whichever is more: the two are not alive together.
+    """
+    layers, head = _per_token(model, settings)
+    fixed, larger = _saved_per_token(model, settings, length), max(layers, head)
+    # Shown where it arises: the part of the larger one that the logits need beyond a layer is the logits'.
+    logits = larger - layers if head > layers else 0
+    return _with_weights(model, settings, tokens * (fixed + larger - logits), tokens * logits, tokens, device_bytes)
+
+
+def most_tokens(model: Architecture, settings: MemorySettings, limit_bytes: float, length: int = 0) -> int:
+    """The largest number of tokens, in rows of `length`, whose peak stays within `limit_bytes`; 0 if nothing fits."""
+    empty = forecast_memory(model, settings, 0, 0).peak_bytes
+    per_token = _saved_per_token(model, settings, length) + max(_per_token(model, settings))
+    return max(0, int((limit_bytes - empty) / per_token))
+
+
+def _with_weights(
+    model: Architecture, settings: MemorySettings, activations: float, logits: float, tokens: int, device_bytes: int
+) -> Memory:
+    size = settings.weight_bytes
+    kept = size * (model.vocabulary_weights + model.small_weights)
+    if settings.keeps_head_in_float32 and settings.load_in_4bit:
+        kept = 4 * model.vocabulary_weights + size * model.small_weights
+    trained = model.weights if settings.full_finetuning else model.adapter_weights(settings.rank, settings.targets)
+    gradients = settings.trained_bytes * trained
+    return Memory(
+        base_weights_bytes=round((NF4_BYTES_PER_WEIGHT if settings.load_in_4bit else size) * model.body_weights),
+        kept_weights_bytes=kept,
+        adapter_bytes=0 if settings.full_finetuning else settings.trained_bytes * trained,
+        gradients_bytes=round(max(0.0, gradients if settings.holds_gradients else gradients - activations - logits)),
+        optimizer_bytes=round(OPTIMIZER_BYTES_PER_WEIGHT[settings.optimizer] * trained),
+        activations_bytes=round(activations),
+        logits_bytes=round(logits),
+        # One projection is expanded to 16 bits at a time.
+        workspace_bytes=2 * model.largest_projection_weights if settings.load_in_4bit else 0,
+        framework_bytes=settings.framework_bytes,
+        tokens=tokens,
+        device_bytes=device_bytes,
+    )
+
+
+def _saved_per_token(model: Architecture, settings: MemorySettings, length: int) -> float:
+    """Bytes a token that every layer keeps for the backward pass.
+
+    With checkpointing, the input of each layer in 16 bits; Unsloth moves it to main memory. Without, all that the
+    layer's backward pass reads.
+    """
+    if settings.checkpointing == "offload":
+        return 0.0
+    if settings.checkpointing == "keep":
+        return settings.weight_bytes * model.hidden * model.layers
+    matrix = settings.weight_bytes * model.heads * length if settings.keeps_attention else 0
+    return model.layers * (saved_in_layer(model, settings) + matrix)
+
+
+def saved_in_layer(model: Architecture, settings: MemorySettings) -> float:
+    """Bytes a token that one layer keeps for its backward pass when nothing is recomputed.
+
+    Frozen projections keep nothing; LoRA keeps each input it reads (the normed states, the attention's output, the
+    product of the gate) and its r values; the norms keep their inputs, attention its query, key, value and output, the
+    gate its two halves and their product. Fused kernels recompute the product; without them keys and values stand
+    repeated for every head. The same tensors are kept when the projections themselves are trained.
+    """
+    hidden, query, inner = model.hidden, model.query_width, model.inner
+    key_value = model.key_value_width if settings.fused_layers else query
+    kept = 4 * hidden + 3 * query + 2 * key_value + (3 if settings.fused_layers else 4) * inner + 7 * settings.rank
+    return float(settings.weight_bytes * kept)
+
+
+def _per_token(model: Architecture, settings: MemorySettings) -> tuple[float, float]:
+    """Bytes a token that one layer, and that the output layer, work on at their peak.
+
+    Layer, fused (Unsloth's kernels): 16-bit copies of 10 hidden states, twice query, key and value, 4 of the inner
+    width. Layer of plain operations (transformers and PEFT): 14, 3 and 7 of them and one float32 hidden state.
+    Head, plain: see PLAIN_HEAD_BYTES. Head, fused (cut cross-entropy: Wijmans et al. 2024; TRL 1.15's own kernel):
+    next to nothing. Both counts meet the published peaks in tests/planning/memory_cases.toml within 10 %.
+    """
+    hidden, inner = model.hidden, model.inner
+    attention = model.query_width + 2 * model.key_value_width
+    scale = settings.weight_bytes / 2
+    if settings.fused_layers:
+        layer = scale * 2 * (10 * hidden + 2 * attention + 4 * inner)
+    else:
+        layer = scale * 2 * (14 * hidden + 3 * attention + 7 * inner) + 8 * hidden
+    if settings.checkpointing == "none":
+        # The layer's working set is what it saves; only what the backward pass adds comes on top.
+        layer -= min(layer, saved_in_layer(model, settings))
+    head = settings.head_bytes * model.vocabulary if settings.head == "plain" else 6.0 * hidden
+    return layer, head

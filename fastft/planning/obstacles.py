@@ -1,0 +1,94 @@
+"""What stops this machine from running a sound recipe, each with what is missing and what would fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from fastft.errors import Problem
+from fastft.planning.disk import Disk
+from fastft.probe.base_model import BaseModel
+from fastft.probe.device import GIB, Device
+from fastft.probe.software import CEILINGS, FLOORS, INSTALL, NEEDED, TESTED, release
+from fastft.recipe.loader import LoadedRecipe
+
+
+def find_obstacles(
+    loaded: LoadedRecipe,
+    device: Device,
+    installed: Mapping[str, str],
+    model: BaseModel,
+    disk: Disk,
+    engine: str,
+) -> tuple[Problem, ...]:
+    """Every obstacle, most basic first."""
+    return (
+        *_software(loaded, installed, engine),
+        *_device(loaded, device, engine),
+        *_memory(loaded, device, model),
+        *_disk(loaded, disk),
+    )
+
+
+def _software(loaded: LoadedRecipe, installed: Mapping[str, str], engine: str) -> Iterator[Problem]:
+    wanted = (*NEEDED, *(["unsloth"] if engine == "unsloth" else []))
+    missing = [name for name in wanted if name not in installed]
+    if missing:
+        yield loaded.problem("model.engine", f"{', '.join(missing)} not installed", f"run: {INSTALL}")
+    for name, floor in FLOORS.items():
+        if name in installed and release(installed[name]) < floor:
+            need = ".".join(map(str, floor))
+            wrong = f"{name} {installed[name]} has published holes that a model file can use"
+            yield loaded.problem("model.engine", wrong, f"run: pip install '{name}>={need}'")
+    for name, ceiling in CEILINGS.items() if engine == "unsloth" else ():
+        if name in installed and release(installed[name]) >= ceiling:
+            wrong = f"{name} {installed[name]} is newer than Unsloth {TESTED['unsloth']} works with"
+            instead = f'run: pip install {name}=={TESTED[name]}, or write engine = "transformers"'
+            yield loaded.problem("model.engine", wrong, instead)
+
+
+def _device(loaded: LoadedRecipe, device: Device, engine: str) -> Iterator[Problem]:
+    recipe = loaded.recipe
+    if device.is_gpu:
+        if recipe.train.bf16 is True and not device.computes_bfloat16:
+            yield loaded.problem("train.bf16", f"{device} does not compute in bfloat16", "write fp16 = true instead")
+        if engine == "unsloth" and recipe.model.attn_implementation != "auto":
+            wrong = "has no effect: on a GPU, Unsloth picks the attention itself"
+            instead = 'take the line away, or write engine = "transformers"'
+            yield loaded.problem("model.attn_implementation", wrong, instead)
+        return
+    here = f"{device.missing}; here is only {device}" if device.missing else f"no GPU found, only {device}"
+    fits = "take recipes/quickstart.toml, a 135M model, on this machine"
+    if recipe.model.load_in_4bit:
+        instead = f"run it on a host with an NVIDIA GPU of 16 GB or more, or {fits}"
+        yield loaded.problem("model.load_in_4bit", f"4-bit training needs an NVIDIA GPU: {here}", instead)
+    if recipe.train.fp16 is True:
+        yield loaded.problem(
+            "train.fp16", f"float16 training needs a GPU: {here}", "write false, or take the line away"
+        )
+    if recipe.train.optim.startswith(("lion", "paged_lion")):
+        instead = 'write "adamw_torch", or run it on a GPU'
+        yield loaded.problem("train.optim", f"this optimizer is made for GPUs: {here}", instead)
+    if recipe.train.deepspeed is not None:
+        yield loaded.problem("train.deepspeed", f"DeepSpeed needs GPUs: {here}", "take the line away")
+
+
+def _memory(loaded: LoadedRecipe, device: Device, model: BaseModel) -> Iterator[Problem]:
+    """Weights alone that exceed the memory; the peak of a run is the forecast's work."""
+    if model.weight_bytes is None:
+        return
+    stored = model.weight_bytes
+    if loaded.recipe.model.load_in_4bit:
+        stored //= 3
+    elif not device.is_gpu and model.config.get("dtype", model.config.get("torch_dtype")) in ("bfloat16", "float16"):
+        stored *= 2
+    if stored > device.memory_bytes:
+        wrong = f"the weights take {stored / GIB:.1f} GiB, {device} has less"
+        yield loaded.problem("model.id", wrong, "take a smaller model, or a device with more memory")
+
+
+def _disk(loaded: LoadedRecipe, disk: Disk) -> Iterator[Problem]:
+    if disk.fits:
+        return
+    wrong = f"the run writes up to {disk.needed_bytes / GIB:.2f} GiB, {disk.free_bytes / GIB:.2f} GiB are free"
+    instead = "free some space, name another --runs-dir, keep fewer checkpoints or export less"
+    yield loaded.problem("train.save_total_limit", wrong, instead)

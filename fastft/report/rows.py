@@ -1,0 +1,44 @@
+"""What became of the rows that were read: sentences for people, and rejects.jsonl."""
+
+from __future__ import annotations
+
+import json
+
+from fastft.data.prepare import Prepared
+from fastft.data.rows import RowSet, reject_record
+
+
+def account(name: str, rows: RowSet, data_format: str) -> tuple[str, list[str]]:
+    """What became of the rows that were read: a sentence, and a note for each reason to leave some out."""
+    tokens, trained = rows.rows.tokens, rows.rows.trained_tokens
+    said = f"{len(rows.rows)} {name} rows ({data_format}), {tokens} tokens, {trained} carry loss"
+    lost = [row for row in rows.overlong if not row.kept_tokens]
+    kept = [row for row in rows.overlong if row.kept_tokens]
+    reasons = [
+        (len(lost), "longer than max_seq_length and left out"),
+        (len(kept), "longer than max_seq_length and trained in part (data.overlong)"),
+        (len(rows.rejected), "broken and left out"),
+        (len(rows.repeated), "repeats of another row and left out (data.deduplicate)"),
+        (len(rows.leaked), "trained as well, and left out of the evaluation"),
+    ]
+    notes = [f"{count} {name} {_rows(count)} {why}; see rejects.jsonl" for count, why in reasons if count]
+    return said, notes
+
+
+def _rows(count: int) -> str:
+    return "row is" if count == 1 else "rows are"
+
+
+def reject_lines(prepared: Prepared) -> str:
+    """rejects.jsonl: each row that is not trained as it stands, with its place and the reason; "" without any."""
+    lines = []
+    for name, rows in (("train", prepared.train), ("eval", prepared.eval)):
+        if rows is None:
+            continue
+        for row in rows.overlong:
+            reason = f"{row.tokens} tokens, longer than max_seq_length; {row.kept_tokens} of them are trained"
+            lines.append({"split": name, "file": row.where.path, "line": row.where.line, "reason": reason})
+        for where, first in rows.repeated:
+            lines.append({"split": name, "file": where.path, "line": where.line, "reason": f"repeats {first}"})
+        lines += [{"split": name, **reject_record(problem)} for problem in (*rows.rejected, *rows.leaked)]
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

@@ -1,0 +1,49 @@
+"""The checkpoints of a run: which there are, the newest whole one, and putting damaged ones aside."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from fastft.files.seal import damage
+from fastft.runs.directory import (
+    RunDir,
+)
+
+
+def step_of(checkpoint: Path | None) -> int:
+    """The optimizer step of a checkpoint, 0 for none."""
+    return 0 if checkpoint is None else int(checkpoint.name.removeprefix("step-"))
+
+
+def checkpoints(run: RunDir) -> list[tuple[int, Path]]:
+    """The checkpoints of a run as (step, folder), newest first, whole or not."""
+    found = []
+    for path in run.checkpoints.glob("step-*"):
+        number = path.name.removeprefix("step-")
+        if number.isdigit() and path.is_dir():
+            found.append((int(number), path))
+    return sorted(found, reverse=True)
+
+
+def newest_checkpoint(run: RunDir) -> tuple[Path | None, list[str]]:
+    """The newest whole checkpoint, and a sentence for each newer one that was passed over."""
+    passed: list[str] = []
+    for _, path in checkpoints(run):
+        wrong = damage(path)
+        if wrong is None:
+            return path, passed
+        passed.append(f"{path} is damaged ({wrong})")
+    return None, passed
+
+
+def set_aside(run: RunDir, newer_than: int) -> None:
+    """Rename the checkpoints after step `newer_than`, which are damaged, so that they count as checkpoints no more.
+
+    Otherwise save_total_limit would keep them as the newest, and remove whole ones in their stead.
+    """
+    for step, path in checkpoints(run):
+        if step > newer_than:
+            aside = path.with_name(f"damaged-{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)

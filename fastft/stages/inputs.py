@@ -1,0 +1,76 @@
+"""The base model's files and the prepared rows of a recipe, brought to where every command finds the same ones."""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from fastft.console import Say, library_output_to
+from fastft.data.prepare import Prepared, prepare
+from fastft.data.tokenizer import load_tokenizer
+from fastft.errors import MachineError, Problem, Where
+from fastft.probe.base_model import BaseModel, cache_folder, find_base_model
+from fastft.probe.hub import fetch
+from fastft.recipe.loader import LoadedRecipe
+
+
+def convert(model: BaseModel, where: Where, say: Say) -> Path:
+    """The folder of the base model, convert to safetensors when it is a GGUF file that was not yet.
+
+    Raises:
+        MachineError: the file cannot be convert, or what converts it is not installed.
+    """
+    if model.folder is None:
+        raise MachineError(Problem(where, "model.id", "is not on this machine", "download it first", model.id))
+    if not model.is_here and model.gguf is not None:
+        say(f"converting {model.gguf.name} to safetensors, once (about 40 s); kept in {model.folder}")
+        from fastft.engine.convert import convert_gguf
+
+        convert_gguf(model.gguf, model.folder)
+    return model.folder
+
+
+def prepare_rows(
+    loaded: LoadedRecipe, folder: Path, progress: Callable[[int], None] | None = None, *, refuse_broken: bool = True
+) -> Prepared:
+    """The rows that are trained, rendered with the tokenizer in `folder`; mapped from the cache when nothing changed.
+
+    `progress` is called with the number of rows read so far. Without `refuse_broken` they are given however many are
+    broken, so that all of these can be listed.
+
+    Raises:
+        DataError: a source cannot be read, or too many of its rows are broken.
+    """
+    recipe = loaded.recipe
+    return prepare(
+        recipe.data,
+        load_tokenizer(folder),
+        max_seq_length=recipe.model.max_seq_length,
+        seed=recipe.train.seed,
+        recipe_dir=loaded.folder,
+        locate=loaded.where,
+        progress=progress,
+        cache_dir=_row_cache(),
+        refuse_broken=refuse_broken,
+    )
+
+
+def fetch_tokenizer(loaded: LoadedRecipe, say: Say) -> Path:
+    """The folder of the base model for commands that only read rows, downloaded or convert when it must be.
+
+    Raises:
+        MachineError: it cannot be had.
+    """
+    wanted, where = loaded.recipe.model, loaded.where("model.id")
+    model = fetch(find_base_model(wanted.id, wanted.revision, loaded.folder, where), wanted.revision, where, say)
+    if model.is_here:
+        return convert(model, where, say)
+    with tempfile.TemporaryDirectory() as folder, library_output_to(Path(folder) / "log.txt"):
+        return convert(model, where, say)
+
+
+def _row_cache() -> Path | None:
+    """Where prepared rows are kept; None without pyarrow, which reads and writes them."""
+    return cache_folder() / "rows" if importlib.util.find_spec("pyarrow") is not None else None

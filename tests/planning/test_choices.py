@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from fastft.planning.choices import (
+    choose_accumulation,
+    choose_batching,
+    choose_checkpointing,
+    choose_engine,
+    choose_optimizer,
+    choose_precision,
+)
+from fastft.probe.device import Device
+from fastft.probe.software import TESTED
+from fastft.recipe.loader import LoadedRecipe
+from tests.golden import A100, CPU, T4
+
+Make = Callable[..., LoadedRecipe]
+
+
+@pytest.mark.parametrize(
+    ("override", "installed", "value"),
+    [
+        ("auto", dict(TESTED), "unsloth"),
+        ("auto", {"torch": "2.13.0", "transformers": "5.17.0"}, "transformers"),
+        ("auto", {}, "unsloth"),
+        ("auto", {"tokenizers": "0.23.3"}, "unsloth"),
+        ("transformers", dict(TESTED), "transformers"),
+    ],
+)
+def test_unsloth_trains_where_it_is(recipe: Make, override: str, installed: dict[str, str], value: str) -> None:
+    loaded = recipe("", f"model.engine={override}")
+
+    assert choose_engine(loaded.recipe, installed).value == value
+
+
+@pytest.mark.parametrize(
+    ("device", "overrides", "values"),
+    [
+        (A100, [], ("bfloat16", True, False)),
+        (T4, [], ("float16", False, True)),
+        (CPU, [], ("float32", False, False)),
+        (A100, ["train.fp16=true"], ("float16", False, True)),
+        (A100, ["train.bf16=false"], ("float32", False, False)),
+        (A100, ["model.dtype=float32"], ("float32", False, False)),
+        (A100, ["model.dtype=float16"], ("float16", False, True)),
+        (CPU, ["train.bf16=true"], ("float32", True, False)),
+        (T4, ["train.fp16=false"], ("float32", False, False)),
+    ],
+)
+def test_precision_is_what_the_device_computes_in(
+    recipe: Make, device: Device, overrides: list[str], values: tuple[str, bool, bool]
+) -> None:
+    chosen = choose_precision(recipe("", *overrides).recipe, device)
+
+    assert (chosen["model.dtype"].value, chosen["train.bf16"].value, chosen["train.fp16"].value) == values
+
+
+@pytest.mark.parametrize("asked", ["adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "adamw_torch"])
+def test_a_processor_gets_the_same_adamw_in_float32_and_is_told(recipe: Make, asked: str) -> None:
+    loaded = recipe("", f"train.optim={asked}")
+
+    assert choose_optimizer(loaded.recipe, CPU).value == "adamw_torch_fused"
+    assert choose_optimizer(loaded.recipe, A100).value == asked
+
+
+def test_unsloth_checkpointing_is_plain_without_unsloth(recipe: Make) -> None:
+    assert choose_checkpointing(recipe().recipe, "unsloth", A100).value == "unsloth"
+    assert choose_checkpointing(recipe().recipe, "transformers", A100).value is True
+
+
+@pytest.mark.parametrize(
+    ("engine", "device", "overrides", "values"),
+    [
+        ("unsloth", A100, [], (True, False)),
+        ("unsloth", CPU, [], (False, True)),
+        ("transformers", A100, [], (True, False)),
+        ("transformers", CPU, [], (True, False)),
+        ("transformers", CPU, ["model.attn_implementation=flex_attention"], (False, True)),
+        ("unsloth", A100, ["train.packing=false"], (False, True)),
+        ("unsloth", CPU, ["train.group_by_length=false"], (False, False)),
+    ],
+)
+def test_examples_are_packed_where_they_stay_apart_and_else_grouped(
+    recipe: Make, engine: str, device: Device, overrides: list[str], values: tuple[bool, bool]
+) -> None:
+    loaded = recipe("", "train.packing=true", "train.group_by_length=true", *overrides)
+
+    chosen = choose_batching(loaded.recipe, engine, device)
+
+    assert (chosen["train.packing"].value, chosen["train.group_by_length"].value) == values
+
+
+@pytest.mark.parametrize(
+    ("overrides", "devices", "value"),
+    [
+        ([], 1, 1),
+        (["train.gradient_accumulation_steps=36"], 1, 36),
+        (["train.effective_batch_size=32"], 1, 8),
+        (["train.effective_batch_size=32"], 2, 4),
+        (["train.effective_batch_size=4"], 8, 1),
+    ],
+)
+def test_accumulation_follows_from_the_examples_of_a_step(
+    recipe: Make, overrides: list[str], devices: int, value: int
+) -> None:
+    loaded = recipe("", "train.per_device_train_batch_size=4", *overrides)
+
+    assert choose_accumulation(loaded.recipe, devices, False, None).value == value
+
+
+def test_packing_does_not_multiply_the_examples_of_a_step(recipe: Make) -> None:
+    loaded = recipe("", "train.effective_batch_size=64", "train.packing=true", "model.max_seq_length=100")
+
+    assert choose_accumulation(loaded.recipe, 1, True, None).value is None
+    # Four examples of 25 tokens fill a row of 100: 64 examples are 16 rows, 8 batches of 2.
+    assert choose_accumulation(loaded.recipe, 1, True, 4.0).value == 8

@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastft.planning.facts import Facts
+from fastft.planning.plan import Plan, make_plan
+from fastft.probe.base_model import BaseModel
+from fastft.probe.device import GIB, Device
+from fastft.probe.software import TESTED
+from fastft.recipe.loader import LoadedRecipe
+from tests.golden import A100, CPU, T4, row_facts
+
+Make = Callable[..., LoadedRecipe]
+
+# The sizes of Llama-3.1-8B.
+LLAMA = {
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "torch_dtype": "bfloat16",
+    "vocab_size": 128_256,
+    "tie_word_embeddings": False,
+}
+
+
+def plan(loaded: LoadedRecipe, device: Device = A100, **changes: Any) -> Plan:
+    facts = Facts(device, TESTED, BaseModel("org/model", "hub", None), 480, None, 100 * GIB)
+    return make_plan(loaded, dataclasses.replace(facts, **changes), "runs/x")
+
+
+@pytest.fixture
+def llama(tmp_path: Path) -> BaseModel:
+    """A folder with the sizes of Llama-3.1-8B and 16 GiB of weights, none of them on the disk."""
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.truncate(16 * GIB)
+    return BaseModel("org/model", "folder", tmp_path)
+
+
+def test_the_same_recipe_and_facts_make_the_same_plan(recipe: Make) -> None:
+    assert plan(recipe()) == plan(recipe())
+
+
+def test_a_plan_is_plain_json(recipe: Make) -> None:
+    made = plan(recipe("", "model.load_in_4bit=true"), CPU)
+
+    assert json.loads(json.dumps(made.as_json()))["obstacles"] == [str(problem) for problem in made.obstacles]
+
+
+def test_each_engine_has_its_own_calls(recipe: Make) -> None:
+    unsloth, plain = plan(recipe()), plan(recipe("", "model.engine=transformers"))
+
+    assert [call.name for call in unsloth.calls] == [
+        "unsloth.FastLanguageModel.from_pretrained",
+        "unsloth.FastLanguageModel.get_peft_model",
+        "trl.SFTConfig",
+    ]
+    assert [call.name for call in plain.calls] == [
+        "transformers.AutoModelForCausalLM.from_pretrained",
+        "peft.LoraConfig",
+        "trl.SFTConfig",
+    ]
+
+
+def test_full_fine_tuning_attaches_no_adapter(recipe: Make) -> None:
+    made = plan(recipe("", "model.full_finetuning=true", 'export.formats=["merged_16bit"]'))
+
+    assert [call.name.rsplit(".", 1)[1] for call in made.calls] == ["from_pretrained", "SFTConfig"]
+    with pytest.raises(KeyError):
+        made.call("get_peft_model")
+
+
+@pytest.mark.parametrize(
+    ("transformers", "expected"),
+    [
+        ("4.57.0", {"warmup_ratio": 0.1, "group_by_length": True}),
+        ("5.17.0", {"warmup_steps": 0.1, "train_sampling_strategy": "group_by_length"}),
+    ],
+)
+def test_a_renamed_argument_has_the_name_of_the_installed_version(
+    recipe: Make, transformers: str, expected: dict[str, object]
+) -> None:
+    loaded = recipe("", "train.warmup_ratio=0.1", "train.group_by_length=true")
+
+    kwargs = plan(loaded, CPU, installed={**TESTED, "transformers": transformers}).call("SFTConfig").kwargs
+
+    renamed = ("warmup_ratio", "group_by_length", "warmup_steps", "train_sampling_strategy")
+    assert {key: kwargs[key] for key in renamed if key in kwargs} == expected
+
+
+def test_what_was_chosen_is_what_is_called(recipe: Make) -> None:
+    made = plan(recipe("", "train.packing=true", "train.effective_batch_size=8"), CPU)
+
+    kwargs = made.call("SFTConfig").kwargs
+
+    for key in ("optim", "bf16", "fp16", "packing", "gradient_accumulation_steps"):
+        assert kwargs[key] == made.choices[f"train.{key}"].value
+    assert (kwargs["optim"], kwargs["packing"], kwargs["gradient_accumulation_steps"]) == (
+        "adamw_torch_fused",
+        False,
+        4,
+    )
+    assert made.call("from_pretrained").kwargs["dtype"] == made.choices["model.dtype"].value
+
+
+def test_epochs_and_steps_never_both_reach_the_trainer(recipe: Make) -> None:
+    by_steps = plan(recipe("", "train.max_steps=5")).call("SFTConfig").kwargs
+    by_epochs = plan(recipe()).call("SFTConfig").kwargs
+
+    assert (by_steps.get("max_steps"), by_steps.get("num_train_epochs")) == (5, None)
+    assert (by_epochs.get("max_steps"), by_epochs.get("num_train_epochs")) == (None, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("device", "overrides", "field", "told"),
+    [
+        (CPU, ["model.load_in_4bit=true"], "model.load_in_4bit", "4-bit training needs an NVIDIA GPU: no GPU found"),
+        (CPU, ["train.fp16=true"], "train.fp16", "float16 training needs a GPU"),
+        (CPU, ["train.optim=lion_8bit"], "train.optim", "this optimizer is made for GPUs"),
+        (CPU, ["train.deepspeed=zero.json"], "train.deepspeed", "DeepSpeed needs GPUs"),
+        (T4, ["train.bf16=true"], "train.bf16", "Tesla T4, 15.0 GiB does not compute in bfloat16"),
+    ],
+)
+def test_what_the_device_cannot_do_is_an_obstacle(
+    recipe: Make, device: Device, overrides: list[str], field: str, told: str
+) -> None:
+    (obstacle,) = plan(recipe("", *overrides), device).obstacles
+
+    assert obstacle.field == field
+    assert told in str(obstacle)
+
+
+def test_a_sound_recipe_on_a_fitting_machine_has_no_obstacle(recipe: Make) -> None:
+    assert plan(recipe("", "model.load_in_4bit=true")).obstacles == ()
+    assert plan(recipe(), CPU).obstacles == ()
+
+
+def test_missing_packages_are_one_obstacle_with_the_command(recipe: Make) -> None:
+    (obstacle,) = plan(recipe(), installed={}).obstacles
+
+    assert "torch, transformers, trl, peft, accelerate, datasets, unsloth not installed" in str(obstacle)
+    assert str(obstacle).endswith('run: pip install "fastft[train]"')
+
+
+def test_a_version_that_unsloth_does_not_know_is_an_obstacle_for_unsloth_alone(recipe: Make) -> None:
+    newer = {**TESTED, "trl": "1.16.0"}
+
+    (obstacle,) = plan(recipe(), installed=newer).obstacles
+
+    assert 'trl 1.16.0 is newer than Unsloth 2026.10.9 works with (got "auto"); run: pip install trl==1.15.0' in str(
+        obstacle
+    )
+    assert plan(recipe("", 'model.engine="transformers"'), installed=newer).obstacles == ()
+
+
+def test_a_version_with_published_holes_is_an_obstacle(recipe: Make) -> None:
+    (obstacle,) = plan(recipe(), installed={**TESTED, "torch": "2.9.1"}).obstacles
+
+    assert str(obstacle).endswith("run: pip install 'torch>=2.10'")
+
+
+def test_weights_that_exceed_the_memory_are_an_obstacle(recipe: Make, llama: BaseModel) -> None:
+    whole = plan(recipe(), T4, base_model=llama)
+    quantized = plan(recipe("", "model.load_in_4bit=true"), T4, base_model=llama)
+
+    assert ["the weights take 16.0 GiB, Tesla T4, 15.0 GiB has less" in str(o) for o in whole.obstacles] == [True]
+    assert quantized.obstacles == ()
+
+
+def test_too_little_disk_is_an_obstacle_with_both_numbers(recipe: Make, llama: BaseModel) -> None:
+    loaded = recipe("", 'export.formats=["merged_16bit"]')
+
+    (obstacle,) = plan(loaded, base_model=llama, free_disk_bytes=10 * GIB).obstacles
+
+    # 14.96 GiB merged, 1.41 GiB of checkpoints, 0.16 GiB adapter, 32 MiB of small files.
+    assert "the run writes up to 16.55 GiB" in str(obstacle)
+    assert "10.00 GiB are free" in str(obstacle)
+
+
+@pytest.mark.parametrize(("rank", "weights"), [(16, 41_943_040), (1, 2_621_440)])
+def test_an_adapter_has_rank_times_the_sides_of_its_layers(
+    recipe: Make, llama: BaseModel, rank: int, weights: int
+) -> None:
+    # 41,943,040 is what PEFT prints for rank 16 on all seven projections of Llama-3.1-8B.
+    assert plan(recipe("", f"lora.r={rank}"), base_model=llama).disk.adapter_weights == weights
+
+
+def test_checkpoints_count_one_more_than_is_kept(recipe: Make, llama: BaseModel) -> None:
+    kept = plan(recipe("", "train.save_total_limit=3"), base_model=llama).disk
+    none = plan(recipe("", "train.save_strategy=no"), base_model=llama).disk
+
+    # Weight and two moments in float32, four times.
+    assert (kept.checkpoints_bytes, kept.adapter_bytes) == (41_943_040 * 12 * 4, 41_943_040 * 4)
+    assert none.checkpoints_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["train.warmup_steps=500"], "the warm-up of 500 steps is as long as the run of 240 steps"),
+        (["train.save_strategy=steps", "train.save_steps=500"], "train.save_steps = 500 is never reached"),
+        (["train.max_steps=2400"], "max_steps = 2400 is 10 epochs of this data"),
+        (["train.effective_batch_size=32", "train.packing=true"], "an optimizer step holds 48 examples"),
+    ],
+)
+def test_what_is_allowed_and_hardly_meant_is_a_warning(recipe: Make, overrides: list[str], told: str) -> None:
+    made = plan(recipe("", *overrides), rows=row_facts([85] * 480))
+
+    assert any(told in str(warning) for warning in made.warnings)

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fastft.probe.installation import Diagnosis, examine
+from fastft.probe.software import TESTED
+
+Install = Callable[[str, str], None]
+
+
+def findings(folder: Path) -> dict[str, Diagnosis]:
+    return {finding.name: finding for finding in examine(folder)}
+
+
+def test_every_training_package_is_told(tmp_path: Path) -> None:
+    assert set(TESTED) <= set(findings(tmp_path))
+
+
+def test_a_version_with_published_holes_is_broken_and_told_how_to_mend(tmp_path: Path, install: Install) -> None:
+    install("unsloth", "2026.1.1")
+
+    found = findings(tmp_path)["unsloth"]
+
+    assert (found.state, found.mend) == ("broken", "pip install 'unsloth>=2026.8.20'")
+
+
+def test_another_version_than_the_tested_one_is_a_note(tmp_path: Path, install: Install) -> None:
+    install("peft", "0.99.0")
+
+    found = findings(tmp_path)["peft"]
+
+    assert (found.state, found.detail) == ("note", f"0.99.0; {TESTED['peft']} was tested")
+
+
+def test_a_gpu_beside_a_cpu_build_of_torch_is_broken(
+    tmp_path: Path, install: Install, nvidia_smi: Callable[[str], None]
+) -> None:
+    install("torch", "2.13.0+cpu")
+    nvidia_smi("Tesla T4, 15360, 7.5")
+
+    found = findings(tmp_path)["device"]
+
+    assert found.state == "broken"
+    assert "requirements/gpu.txt" in found.mend
+
+
+def test_a_cache_that_cannot_be_written_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+
+    found = findings(tmp_path)["cache"]
+
+    assert (found.state, found.mend) == ("broken", "set XDG_CACHE_HOME")
+
+
+def test_what_is_broken_says_what_mends_it(tmp_path: Path) -> None:
+    assert [finding for finding in examine(tmp_path) if finding.state == "broken" and not finding.mend] == []
+
+
+def test_a_version_that_unsloth_does_not_work_with_is_broken(tmp_path: Path, install: Install) -> None:
+    install("torch", "2.16.0+cu130")
+
+    found = findings(tmp_path)["torch"]
+
+    assert (found.state, found.mend) == ("broken", f"pip install torch=={TESTED['torch']}")
