@@ -19,7 +19,7 @@ NF4_BYTES_PER_WEIGHT = 0.5159
 # logits, and the copy that TRL takes its accuracy from (measured: benchmarks/forecast_cpu.json).
 PLAIN_HEAD_BYTES = 16.0
 CPU_HEAD_BYTES = 24.0
-# CUDA context, cuBLAS, other workspaces: with it, the sum meets the published peaks of tests/planning/memory_cases.toml.
+# CUDA context, cuBLAS, workspaces: with it, the sum meets the published peaks of tests/planning/memory_cases.toml.
 GPU_FRAMEWORK_BYTES = 600_000_000
 
 # Bytes of optimizer state per trained weight. AdamW keeps two moments; in 8 bits each takes a byte and its share of
