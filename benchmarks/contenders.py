@@ -244,6 +244,7 @@ def fastft(given: dict[str, Any]) -> None:
     from rich.console import Console
 
     from fastft.commands.run import run
+    from fastft.runs.result import Result
 
     report = Report(given)
     runs = Path(given["runs"]) / Path(given["recipe"]).stem
@@ -268,8 +269,9 @@ def fastft(given: dict[str, Any]) -> None:
         console=Console(file=Clock(), width=200),  # type: ignore[arg-type]
     )
     plan = json.loads((finished.path / "plan.json").read_text(encoding="utf-8"))
-    report.values["forecast"] = (finished.result or {}).get("forecast")
-    report.values["out_of_memory"] = (finished.result or {}).get("out_of_memory")
+    result = json.loads((finished.path / Result.FILE).read_text(encoding="utf-8"))
+    report.values["forecast"] = result["forecast"]
+    report.values["out_of_memory"] = result["out_of_memory"]
     report.values |= _of_plan(plan)
     report.write()
 

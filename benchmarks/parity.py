@@ -49,19 +49,18 @@ def main() -> None:
 
     weights = find_weights(asked.run)
     _, base = find_base(weights, None, print)
-    kept = held_out(weights)
-    assert kept is not None
-    conversations, ends = kept
+    kept = held_out(weights, base, weights.path)
+    ends = kept.end_ids
     loaded = load(asked.recipe, [])
     assert loaded.recipe.data.eval is not None
     lines = (loaded.folder / loaded.recipe.data.eval).read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     model, tokenizer = engine.load_trained(base, weights.path)
-    texts = {"held-out rows": conversations, "free text": engine.own_answers(model, tokenizer, ends)}
+    texts = {"held-out rows": kept.conversations, "free text": engine.own_answers(model, tokenizer, ends)}
     references = {name: make_reference(model, tokenizer, text, ends) for name, text in texts.items()}
     entries = []
     with tempfile.TemporaryDirectory() as folder:
-        job = Job(base, weights.path, Path(folder), KINDS, weights.name, tuple(ends))
+        job = Job(base, weights.path, Path(folder), KINDS, weights.name, ends)
         for kind in KINDS:
             artefact = engine.write_artefact(job, kind)
             entry: dict[str, Any] = {"kind": kind, "bytes": artefact.size_bytes, "seconds": round(artefact.seconds, 2)}

@@ -20,7 +20,8 @@ from fastft.errors import FastftError, Problem, UsageError, Where
 from fastft.inference.conversation import Conversation, Sampling
 from fastft.probe.software import require
 from fastft.report.chat import Answering, show_beside, write_answers
-from fastft.stages.weights import WeightsPath, end_ids, find_base, find_weights, held_out
+from fastft.runs.held_out import HeldOut
+from fastft.stages.weights import WeightsPath, find_base, find_weights, held_out
 
 if TYPE_CHECKING:
     from fastft.inference.conversation import ChatModel
@@ -139,7 +140,8 @@ def _write(text: str) -> None:
 def _system(weights: WeightsPath, request: ChatRequest, say: Say) -> str | None:
     if request.system is not None:
         return request.system or None
-    conversations, _ = held_out(weights) or ([], [])
+    kept = None if weights.run is None else weights.run.read(HeldOut)
+    conversations = () if kept is None else kept.conversations
     first = {next((turn["content"] for turn in one if turn["role"] == "system"), None) for one in conversations}
     system = first.pop() if len(first) == 1 else None
     if system is not None:
@@ -157,7 +159,7 @@ def _torch(weights: WeightsPath, request: ChatRequest, say: Say) -> list[tuple[s
     require(("torch", "transformers", "peft"), str(weights.path))
     adapter = weights.path if weights.kind == "adapter" else None
     base = weights.path if adapter is None else find_base(weights, request.base, say)[1]
-    _, ends = held_out(weights) or ([], end_ids(base, adapter))
+    ends = held_out(weights, base, adapter).end_ids
     say("loading the model")
     with tempfile.TemporaryDirectory() as folder, library_output_to(Path(folder) / "log.txt"):
         select("transformers")  # the model as its users will load it; and Unsloth would take ten seconds to come up

@@ -13,7 +13,9 @@ from fastft.exports.card import card_facts
 from fastft.exports.job import ADAPTER, FOLDERS, MERGED, Job, rehearse, wanted_kinds
 from fastft.exports.push import push
 from fastft.report.export import print_exports
-from fastft.stages.weights import WeightsPath, end_ids, find_base, find_weights, held_out
+from fastft.runs.manifest import Manifest
+from fastft.runs.result import Result
+from fastft.stages.weights import WeightsPath, find_base, find_weights, held_out
 
 if TYPE_CHECKING:
     from fastft.engine.export import Exported
@@ -44,19 +46,21 @@ def export(path: Path, request: ExportRequest, say: Say) -> Exported:
     """
     weights = find_weights(path)
     kinds = _kinds(weights, request)
-    manifest = (weights.run.manifest if weights.run is not None else None) or {}
+    run = weights.run
+    manifest = None if run is None else run.read(Manifest)
+    result = None if run is None else run.read(Result)
     if weights.kind == "adapter":
         (name, base), adapter = find_base(weights, request.base, say), weights.path
     else:
-        name, base, adapter = manifest.get("base_model", {}).get("id") or weights.name, weights.path, None
-    out = request.out or (path / "exports" if weights.run is None else weights.run.exports)
-    conversations, ends = held_out(weights) or ([], end_ids(base, adapter))
-    job = Job(base, adapter, out, kinds, weights.name, tuple(ends), request.llama_cpp)
+        name, base, adapter = weights.name if manifest is None else manifest.base_model.id, weights.path, None
+    out = request.out or (path / "exports" if run is None else run.exports)
+    kept = held_out(weights, base, adapter)
+    job = Job(base, adapter, out, kinds, weights.name, kept.end_ids, request.llama_cpp)
     sizes = rehearse(job, adapter_exists=adapter is not None)
     say(f"{', '.join(f'{kind} ({size / 2**20:,.0f} MiB)' for kind, size in sizes.items())} to {out}")
-    recipe = None if weights.run is None else (weights.run.path / "recipe.toml").read_text(encoding="utf-8")
-    result = (None if weights.run is None else weights.run.result) or {}
-    card = card_facts(name, base, manifest.get("data", {}).get("train_sha256"), recipe, result)
+    recipe = None if run is None else run.recipe.read_text(encoding="utf-8")
+    data_sha256 = None if manifest is None else manifest.data.train_sha256
+    card = card_facts(name, base, data_sha256, recipe, {} if result is None else result.card_figures())
     out.mkdir(parents=True, exist_ok=True)
     say("loading the trained model")
     with library_output_to(out / "log.txt"):
@@ -64,7 +68,7 @@ def export(path: Path, request: ExportRequest, say: Say) -> Exported:
         from fastft.engine.export import export_weights, load_trained, trained_reference
 
         model, tokenizer = load_trained(base, adapter)
-        reference = trained_reference(model, tokenizer, conversations, ends, say)
+        reference = trained_reference(model, tokenizer, kept.conversations, kept.end_ids, say)
         del model
         done = export_weights(job, reference, card, say)
     if request.push is not None:

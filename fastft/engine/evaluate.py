@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from fastft.data.render import Prompt
-from fastft.runs.result import Answers
+from fastft.runs.held_out import Answers
 
 # Prompts that are generated for at once. Sorted by length first, so that little is padding.
 BATCH = 25

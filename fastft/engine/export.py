@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from fastft.data.render import Prompt
 from fastft.engine.evaluate import answer
-from fastft.engine.model import free_memory
+from fastft.engine.memory import free_memory
 from fastft.engine.reference import check_adapter, check_merged, device_map, make_reference
 from fastft.errors import ExportError, MachineError, Problem, Where
 from fastft.exports.card import CardFacts

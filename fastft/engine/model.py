@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -73,6 +72,11 @@ def _attach(plan: Plan, model: Any) -> Any:
     return get_peft_model(model, LoraConfig(**plan.call("LoraConfig").kwargs))
 
 
+def is_in_4bit(model: Any) -> bool:
+    """Whether bitsandbytes holds the base in 4 bits; transformers sets the attribute on such models alone."""
+    return bool(getattr(model, "is_loaded_in_4bit", False))
+
+
 def trained_weights(model: Any) -> tuple[int, int]:
     """The number of weights that are trained, and of all. A 4-bit weight counts as one."""
     trained = total = 0
@@ -83,14 +87,6 @@ def trained_weights(model: Any) -> tuple[int, int]:
         total += count
         trained += count if parameter.requires_grad else 0
     return trained, total
-
-
-def free_memory() -> None:
-    """Take back what a model that was let go had: trainers are rings of references, and torch keeps what is freed."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
 
 
 def save_weights(model: Any, tokenizer: PreTrainedTokenizerBase, plan: Plan, run: RunDir) -> Path:

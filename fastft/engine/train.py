@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,21 +11,21 @@ from typing import Any
 import datasets
 import pyarrow
 from datasets.fingerprint import generate_random_fingerprint
-from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig
 
 from fastft.data.cache import as_arrow
 from fastft.data.render import Prompt
 from fastft.data.rows import Rows
+from fastft.engine.callbacks import EarlyStopping
 from fastft.engine.evaluate import answer
-from fastft.engine.trainer import RunTrainer
-from fastft.engine.watcher import Watcher, peak_memory
+from fastft.engine.memory import peak_memory
+from fastft.engine.trainer import Hooks, RunTrainer
 from fastft.errors import OutOfMemoryError, Problem, Where
-from fastft.files.atomic import read_json, write_json
 from fastft.planning.plan import Plan
 from fastft.runs.directory import RunDir
-from fastft.runs.metrics import StepMetrics
-from fastft.runs.result import Answers, Trained
+from fastft.runs.held_out import Evaluation, Untrained
+from fastft.runs.result import Trained
 
 # How memory that runs out is told: by torch, CUDA's own calls and Triton; by cuBLAS; by torch on a processor.
 OUT_OF_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")
@@ -44,16 +43,6 @@ class Material:
     early_stopping_patience: int | None
 
 
-@dataclass(frozen=True)
-class Hooks:
-    """Where news goes, and whether somebody asked to stop."""
-
-    stage: Callable[[str], None]
-    step: Callable[[StepMetrics], None]
-    evaluated: Callable[[dict[str, Any]], None]
-    stop_asked: Callable[[], bool]
-
-
 def train(
     plan: Plan,
     model: Any,
@@ -69,18 +58,16 @@ def train(
         TrainingError: the loss became no number, or a library failed.
         OutOfMemoryError: memory ran out; what was trained since the last checkpoint is lost.
     """
-    watcher = Watcher(hooks.step, hooks.evaluated, hooks.stop_asked)
     try:
-        trainer = make_trainer(plan, model, tokenizer, material, run, watcher)
-        watcher.trainer = trainer
+        trainer = make_trainer(plan, model, tokenizer, material, run, hooks)
         before = _before(trainer, tokenizer, material, run, hooks)
         if checkpoint is not None and trainer.has_ended_at(checkpoint):
             trainer.take_from(checkpoint)
         else:
             hooks.stage(f"training: {trainer_steps(plan)} optimizer steps")
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        if watcher.stopped:
-            return _trained(trainer, before, (None, None), finished=False)
+        if trainer.stopped:
+            return _trained(trainer, before, Evaluation(None, None), finished=False)
         trainer.refuse_if_poisoned()
         after = _evaluate(trainer, tokenizer, material, hooks, "after training")
         return _trained(trainer, before, after, finished=True)
@@ -95,19 +82,18 @@ def train(
 
 def _before(
     trainer: RunTrainer, tokenizer: PreTrainedTokenizerBase, material: Material, run: RunDir, hooks: Hooks
-) -> tuple[float | None, Answers | None]:
+) -> Evaluation:
     """What the untrained model does with the held-out rows: measured once a run, and kept for its later attempts."""
-    path = run.path / "before.json"
-    known = read_json(path)
-    if known is None:
-        loss, answers = _evaluate(trainer, tokenizer, material, hooks, "before training")
-        if material.prompts:
-            # Generation switched kernels; training must not inherit its caches.
-            trainer.model.train()
-        write_json(path, {"eval_loss": loss, "answers": None if answers is None else dataclasses.asdict(answers)})
-        return loss, answers
-    answered = known["answers"]
-    return known["eval_loss"], None if answered is None else Answers(tuple(answered["texts"]), answered["exact"])
+    known = run.read(Untrained)
+    if known is not None:
+        return known
+    measured = _evaluate(trainer, tokenizer, material, hooks, "before training")
+    if material.prompts:
+        # Generation switched kernels; training must not inherit its caches.
+        trainer.model.train()
+    untrained = Untrained(measured.eval_loss, measured.answers)
+    run.write(untrained)
+    return untrained
 
 
 def trainer_steps(plan: Plan) -> str:
@@ -121,12 +107,10 @@ def make_trainer(
     tokenizer: PreTrainedTokenizerBase,
     material: Material,
     run: RunDir,
-    watcher: Watcher,
+    hooks: Hooks,
 ) -> RunTrainer:
     """The trainer of a run, with the keywords of the plan."""
-    callbacks: list[Any] = [watcher]
-    if material.early_stopping_patience is not None:
-        callbacks.append(EarlyStoppingCallback(early_stopping_patience=material.early_stopping_patience))
+    patience = material.early_stopping_patience
     grouped = bool(plan.choices["train.group_by_length"].value)
     return RunTrainer(
         model=model,
@@ -134,8 +118,9 @@ def make_trainer(
         train_dataset=_dataset(material.train),
         eval_dataset=None if material.eval is None else _dataset(material.eval),
         processing_class=tokenizer,
-        callbacks=callbacks,
+        callbacks=[] if patience is None else [EarlyStopping(patience)],
         run=run,
+        hooks=hooks,
         lengths=list(material.train.lengths) if grouped else None,
     )
 
@@ -154,7 +139,7 @@ def _dataset(rows: Rows) -> datasets.Dataset:
 
 def _evaluate(
     trainer: RunTrainer, tokenizer: PreTrainedTokenizerBase, material: Material, hooks: Hooks, when: str
-) -> tuple[float | None, Answers | None]:
+) -> Evaluation:
     """Loss and answers on the held-out rows, as far as the recipe asks for them."""
     loss = answers = None
     if material.eval is not None:
@@ -170,24 +155,16 @@ def _evaluate(
             material.max_new_tokens,
             lambda: hooks.stop_asked() and trainer.can_end_here(),
         )
-    return loss, answers
+    return Evaluation(loss, answers)
 
 
-def _trained(
-    trainer: RunTrainer,
-    before: tuple[float | None, Answers | None],
-    after: tuple[float | None, Answers | None],
-    *,
-    finished: bool,
-) -> Trained:
+def _trained(trainer: RunTrainer, before: Evaluation, after: Evaluation, *, finished: bool) -> Trained:
     return Trained(
         finished=finished,
         steps=trainer.state.global_step,
         train_loss=_mean_loss(trainer.state.log_history),
-        eval_loss_before=before[0],
-        eval_loss_after=after[0],
-        answers_before=before[1],
-        answers_after=after[1],
+        before=before,
+        after=after,
         peak_memory_bytes=peak_memory(),
         best_checkpoint=trainer.state.best_model_checkpoint,
     )

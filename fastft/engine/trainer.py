@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +13,43 @@ import torch
 from safetensors import SafetensorError
 from torch.utils.data import Sampler
 from transformers import (
-    EarlyStoppingCallback,
     Trainer,
     TrainerState,
 )
 from trl import SFTTrainer
 
 from fastft.data.encode import NO_LOSS
+from fastft.engine.callbacks import (
+    BestCheckpoint,
+    EarlyStopping,
+    NumberGuard,
+    StepReporter,
+    StopOnRequest,
+    evaluations_without_gain,
+)
 from fastft.engine.sampler import EpochSampler
 from fastft.engine_choice import selected
 from fastft.errors import Problem, TrainingError, Where
 from fastft.files.seal import seal
 from fastft.runs.checkpoints import checkpoints
 from fastft.runs.directory import RunDir
+from fastft.runs.metrics import StepMetrics
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """Where news goes, and whether somebody asked to stop."""
+
+    stage: Callable[[str], None]
+    step: Callable[[StepMetrics], None]
+    evaluated: Callable[[Mapping[str, Any]], None]
+    stop_asked: Callable[[], bool]
 
 
 class RunTrainer(SFTTrainer):
     """An SFTTrainer that writes sealed `step-N` checkpoints into a run directory and counts what it really trained."""
 
-    def __init__(self, *args: Any, run: RunDir, lengths: list[int] | None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, run: RunDir, lengths: list[int] | None, hooks: Hooks, **kwargs: Any) -> None:
         self._run = run
         self._lengths = lengths
         self._saving_to: Path | None = None
@@ -40,6 +60,19 @@ class RunTrainer(SFTTrainer):
         super().__init__(*args, **kwargs)
         # TRL 1.15 computes its loss in a Triton kernel alone, which needs a GPU; Unsloth brings a loss of its own.
         self._needs_plain_loss = selected() == "transformers" and self.args.device.type == "cpu"
+        self._stop = StopOnRequest(self, hooks.stop_asked)
+        for callback in (
+            StepReporter(self, hooks.step, hooks.evaluated),
+            NumberGuard(self),
+            self._stop,
+            BestCheckpoint(self),
+        ):
+            self.add_callback(callback)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether training ended because it was asked to."""
+        return self._stop.stopped
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -149,11 +182,9 @@ class RunTrainer(SFTTrainer):
         patience = [
             callback.early_stopping_patience
             for callback in self.callback_handler.callbacks
-            if isinstance(callback, EarlyStoppingCallback)
+            if isinstance(callback, EarlyStopping)
         ]
-        return state.global_step >= state.max_steps or any(
-            _evaluations_without_gain(state) >= wait for wait in patience
-        )
+        return state.global_step >= state.max_steps or any(evaluations_without_gain(state) >= wait for wait in patience)
 
     def take_from(self, checkpoint: Path) -> None:
         """Take the weights and the state of a checkpoint at which training had ended, without training any further."""
@@ -170,12 +201,6 @@ class RunTrainer(SFTTrainer):
         kept = [path for _, path in checkpoints(self._run) if str(path) != best]
         for path in kept[limit - (best is not None and limit > 1) :] if limit else []:
             shutil.rmtree(path)
-
-
-def _evaluations_without_gain(state: TrainerState) -> int:
-    """What EarlyStoppingCallback had counted when `state` was saved."""
-    saved = state.stateful_callbacks.get("EarlyStoppingCallback", {})
-    return int(saved.get("attributes", {}).get("early_stopping_patience_counter", 0))
 
 
 def _cannot_save(folder: Path, error: Exception) -> TrainingError:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from fastft.exports.parity import Verdict
 from fastft.probe.base_model import licence
@@ -29,17 +27,10 @@ class CardFacts:
 
 
 def card_facts(
-    base: str, folder: Path, data_sha256: str | None, recipe: str | None, result: Mapping[str, Any]
+    base: str, folder: Path, data_sha256: str | None, recipe: str | None, figures: dict[str, str]
 ) -> CardFacts:
-    """The facts of a run for its card: `result` is result.json or the part of it that is known."""
+    """The facts of a run for its card: the base by its name, its licence from `folder`, and what was measured."""
     name = base if is_hub_id(base) or base.startswith("package:") else Path(base).name
-    figures = {}
-    losses, match = result.get("eval_loss") or {}, result.get("exact_match")
-    if losses.get("after") is not None:
-        figures["held-out loss"] = f"{losses['before']:.4f} before, {losses['after']:.4f} after"
-    if match:
-        before = "" if match["before"] is None else f"{match['before']} before, "
-        figures["held-out exact match"] = f"{before}{match['after']} after, of {match['rows']} rows"
     return CardFacts(name, licence(folder), data_sha256, recipe, figures)
 
 

@@ -45,13 +45,13 @@ ChatMessages = Sequence[dict[str, str]]
 """Messages with `role` and `content`, the last one an answer."""
 
 
-def comparable(examples: Iterable[Example]) -> list[ChatMessages]:
+def comparable(examples: Iterable[Example]) -> tuple[tuple[dict[str, str], ...], ...]:
     """The messages of the first COMPARED conversations, each up to its last answer."""
-    found: list[ChatMessages] = []
+    found = []
     for example in islice((example for example in examples if example.messages), COMPARED):
         last = max(index for index, message in enumerate(example.messages) if message.role == "assistant")
-        found.append([{"role": turn.role, "content": turn.content} for turn in example.messages[: last + 1]])
-    return found
+        found.append(tuple({"role": turn.role, "content": turn.content} for turn in example.messages[: last + 1]))
+    return tuple(found)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -21,6 +21,17 @@ from fastft.recipe.wording import describe, find_fault, shown
 
 # A recipe is a page of text. The limit keeps hostile files from costing seconds in the TOML parser.
 MAX_BYTES = 64 * 1024
+
+
+Origin = Literal["default", "recipe", "--set"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The value of a key, in the plain values of JSON, and where it comes from."""
+
+    value: Any
+    origin: Origin
 
 
 @dataclass(frozen=True)
@@ -51,13 +62,12 @@ class LoadedRecipe:
         section, key = field.split(".", 1)
         return getattr(self.recipe, section).model_dump(mode="json", include={key})[key]
 
-    def settings(self) -> dict[str, dict[str, Any]]:
-        """Every `section.key` with its value and its origin: "default", "recipe" or "--set"."""
-        table = {}
-        for field in fields():
-            origin = "--set" if field in self.overrides else "recipe" if field in self.given else "default"
-            table[field] = {"value": self.value(field), "origin": origin}
-        return table
+    def settings(self) -> dict[str, Setting]:
+        """Every `section.key` with its value and its origin."""
+        return {field: Setting(self.value(field), self._origin(field)) for field in fields()}
+
+    def _origin(self, field: str) -> Origin:
+        return "--set" if field in self.overrides else "recipe" if field in self.given else "default"
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:

@@ -9,53 +9,52 @@ from rich.table import Table
 from rich.text import Text
 
 from fastft.report.units import duration, size
+from fastft.runs.result import Result, ShownAnswer
+from fastft.runs.score import Score
 
 # Characters of an answer that the table shows; result.json has all.
 SHOWN = 300
 
 
-def result_table(result: dict[str, Any], run_dir: str) -> Group:
+def result_table(result: Result, run_dir: str) -> Group:
     """`result.json` for people: figures before and after, one real answer, the folder."""
     table = Table(title=run_dir, title_justify="left", title_style="bold", show_edge=False, pad_edge=False)
     table.add_column("")
     table.add_column("before", justify="right")
     table.add_column("after", justify="right", style="bold")
-    losses, match = result["eval_loss"], result["exact_match"]
-    if losses["after"] is not None:
-        table.add_row("held-out loss", _number(losses["before"]), _number(losses["after"]))
+    losses, match = result.eval_loss, result.exact_match
+    if losses.after is not None:
+        table.add_row("held-out loss", _number(losses.before), _number(losses.after))
     if match is not None:
-        rows = match["rows"]
-        table.add_row("held-out exact match", _share(match["before"], rows), _share(match["after"], rows))
-    table.add_row("training loss", "", _number(result["train_loss"]))
-    table.add_row("optimizer steps", "", f"{result['steps']}")
-    rate = result["train_tokens_seen"] / result["train_seconds"] if result["train_seconds"] else 0.0
-    table.add_row("training", "", f"{duration(result['train_seconds'])}, {rate:.0f} tokens/s")
-    table.add_row("whole run", "", duration(result["total_seconds"]))
-    table.add_row("peak memory", "", size(result["peak_memory_bytes"]))
-    table.add_row("trained weights", "", f"{result['trained_weights']:,} of {result['weights']:,}")
+        before, after = _share(match.before, match.rows), _share(match.after, match.rows)
+        table.add_row("held-out exact match", before, after)
+    table.add_row("training loss", "", _number(result.train_loss))
+    table.add_row("optimizer steps", "", f"{result.steps}")
+    rate = result.train_tokens_seen / result.train_seconds if result.train_seconds else 0.0
+    table.add_row("training", "", f"{duration(result.train_seconds)}, {rate:.0f} tokens/s")
+    table.add_row("whole run", "", duration(result.total_seconds))
+    table.add_row("peak memory", "", size(result.peak_memory_bytes))
+    table.add_row("trained weights", "", f"{result.trained_weights:,} of {result.weights:,}")
     parts: list[Any] = [Text(), table]
-    if match is not None and match["example"]:
-        parts += [Text(), _example(match["example"])]
-    if result.get("forecast"):
-        parts += [Text(), Text(f"forecast: {_forecast(result['forecast'])}", style="dim")]
-    parts += [Text(), Text(f"weights: {result['weights_folder']}", style="green")]
-    parts += [
-        Text(f"{export['kind']}: {export['path']} ({size(export['bytes'])})", style="green")
-        for export in result.get("exports", [])
-    ]
+    if match is not None:
+        parts += [Text(), _example(match.example)]
+    if result.forecast:
+        parts += [Text(), Text(f"forecast: {_forecast(result.forecast)}", style="dim")]
+    parts += [Text(), Text(f"weights: {result.weights_folder}", style="green")]
+    parts += [Text(f"{export.kind}: {export.path} ({size(export.bytes)})", style="green") for export in result.exports]
     return Group(*parts)
 
 
-def print_result(console: Console, result: dict[str, Any], run_dir: str) -> None:
+def print_result(console: Console, result: Result, run_dir: str) -> None:
     console.print(result_table(result, run_dir))
 
 
-def _example(example: dict[str, Any]) -> Table:
+def _example(example: ShownAnswer) -> Table:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
-    rows = [("asked", example["question"]), ("before", example["before"]), ("after", example["after"])]
-    rows.append(("reference", example["reference"]))
+    rows = [("asked", example.question), ("before", example.before), ("after", example.after)]
+    rows.append(("reference", example.reference))
     for name, text in rows:
         if text is not None:
             # Text, not markup: an answer may hold square brackets.
@@ -63,14 +62,14 @@ def _example(example: dict[str, Any]) -> Table:
     return grid
 
 
-def _forecast(figures: dict[str, dict[str, Any]]) -> str:
+def _forecast(figures: dict[str, Score]) -> str:
     """How far off the plan was, figure by figure: `optimizer steps exact, peak memory +3 %`."""
-    told = []
+    parts = []
     for name, figure in figures.items():
-        error = figure["error"]
+        error = figure.error
         words = name.removesuffix("_bytes").replace("train_seconds", "training time").replace("_", " ")
-        told.append(f"{words} {'unknown' if error is None else 'exact' if error == 0 else f'{100 * error:+.0f} %'}")
-    return ", ".join(told)
+        parts.append(f"{words} {'unknown' if error is None else 'exact' if error == 0 else f'{100 * error:+.0f} %'}")
+    return ", ".join(parts)
 
 
 def _number(value: float | None) -> str:

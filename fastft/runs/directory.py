@@ -1,40 +1,75 @@
-"""The run directory: its name, its files, written atomically, its attempts, and the checkpoint to go on from.
-
-runs/<name>/
-  recipe.toml   settings.json   plan.json   manifest.json   metrics.jsonl   rejects.jsonl
-  before.json (the held-out figures of the untrained model)   held_out.json (what exports are compared on)
-  attempts/1/log.txt   checkpoints/step-100/   adapter/   exports/   result.json (last: the run finished)
-"""
+"""The run directory: its name and files, the lock on it, its attempts."""
 
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import ClassVar, Protocol, TypeVar
 
 from fastft.errors import MachineError, Problem, Where
-from fastft.files.atomic import read_json, write_json, write_text
-from fastft.recipe.loader import LoadedRecipe
+from fastft.files.atomic import write_text
+from fastft.files.records import Record, read_record, write_record
+from fastft.recipe.loader import LoadedRecipe, Setting
+from fastft.runs.result import Result
 
-# The held-out conversations that exports are compared on, and the tokens at which trained answers end.
-HELD_OUT = "held_out.json"
+
+class RunRecord(Record, Protocol):
+    """A record of a run's folder, which knows its file."""
+
+    FILE: ClassVar[str]
+
+
+R = TypeVar("R", bound=RunRecord)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """settings.json: every `section.key` with its value and its origin."""
+
+    FILE: ClassVar[str] = "settings.json"
+    SCHEMA: ClassVar[int] = 1
+
+    settings: dict[str, Setting]
 
 
 @dataclass(frozen=True)
 class RunDir:
-    """One run's folder."""
+    """One run's folder: the path of each thing in it, and its records."""
 
     path: Path
 
     @property
+    def recipe(self) -> Path:
+        """The bytes that the user wrote."""
+        return self.path / "recipe.toml"
+
+    @property
+    def plan(self) -> Path:
+        """Figures and exact calls, for people and programs; fastft itself does not read it."""
+        return self.path / "plan.json"
+
+    @property
+    def rejects(self) -> Path:
+        """The rows that are not trained, with reasons."""
+        return self.path / "rejects.jsonl"
+
+    @property
+    def metrics(self) -> Path:
+        """One line a logged step."""
+        return self.path / "metrics.jsonl"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def attempts(self) -> Path:
+        return self.path / "attempts"
 
     @property
     def adapter(self) -> Path:
@@ -45,18 +80,21 @@ class RunDir:
         return self.path / "exports"
 
     @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
+    def is_finished(self) -> bool:
+        """Whether the run came to its end: its result is written last."""
+        return (self.path / Result.FILE).is_file()
 
-    @property
-    def result(self) -> dict[str, Any] | None:
-        """The result of a finished run, or None."""
-        return read_json(self.path / "result.json")
+    def read(self, kind: type[R]) -> R | None:
+        """The record of that kind, or None where it was not written yet.
 
-    @property
-    def manifest(self) -> dict[str, Any] | None:
-        """What the run was started on, or None before it was known."""
-        return read_json(self.path / "manifest.json")
+        Raises:
+            MachineError: its file is damaged.
+        """
+        return read_record(self.path / kind.FILE, kind)
+
+    def write(self, record: RunRecord) -> None:
+        """Write a record whole or not at all."""
+        write_record(self.path / record.FILE, record)
 
 
 def run_name(recipe: Path) -> str:
@@ -85,8 +123,8 @@ def create_run_dir(runs_dir: Path, loaded: LoadedRecipe) -> RunDir:
                 break
             except FileExistsError:  # another run was faster
                 continue
-        write_text(run.path / "recipe.toml", loaded.text)
-        write_json(run.path / "settings.json", loaded.settings())
+        write_text(run.recipe, loaded.text)
+        run.write(Settings(loaded.settings()))
     except OSError as error:
         wrong = f"cannot be written: {error.strerror}"
         raise MachineError(
@@ -100,10 +138,10 @@ def find_run(runs_dir: Path, loaded: LoadedRecipe) -> RunDir | None:
     for _, path in sorted(_runs(runs_dir, run_name(loaded.path)), reverse=True):
         run = RunDir(path)
         try:
-            same_text = (path / "recipe.toml").read_text(encoding="utf-8") == loaded.text
-        except OSError:
+            same_text = run.recipe.read_text(encoding="utf-8") == loaded.text
+        except (OSError, ValueError):
             continue
-        if same_text and read_json(path / "settings.json") == json.loads(json.dumps(loaded.settings())):
+        if same_text and run.read(Settings) == Settings(loaded.settings()):
             return run
     return None
 
@@ -140,8 +178,8 @@ def locked(run: RunDir) -> Iterator[None]:
 def new_attempt(run: RunDir) -> Path:
     """Make the folder of the next attempt and return the path of its log."""
     number = 1
-    while (run.path / "attempts" / str(number)).exists():
+    while (run.attempts / str(number)).exists():
         number += 1
-    folder = run.path / "attempts" / str(number)
+    folder = run.attempts / str(number)
     folder.mkdir(parents=True)
     return folder / "log.txt"

@@ -1,79 +1,108 @@
-"""What a run leaves on record: the manifest of what it stands on, and the result of what came out."""
+"""What a run stands on: enough to detect whether another run, or a resumed one, is the same."""
 
 from __future__ import annotations
 
+import dataclasses
 import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 from fastft import __version__
 from fastft.data.prepare import Prepared
-from fastft.data.tokenizer import TokenizerFacts
-from fastft.errors import DataError, Problem, Where
 from fastft.planning.facts import Facts
 from fastft.planning.plan import Plan
 from fastft.recipe.loader import LoadedRecipe
-from fastft.runs.directory import RunDir
 
-if TYPE_CHECKING:
-    pass
-
-
-def make_manifest(
-    loaded: LoadedRecipe, facts: Facts, prepared: Prepared, plan: Plan, tokenizer: TokenizerFacts, base: Path
-) -> dict[str, Any]:
-    """What the run stands on: enough to tell whether another run, or a resumed one, is the same."""
-    from fastft.files.tensors import weights_fingerprint
-
-    template, base_model = prepared.template, facts.base_model
-    return {
-        "fastft": __version__,
-        "python": sys.version.split()[0],
-        "packages": dict(facts.installed),
-        "device": plan.device,
-        "engine": plan.engine,
-        "base_model": {
-            "id": base_model.id,
-            "revision": loaded.recipe.model.revision,
-            "tokenizer_sha256": tokenizer.sha256,
-            "weight_bytes": base_model.weight_bytes,
-            # One in 4 bits and its 16-bit original do not have the same.
-            "fingerprint": None if "quantization_config" in base_model.config else weights_fingerprint(base),
-        },
-        "data": {
-            "train": loaded.recipe.data.train,
-            "train_sha256": prepared.train_sha256,
-            "eval": loaded.recipe.data.eval,
-            "eval_sha256": prepared.eval_sha256,
-            "format": prepared.format,
-        },
-        "chat_template": None if template is None else {"name": template.name, "sha256": template.sha256},
-        "seed": loaded.recipe.train.seed,
-    }
+# What a resumed run must have in common with the attempts before it.
+COMPARED = ("data", "base_model", "chat_template", "packages", "engine", "seed")
 
 
-def refuse_changes(run_dir: RunDir, manifest: dict[str, Any]) -> None:
-    """Refuse to go on with a run whose data, template or versions are not what it began with.
+@dataclass(frozen=True)
+class BaseModelIdentity:
+    """The base model: the id of the recipe, and hashes of what was loaded.
 
-    Raises:
-        DataError: naming all that changed.
+    `fingerprint` is that of the 16-bit weights; None for a base in 4 bits, which has another than its original.
     """
-    before = run_dir.manifest
-    if before is None:
-        return
-    compared = ("data", "base_model", "chat_template", "packages", "engine", "seed")
-    changed = [name for key in compared for name in _differences(key, before.get(key), manifest[key])]
-    if changed:
-        wrong = f"changed since the run began: {', '.join(changed)}"
-        instead = "put it back as it was, or start a new run without --resume"
-        raise DataError(Problem(Where(str(run_dir.path / "manifest.json")), "", wrong, instead))
+
+    id: str
+    revision: str | None
+    tokenizer_sha256: str
+    weight_bytes: int | None
+    fingerprint: str | None
 
 
-def _differences(name: str, before: Any, now: Any) -> list[str]:
-    """What differs between two entries of a manifest: `data.train_sha256`, `packages.torch (2.13.0, now 2.14.0)`."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = dict.fromkeys([*before, *now])
-        return [line for key in keys for line in _differences(f"{name}.{key}", before.get(key), now.get(key))]
-    if before == now:
-        return []
-    return [name if name.endswith("sha256") else f"{name} ({before}, now {now})"]
+@dataclass(frozen=True)
+class DataIdentity:
+    """The data: what the recipe names, and SHA-256 of the rows."""
+
+    train: str | None
+    train_sha256: str
+    eval: str | None
+    eval_sha256: str | None
+    format: str
+
+
+@dataclass(frozen=True)
+class TemplateIdentity:
+    """The chat template by its name in the recipe and its text's SHA-256."""
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """manifest.json."""
+
+    FILE: ClassVar[str] = "manifest.json"
+    SCHEMA: ClassVar[int] = 1
+
+    fastft: str
+    python: str
+    packages: dict[str, str]
+    device: str
+    engine: str
+    base_model: BaseModelIdentity
+    data: DataIdentity
+    chat_template: TemplateIdentity | None
+    seed: int
+
+
+def make_manifest(loaded: LoadedRecipe, facts: Facts, prepared: Prepared, plan: Plan, base: Path) -> Manifest:
+    """The manifest of a run whose base model lies in `base`."""
+    from fastft.files.tensors import weights_fingerprint  # numpy, which light commands do without
+
+    template, base_model, data = prepared.template, facts.base_model, loaded.recipe.data
+    return Manifest(
+        fastft=__version__,
+        python=sys.version.split()[0],
+        packages=dict(facts.installed),
+        device=plan.device,
+        engine=plan.engine,
+        base_model=BaseModelIdentity(
+            id=base_model.id,
+            revision=loaded.recipe.model.revision,
+            tokenizer_sha256=prepared.renderer.tokenizer.sha256,
+            weight_bytes=base_model.weight_bytes,
+            fingerprint=None if "quantization_config" in base_model.config else weights_fingerprint(base),
+        ),
+        data=DataIdentity(data.train, prepared.train_sha256, data.eval, prepared.eval_sha256, prepared.format),
+        chat_template=None if template is None else TemplateIdentity(template.name, template.sha256),
+        seed=loaded.recipe.train.seed,
+    )
+
+
+def changes(before: Manifest, now: Manifest) -> list[str]:
+    """What a resumed run must not change and did: `data.train_sha256`, `packages.torch (2.13.0, now 2.14.0)`."""
+    old, new = dataclasses.asdict(before), dataclasses.asdict(now)
+    return [line for key in COMPARED for line in _differences(key, old[key], new[key])]
+
+
+def _differences(name: str, before: Any, now: Any) -> Iterator[str]:
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for key in dict.fromkeys([*before, *now]):
+            yield from _differences(f"{name}.{key}", before.get(key), now.get(key))
+    elif before != now:
+        yield name if name.endswith("sha256") else f"{name} ({before}, now {now})"

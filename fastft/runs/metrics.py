@@ -42,36 +42,77 @@ class StepMetrics:
         return {"event": "step", **dataclasses.asdict(self), **{key: round(rate, 2) for key, rate in rates.items()}}
 
 
+@dataclass(frozen=True)
+class OutOfMemory:
+    """Memory ran out in a micro-batch, and smaller ones took over after optimizer step `step`.
+
+    `rows`, `rows_now`: rows of a micro-batch x micro-batches of an optimizer step, before and after.
+    """
+
+    event: str = dataclasses.field(default="out_of_memory", init=False)
+    step: int
+    rows: str
+    rows_now: str
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over all attempts of a run. `tokens`: real ones that were trained; `seconds` in optimizer steps."""
+
+    tokens: int
+    seconds: float
+    out_of_memory: tuple[OutOfMemory, ...]
+
+
 class MetricsFile:
     """metrics.jsonl: one JSON object a line, appended and flushed at once, so that a crash loses at most one line."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
+    def step(self, metrics: StepMetrics) -> None:
+        """Append the line of an optimizer step."""
+        self.append(metrics.as_json())
+
+    def evaluation(self, figures: Mapping[str, Any]) -> None:
+        """Append the line of an evaluation: `step` and what the trainer logs of it."""
+        self.append({"event": "evaluation", **figures})
+
+    def out_of_memory(self, event: OutOfMemory) -> None:
+        """Append the line of a retry with smaller batches."""
+        self.append(dataclasses.asdict(event))
+
     def append(self, event: Mapping[str, Any]) -> None:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(event) + "\n")
 
-    def events(self, kind: str) -> list[dict[str, Any]]:
-        """Every line of one kind, by all attempts of the run."""
-        text = self._path.read_text(encoding="utf-8") if self._path.exists() else ""
-        return [line for line in map(json.loads, text.splitlines()) if line["event"] == kind]
-
-    def totals(self) -> tuple[int, float]:
-        """Real tokens trained and seconds spent in optimizer steps, by all attempts of the run."""
-        steps = self.events("step")
-        return sum(line["tokens"] for line in steps), sum(line["seconds"] for line in steps)
+    def totals(self) -> Totals:
+        """What all attempts of the run add up to."""
+        lines = [line for _, line in self._lines()]
+        steps = [line for line in lines if line["event"] == "step"]
+        retries = [line for line in lines if line["event"] == "out_of_memory"]
+        return Totals(
+            sum(line["tokens"] for line in steps),
+            sum(line["seconds"] for line in steps),
+            tuple(OutOfMemory(line["step"], line["rows"], line["rows_now"]) for line in retries),
+        )
 
     def rewind(self, step: int) -> None:
-        """Drop the lines after optimizer step `step`: the work that a resumed run does again."""
-        if not self._path.exists():
-            return
-        lines = [line for line in self._path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-        self._path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        """Drop the lines after optimizer step `step`, which a resumed run does again, and lines that are damaged."""
+        if self._path.exists():
+            kept = [text for text, line in self._lines() if line["step"] <= step]
+            self._path.write_text("".join(text + "\n" for text in kept), encoding="utf-8")
 
-
-def _step_of(line: str) -> float:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError):  # a line that a crash cut off
-        return float("inf")
+    def _lines(self) -> list[tuple[str, dict[str, Any]]]:
+        """Each line with what it says; without those that a crash or a bad disk left unreadable."""
+        lines = []
+        for text in (
+            self._path.read_text(encoding="utf-8", errors="replace").splitlines() if self._path.exists() else ()
+        ):
+            try:
+                line = json.loads(text)
+            except ValueError:
+                continue
+            if isinstance(line, dict) and isinstance(line.get("step"), int) and "event" in line:
+                lines.append((text, line))
+        return lines

@@ -1,87 +1,159 @@
-"""What came out of a run: the figures of result.json."""
+"""What came out of a run: result.json, whose presence means that the run finished."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
-from fastft.data.example import Example
 from fastft.data.prepare import Prepared
 from fastft.data.render import Prompt
-
-
-@dataclass(frozen=True)
-class Answers:
-    """The generated answers, in the order of the prompts, and how many equal their reference exactly."""
-
-    texts: tuple[str, ...]
-    exact: int
-
-    @property
-    def exact_match(self) -> float:
-        return self.exact / len(self.texts) if self.texts else 0.0
+from fastft.runs.held_out import Evaluation
+from fastft.runs.metrics import OutOfMemory, Totals
+from fastft.runs.score import Score
 
 
 @dataclass(frozen=True)
 class Trained:
-    """The figures of a training run. Losses are means over trained tokens; None where nothing was held out."""
+    """What the trainer reports. The loss is a mean over trained tokens; `finished` is False after a stop."""
 
     finished: bool
     steps: int
     train_loss: float | None
-    eval_loss_before: float | None
-    eval_loss_after: float | None
-    answers_before: Answers | None
-    answers_after: Answers | None
+    before: Evaluation
+    after: Evaluation
     peak_memory_bytes: int
     best_checkpoint: str | None
 
 
+@dataclass(frozen=True)
+class SavedWeights:
+    """The trained weights on disk. `trained`, `total`: counts of weights, a 4-bit one counts as one."""
+
+    trained: int
+    total: int
+    folder: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class BeforeAfter:
+    """A figure of the untrained and of the trained model; None where it was not measured."""
+
+    before: float | None
+    after: float | None
+
+
+@dataclass(frozen=True)
+class ShownAnswer:
+    """One held-out row: the question, its reference, and what the model said before and after training."""
+
+    question: str
+    reference: str
+    before: str | None
+    after: str
+
+
+@dataclass(frozen=True)
+class ExactMatch:
+    """How many of `rows` held-out answers equal their reference exactly, before and after training."""
+
+    rows: int
+    before: int | None
+    after: int
+    example: ShownAnswer
+
+
+@dataclass(frozen=True)
+class ExportedFile:
+    """One export that passed the gate."""
+
+    kind: str
+    path: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """result.json."""
+
+    FILE: ClassVar[str] = "result.json"
+    SCHEMA: ClassVar[int] = 1
+
+    finished: str
+    """When, as ISO 8601 in UTC."""
+    steps: int
+    train_loss: float | None
+    eval_loss: BeforeAfter
+    exact_match: ExactMatch | None
+    total_seconds: float
+    peak_memory_bytes: int
+    train_rows: int
+    best_checkpoint: str | None
+    trained_weights: int
+    weights: int
+    train_tokens_seen: int
+    train_seconds: float
+    out_of_memory: tuple[OutOfMemory, ...]
+    weights_folder: str
+    forecast: dict[str, Score]
+    exports: tuple[ExportedFile, ...] = field(default=())
+
+    def card_figures(self) -> dict[str, str]:
+        """Name and value of what the model card says was measured."""
+        figures = {}
+        if self.eval_loss.before is not None and self.eval_loss.after is not None:
+            figures["held-out loss"] = f"{self.eval_loss.before:.4f} before, {self.eval_loss.after:.4f} after"
+        match = self.exact_match
+        if match is not None:
+            before = "" if match.before is None else f"{match.before} before, "
+            figures["held-out exact match"] = f"{before}{match.after} after, of {match.rows} rows"
+        return figures
+
+
 def make_result(
-    prepared: Prepared, trained: Trained, prompts: list[Prompt], figures: dict[str, Any], seconds: float
-) -> dict[str, Any]:
-    """The figures of a finished run; `seconds` is what all of it took."""
-    asked = [] if prepared.eval is None else prepared.eval.examples[: len(prompts)]
-    questions = [_question(example) for example in asked]
-    return {
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "steps": trained.steps,
-        "train_loss": trained.train_loss,
-        "eval_loss": {"before": trained.eval_loss_before, "after": trained.eval_loss_after},
-        "exact_match": _exact_match(trained, prompts, questions),
-        "total_seconds": round(seconds, 1),
-        "peak_memory_bytes": trained.peak_memory_bytes,
-        "train_rows": len(prepared.train.rows),
-        "best_checkpoint": trained.best_checkpoint,
-        **figures,
-    }
+    prepared: Prepared,
+    trained: Trained,
+    prompts: Sequence[Prompt],
+    saved: SavedWeights,
+    totals: Totals,
+    forecast: dict[str, Score],
+    seconds: float,
+) -> Result:
+    """The result of a finished run, exports aside; `seconds` is what all of it took."""
+    return Result(
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        steps=trained.steps,
+        train_loss=trained.train_loss,
+        eval_loss=BeforeAfter(trained.before.eval_loss, trained.after.eval_loss),
+        exact_match=_exact_match(prepared, trained, prompts),
+        total_seconds=round(seconds, 1),
+        peak_memory_bytes=trained.peak_memory_bytes,
+        train_rows=len(prepared.train.rows),
+        best_checkpoint=trained.best_checkpoint,
+        trained_weights=saved.trained,
+        weights=saved.total,
+        train_tokens_seen=totals.tokens,
+        train_seconds=round(totals.seconds, 1),
+        out_of_memory=totals.out_of_memory,
+        weights_folder=saved.folder,
+        forecast=forecast,
+    )
 
 
-def weights_bytes(result: dict[str, Any]) -> int | None:
-    """The size of the trained weights that were written, None where none were."""
-    folder = result.get("weights_folder")
-    return None if folder is None else sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
-
-
-def _question(example: Example) -> str:
-    """The last thing that was asked in an example."""
-    return next((message.content for message in reversed(example.messages) if message.role == "user"), "")
-
-
-def _exact_match(trained: Trained, prompts: list[Prompt], questions: list[str]) -> dict[str, Any] | None:
-    """Counts before and after, and one held-out row that shows the difference best: wrong before, right after."""
-    before, after = trained.answers_before, trained.answers_after
-    if after is None:
+def _exact_match(prepared: Prepared, trained: Trained, prompts: Sequence[Prompt]) -> ExactMatch | None:
+    """Counts before and after, and one held-out row that shows the difference best: right after, wrong before."""
+    before, after = trained.before.answers, trained.after.answers
+    if after is None or prepared.eval is None:
         return None
     right = [text.strip() == prompt.reference.strip() for text, prompt in zip(after.texts, prompts, strict=True)]
     shown = right.index(True) if any(right) else 0
-    example = {
-        "question": questions[shown],
-        "reference": prompts[shown].reference,
-        "before": None if before is None else before.texts[shown],
-        "after": after.texts[shown],
-    }
-    counts = {"rows": len(prompts), "before": None if before is None else before.exact, "after": after.exact}
-    return {**counts, "example": example}
+    messages = prepared.eval.examples[shown].messages
+    example = ShownAnswer(
+        question=next((message.content for message in reversed(messages) if message.role == "user"), ""),
+        reference=prompts[shown].reference,
+        before=None if before is None else before.texts[shown],
+        after=after.texts[shown],
+    )
+    return ExactMatch(len(prompts), None if before is None else before.exact, after.exact, example)

@@ -2,27 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+
+from fastft.planning.plan import Plan
 
 
-def score(plan: Mapping[str, Any], result: Mapping[str, Any], weights_bytes: int | None) -> dict[str, dict[str, Any]]:
-    """Forecast, actual and relative error of each figure that both sides know; 0.1 is forecast a tenth too high.
+@dataclass(frozen=True)
+class Score:
+    """Forecast, actual and relative error of one figure; 0.1 is forecast a tenth too high, None is unknown."""
 
-    `plan` and `result` are plan.json and result.json; `weights_bytes` is the size of the weights that were written. A
-    run that stopped early is scored on the steps it was planned for, so its error shows it.
+    forecast: float | None
+    actual: float
+    error: float | None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a run measured of the figures that its plan forecasts; None where it did not."""
+
+    optimizer_steps: int
+    tokens: int
+    peak_memory_bytes: int
+    train_seconds: float
+    weights_bytes: int | None
+
+
+def score(plan: Plan, measured: Measured) -> dict[str, Score]:
+    """The score of each figure that was measured.
+
+    A run that stopped early is scored on the steps it was planned for, so its error shows it.
     """
-    disk = plan["disk"]
-    weights = disk["adapter_bytes"]
-    pairs = {
-        "optimizer_steps": (plan["schedule"]["optimizer_steps"], result.get("steps")),
-        "tokens": (plan["time"]["tokens"], result.get("train_tokens_seen")),
-        "peak_memory_bytes": (plan["memory"]["peak_bytes"], result.get("peak_memory_bytes")),
-        "train_seconds": (plan["time"]["seconds"], result.get("train_seconds")),
-        "weights_bytes": (weights, weights_bytes),
+    pairs: dict[str, tuple[float | None, float | None]] = {
+        "optimizer_steps": (plan.schedule.optimizer_steps, measured.optimizer_steps),
+        "tokens": (plan.time.tokens, measured.tokens),
+        "peak_memory_bytes": (plan.memory.peak_bytes, measured.peak_memory_bytes),
+        "train_seconds": (plan.time.seconds, measured.train_seconds),
+        "weights_bytes": (plan.disk.adapter_bytes, measured.weights_bytes),
     }
     return {
-        name: {"forecast": forecast, "actual": actual, "error": _error(forecast, actual)}
+        name: Score(forecast, actual, _error(forecast, actual))
         for name, (forecast, actual) in pairs.items()
         if actual is not None
     }

@@ -6,19 +6,20 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from fastft.data.render import make_renderer
 from fastft.data.template import load_template
 from fastft.data.tokenizer import load_tokenizer
 from fastft.errors import MachineError, Problem, UsageError, Where
 from fastft.exports.merged import tokenizer_folder
-from fastft.exports.parity import ChatMessages
 from fastft.files.atomic import read_json
 from fastft.files.tensors import weights_fingerprint
 from fastft.probe.base_model import find_base_model
 from fastft.probe.hub import fetch
-from fastft.runs.directory import HELD_OUT, RunDir
+from fastft.runs.directory import RunDir, Settings
+from fastft.runs.held_out import HeldOut
+from fastft.runs.manifest import Manifest
 from fastft.stages.inputs import convert
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -47,7 +48,7 @@ def find_weights(path: Path) -> WeightsPath:
     """
     run = _run_around(path)
     if run is not None and run.path == path:
-        if run.result is None:
+        if not run.is_finished:
             raise _unusable(path, "this run has not finished", "go on with it: fastft run RECIPE --resume")
         whole = run.exports / "merged_16bit"
         return WeightsPath("adapter", run.adapter, run) if run.adapter.is_dir() else WeightsPath("model", whole, run)
@@ -64,31 +65,33 @@ def find_weights(path: Path) -> WeightsPath:
 def _run_around(path: Path) -> RunDir | None:
     """The run whose folder `path` is, or lies in as its adapter or one of its exports."""
     folders = (path, *list(path.parents)[:3])
-    inside = (
-        folder for folder in folders if all((folder / name).is_file() for name in ("recipe.toml", "settings.json"))
-    )
+    inside = (folder for folder in folders if RunDir(folder).recipe.is_file() and (folder / Settings.FILE).is_file())
     found = next(inside, None)
     return None if found is None else RunDir(found)
 
 
-def held_out(weights: WeightsPath) -> tuple[list[ChatMessages], list[int]] | None:
-    """(the held-out conversations of the run, the tokens at which its answers end); None without a run."""
-    kept = None if weights.run is None else read_json(weights.run.path / HELD_OUT)
-    return None if kept is None else (kept["conversations"], kept["end_ids"])
+def held_out(weights: WeightsPath, base: Path, adapter: Path | None) -> HeldOut:
+    """The held-out conversations of the run; without a run none, and the ends that the chat template writes.
+
+    Raises:
+        RecipeError: the template writes no control token after an answer.
+    """
+    kept = None if weights.run is None else weights.run.read(HeldOut)
+    return HeldOut((), _end_ids(base, adapter)) if kept is None else kept
 
 
-def end_ids(base: Path, adapter: Path | None) -> list[int]:
-    """The tokens at which answers end under the chat template of the weights, the usual one first; [] without one.
+def _end_ids(base: Path, adapter: Path | None) -> tuple[int, ...]:
+    """The tokens at which answers end under the chat template of the weights, the usual one first; () without one.
 
     Raises:
         RecipeError: the template writes no control token after an answer.
     """
     facts = load_tokenizer(tokenizer_folder(base, adapter))
     if facts.chat_template is None:
-        return []
+        return ()
     where = Where(str(adapter or base))
     renderer = make_renderer(load_template("model", base, facts.chat_template, where), facts, "assistant", where)
-    return [token for text in renderer.end_of_turn if (token := facts.id_of(text)) is not None]
+    return tuple(token for text in renderer.end_of_turn if (token := facts.id_of(text)) is not None)
 
 
 def find_gguf(path: Path) -> Path:
@@ -136,8 +139,9 @@ def find_base(weights: WeightsPath, base: str | None, say: Callable[[str], None]
 
 
 def _prove_base(weights: WeightsPath, folder: Path, where: Where) -> None:
-    """Hold the base against the one that the run trained on: another of the same shape would be merged unseen."""
-    known = _manifest(weights).get("base_model", {}).get("fingerprint")
+    """Compare the base with the one that the run trained on: another of the same shape would be merged unnoticed."""
+    manifest = _manifest(weights)
+    known = None if manifest is None else manifest.base_model.fingerprint
     if known is not None and known != weights_fingerprint(folder):
         wrong, instead = "is not the model that the run trained on", f"give {_bases(weights)[0][0]}"
         raise UsageError(Problem(where, "", wrong, instead, str(folder)))
@@ -145,13 +149,13 @@ def _prove_base(weights: WeightsPath, folder: Path, where: Where) -> None:
 
 def _bases(weights: WeightsPath) -> list[tuple[str, str | None]]:
     """(name, revision) of the base as the run knows it and as the adapter does, which has a folder's full path."""
-    known = _manifest(weights).get("base_model", {})
-    named = (known.get("id"), known.get("revision")), (_base_in_config(weights.path), None)
-    return [(name, revision) for name, revision in named if name]
+    manifest, name = _manifest(weights), _base_in_config(weights.path)
+    known = [] if manifest is None else [(manifest.base_model.id, manifest.base_model.revision)]
+    return known if name is None else [*known, (name, None)]
 
 
-def _manifest(weights: WeightsPath) -> dict[str, Any]:
-    return (weights.run.manifest if weights.run is not None else None) or {}
+def _manifest(weights: WeightsPath) -> Manifest | None:
+    return None if weights.run is None else weights.run.read(Manifest)
 
 
 def _base_in_config(adapter: Path) -> str | None:

@@ -21,7 +21,7 @@ from fastft.exports.gguf.writer import write_gguf
 from fastft.inference.conversation import Conversation, Sampling
 from fastft.inference.llamacpp import GgufModel
 from fastft.report.chat import AnswerStreams, show_beside, write_answers
-from fastft.runs.directory import HELD_OUT
+from fastft.runs.held_out import HeldOut
 from tests.exports.tiny import write_adapter, write_base, write_json
 
 
@@ -49,7 +49,7 @@ def make_run(folder: Path, systems: list[str]) -> Path:
         (folder / name).write_text("{}", encoding="utf-8")
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     conversations = [[{"role": "system", "content": system}, *turns] for system in systems]
-    write_json(folder / HELD_OUT, {"conversations": conversations, "end_ids": [2]})
+    write_json(folder / HeldOut.FILE, {"conversations": conversations, "end_ids": [2]})
     return folder
 
 

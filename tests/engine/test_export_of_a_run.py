@@ -75,7 +75,7 @@ def test_training_is_kept_when_an_export_fails(tmp_path: Path, monkeypatch: pyte
         run(recipe)
 
     folder = RunDir(tmp_path / "runs/tiny")
-    assert folder.result is not None
+    assert folder.is_finished
     assert (folder.exports / "merged_16bit.FAILED").is_dir()
     monkeypatch.undo()
     done = export(folder.path, ExportRequest(("merged_16bit",)), lambda _: None)

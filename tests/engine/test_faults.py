@@ -83,7 +83,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_is_never_saved(
         run(write_recipe(tmp_path, poisoned_model, changes))
     assert failed.value.exit_code == 1
     folder = RunDir(tmp_path / "runs" / "tiny")
-    assert folder.result is None
+    assert not folder.is_finished
     assert not folder.adapter.exists()
     whole = checkpoints(folder)
     assert (whole[0][0] if whole else None) == last_whole

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from fastft.runs.directory import RunDir
-from tests.engine.tiny import ROOT, command, events, make_rows, write_recipe, write_rows
+from tests.engine.tiny import ROOT, command, events, make_rows, read_result, write_recipe, write_rows
 
 CHANGES = {
     "data.eval": "eval.jsonl",
@@ -82,7 +82,7 @@ class TestProcess:
     """Only a process of its own shows what reaches the terminal while libraries are imported, and what they write."""
 
     def test_it_ends_well(self, finished: Process) -> None:
-        assert (finished.code, finished.run.result is not None) == (0, True), finished.error + finished.log
+        assert (finished.code, finished.run.is_finished) == (0, True), finished.error + finished.log
 
     def test_each_step_is_one_plain_line_on_standard_error(self, finished: Process) -> None:
         lines = finished.error.splitlines()
@@ -129,7 +129,7 @@ class TestProcess:
         losses = {name: [step["loss"] for step in process.steps] for name, process in processes.items()}
         # The same model, adapter, rows and order; the sums of the two losses differ in their order alone.
         assert losses["transformers"] == pytest.approx(losses["unsloth"], rel=1e-4)
-        plain, patched = (processes[name].run.result or {} for name in ("transformers", "unsloth"))
+        plain, patched = (read_result(processes[name].run) for name in ("transformers", "unsloth"))
         assert plain["best_checkpoint"] == patched["best_checkpoint"]
         assert plain["eval_loss"]["after"] == pytest.approx(patched["eval_loss"]["after"], rel=1e-4)
 

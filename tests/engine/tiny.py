@@ -25,9 +25,8 @@ from fastft.data.prepare import Prepared, prepare
 from fastft.data.tokenizer import load_tokenizer
 from fastft.engine.model import load_model
 from fastft.engine.selftest.made_up import CHATML, SPECIAL
-from fastft.engine.train import Hooks, Material, make_trainer
-from fastft.engine.trainer import RunTrainer
-from fastft.engine.watcher import Watcher
+from fastft.engine.train import Material, make_trainer
+from fastft.engine.trainer import Hooks, RunTrainer
 from fastft.errors import Interrupted
 from fastft.planning.facts import find_facts, with_rows
 from fastft.planning.plan import Plan, make_plan
@@ -145,8 +144,14 @@ class Ran:
 
     @property
     def result(self) -> dict[str, Any]:
-        assert self.folder.result is not None
-        return self.folder.result
+        """result.json."""
+        return read_result(self.folder)
+
+
+def read_result(folder: RunDir) -> dict[str, Any]:
+    """result.json."""
+    result: dict[str, Any] = json.loads((folder.path / "result.json").read_text(encoding="utf-8"))
+    return result
 
 
 def events(folder: RunDir) -> list[dict[str, Any]]:
@@ -200,8 +205,7 @@ class Parts:
     def trainer(self) -> RunTrainer:
         """The trainer of the run, with a freshly loaded model."""
         model, tokenizer = self.load()
-        watcher = Watcher(self.hooks.step, self.hooks.evaluated, self.hooks.stop_asked)
-        return make_trainer(self.plan, model, tokenizer, self.material, self.folder, watcher)
+        return make_trainer(self.plan, model, tokenizer, self.material, self.folder, self.hooks)
 
 
 def make_parts(recipe: Path) -> Parts:

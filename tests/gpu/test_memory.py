@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastft.engine.model import free_memory
+from fastft.engine.memory import free_memory
 from tests.engine.tiny import run, write_recipe, write_rows
 from tests.gpu.conftest import ON_CPU
 from tests.gpu.shapes import make_shape

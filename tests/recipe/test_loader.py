@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fastft.errors import RecipeError
-from fastft.recipe.loader import MAX_BYTES, LoadedRecipe, load
+from fastft.recipe.loader import MAX_BYTES, LoadedRecipe, Setting, load
 
 Make = Callable[..., LoadedRecipe]
 
@@ -27,10 +27,10 @@ def test_an_override_wins_over_the_file_and_the_file_over_the_default(recipe: Ma
 def test_settings_tell_where_each_value_came_from(recipe: Make) -> None:
     settings = recipe("[train]\nseed = 1\nlogging_steps = 5\n", "train.seed=2").settings()
 
-    assert settings["train.seed"] == {"value": 2, "origin": "--set"}
-    assert settings["train.logging_steps"] == {"value": 5, "origin": "recipe"}
-    assert settings["train.save_total_limit"] == {"value": 2, "origin": "default"}
-    assert settings["lora.target_modules"]["value"][0] == "q_proj"
+    assert settings["train.seed"] == Setting(2, "--set")
+    assert settings["train.logging_steps"] == Setting(5, "recipe")
+    assert settings["train.save_total_limit"] == Setting(2, "default")
+    assert settings["lora.target_modules"].value[0] == "q_proj"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 from typing import Any
 
@@ -10,29 +11,30 @@ from fastft.probe.installation import Diagnosis
 from fastft.report.installation import print_diagnoses
 from fastft.report.plan import plan_page
 from fastft.report.result import print_result
+from fastft.runs.result import BeforeAfter, ExactMatch, Result, ShownAnswer
 from tests.golden import RECIPES, golden_plan
 
-RESULT: dict[str, Any] = {
-    "steps": 60,
-    "train_loss": 0.5,
-    "eval_loss": {"before": 3.0, "after": 0.25},
-    "exact_match": {
-        "rows": 50,
-        "before": 0,
-        "after": 43,
-        "example": {"question": "Help [me]!", "reference": "{}", "before": "[b]Hello[/b]", "after": "{}"},
-    },
-    "train_seconds": 185.0,
-    "total_seconds": 300.0,
-    "train_tokens_seen": 18500,
-    "peak_memory_bytes": 2 * 1024**3,
-    "trained_weights": 4884480,
-    "weights": 139400064,
-    "weights_folder": "runs/quickstart/adapter",
-}
+RESULT = Result(
+    finished="2026-11-25T12:00:00+00:00",
+    steps=60,
+    train_loss=0.5,
+    eval_loss=BeforeAfter(3.0, 0.25),
+    exact_match=ExactMatch(50, 0, 43, ShownAnswer("Help [me]!", "{}", "[b]Hello[/b]", "{}")),
+    total_seconds=300.0,
+    peak_memory_bytes=2 * 1024**3,
+    train_rows=480,
+    best_checkpoint=None,
+    trained_weights=4884480,
+    weights=139400064,
+    train_tokens_seen=18500,
+    train_seconds=185.0,
+    out_of_memory=(),
+    weights_folder="runs/quickstart/adapter",
+    forecast={},
+)
 
 
-def printed(result: dict[str, Any]) -> str:
+def printed(result: Result) -> str:
     stream = io.StringIO()
     print_result(Console(file=stream, width=80), result, "runs/quickstart")
     return stream.getvalue()
@@ -51,7 +53,7 @@ def test_an_answer_is_shown_as_it_was_written() -> None:
 
 
 def test_a_result_without_held_out_rows_has_no_rows_for_them() -> None:
-    text = printed({**RESULT, "eval_loss": {"before": None, "after": None}, "exact_match": None})
+    text = printed(dataclasses.replace(RESULT, eval_loss=BeforeAfter(None, None), exact_match=None))
 
     assert "held-out" not in text
 

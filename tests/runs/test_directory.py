@@ -46,7 +46,10 @@ def test_a_new_run_holds_the_recipe_and_where_each_value_came_from(recipe: Make,
 
     assert made.path == runs / "recipe"
     assert (made.path / "recipe.toml").read_text() == loaded.text
-    assert json.loads((made.path / "settings.json").read_text())["train.seed"] == {"value": 1, "origin": "--set"}
+    assert json.loads((made.path / "settings.json").read_text())["settings"]["train.seed"] == {
+        "value": 1,
+        "origin": "--set",
+    }
 
 
 def test_a_new_run_never_takes_the_folder_of_another(recipe: Make, runs: Path) -> None:

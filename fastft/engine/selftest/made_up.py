@@ -16,9 +16,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from fastft.data.prepare import Prepared, prepare
 from fastft.data.tokenizer import load_tokenizer
 from fastft.engine.model import load_model
-from fastft.engine.train import Hooks, Material, make_trainer, train
-from fastft.engine.trainer import RunTrainer
-from fastft.engine.watcher import Watcher
+from fastft.engine.train import Material, make_trainer, train
+from fastft.engine.trainer import Hooks, RunTrainer
 from fastft.planning.facts import find_facts, with_rows
 from fastft.planning.plan import Plan, make_plan
 from fastft.recipe.loader import load
@@ -132,8 +131,8 @@ class BenchRun:
     def trainer(self) -> RunTrainer:
         """The trainer of the run, with a freshly loaded model."""
         model, tokenizer = self.load()
-        watcher = Watcher(nothing, nothing, lambda: False)
-        return make_trainer(self.plan, model, tokenizer, self.material, self.run, watcher)
+        hooks = Hooks(nothing, nothing, nothing, lambda: False)
+        return make_trainer(self.plan, model, tokenizer, self.material, self.run, hooks)
 
 
 @dataclass(frozen=True)

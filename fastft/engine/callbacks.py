@@ -1,0 +1,129 @@
+"""What happens beside the steps of the trainer: one callback, one job."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from fastft.engine.memory import peak_memory
+from fastft.runs.metrics import StepMetrics
+
+if TYPE_CHECKING:
+    from fastft.engine.trainer import RunTrainer
+
+
+class StepReporter(TrainerCallback):
+    """Reports each logged step, and the figures of each evaluation."""
+
+    def __init__(
+        self,
+        trainer: RunTrainer,
+        step: Callable[[StepMetrics], None],
+        evaluation: Callable[[Mapping[str, Any]], None],
+    ) -> None:
+        self._trainer, self._step, self._evaluation = trainer, step, evaluation
+        self._seconds = 0.0
+        self._began = time.perf_counter()
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._began = time.perf_counter()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._seconds += time.perf_counter() - self._began
+        if state.global_step >= state.max_steps:
+            control.should_log = True  # or the steps since the last line would be in no figure
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any
+    ) -> None:
+        if "eval_loss" in logs:
+            self._evaluation({"step": state.global_step, **logs})
+        if "loss" not in logs:
+            return
+        norm = logs.get("grad_norm")
+        tokens, examples = self._trainer.take_counts()
+        self._step(
+            StepMetrics(
+                step=state.global_step,
+                total_steps=state.max_steps,
+                epoch=float(logs.get("epoch", state.epoch or 0.0)),
+                loss=float(logs["loss"]),
+                learning_rate=float(logs["learning_rate"]),
+                grad_norm=None if norm is None else float(norm),
+                tokens=tokens,
+                examples=examples,
+                seconds=self._seconds,
+                memory_bytes=peak_memory(),
+            )
+        )
+        self._seconds = 0.0
+
+
+class NumberGuard(TrainerCallback):
+    """Stops at a loss or gradient that is no number, on logged steps, before the optimizer takes it."""
+
+    def __init__(self, trainer: RunTrainer) -> None:
+        self._trainer = trainer
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        step = state.global_step + 1
+        if step == 1 or step % args.logging_steps == 0 or step == state.max_steps:
+            self._trainer.refuse_if_not_a_number()
+
+
+class StopOnRequest(TrainerCallback):
+    """Saves and stops after the step in which `asked` says so; an evaluation outside of training ends at once."""
+
+    def __init__(self, trainer: RunTrainer, asked: Callable[[], bool]) -> None:
+        self._trainer, self._asked = trainer, asked
+        self._training = False
+        self.stopped = False
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._training = True
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._training = False
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self._asked() and not self._training and self._trainer.can_end_here():
+            raise KeyboardInterrupt
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.global_step < state.max_steps and self._asked():
+            self.stopped = control.should_log = control.should_save = control.should_training_stop = True
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.stopped:  # within an epoch, saved already: what belongs to its end is for the resumed run
+            control.should_log = control.should_evaluate = control.should_save = False
+
+
+class BestCheckpoint(TrainerCallback):
+    """Finds the best checkpoint again when a run is resumed: transformers keeps a path, which may have moved."""
+
+    def __init__(self, trainer: RunTrainer) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._trainer.find_best()
+
+
+class EarlyStopping(EarlyStoppingCallback):
+    """transformers' early stopping, whose count of evaluations without gain survives a resume."""
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        super().on_train_begin(args, state, control)
+        self.early_stopping_patience_counter = evaluations_without_gain(state)
+
+
+def evaluations_without_gain(state: TrainerState) -> int:
+    """What early stopping had counted when `state` was saved."""
+    saved = state.stateful_callbacks.get(EarlyStopping.__name__, {})
+    return int(saved.get("attributes", {}).get("early_stopping_patience_counter", 0))

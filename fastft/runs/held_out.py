@@ -1,0 +1,43 @@
+"""What a run keeps of its held-out rows: what the untrained model does with them, and what exports are compared on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The generated answers, in the order of the prompts, and how many equal their reference exactly."""
+
+    texts: tuple[str, ...]
+    exact: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The held-out figures of a model. The loss is a mean over trained tokens; None where nothing was asked for."""
+
+    eval_loss: float | None
+    answers: Answers | None
+
+
+@dataclass(frozen=True)
+class Untrained(Evaluation):
+    """The evaluation before training: made once a run, kept for its later attempts."""
+
+    FILE: ClassVar[str] = "before.json"
+    SCHEMA: ClassVar[int] = 1
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The conversations that exports are compared on, and the token ids at which trained answers end."""
+
+    FILE: ClassVar[str] = "held_out.json"
+    SCHEMA: ClassVar[int] = 1
+
+    conversations: tuple[tuple[dict[str, str], ...], ...]
+    """Messages with `role` and `content`, the last one an answer."""
+    end_ids: tuple[int, ...]
+    """The usual one first."""
