@@ -22,7 +22,7 @@ from fastft.exports.merged import (
     write_index,
 )
 from fastft.exports.trained import TrainedWeights
-from fastft.files.staging import staged_folder
+from fastft.files.atomic import staged_folder
 
 # What is held in memory before it is written as one file.
 SHARD_BYTES = 1 << 30

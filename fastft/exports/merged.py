@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fastft.errors import Problem, RecipeError, Where
 from fastft.exports.trained import EMBEDDING, TrainedWeights, in_order, row_blocks
-from fastft.files.staging import staged_folder
+from fastft.files.atomic import staged_folder
 from fastft.files.tensors import DTYPES, FLOATING, ITEM_BYTES, check_float16, from_float32
 
 Dtype = Literal["auto", "float16", "bfloat16", "float32"]

@@ -19,7 +19,7 @@ from fastft.exports.gguf.quantization import QUANTIZATIONS, ModelFacts, check_qu
 from fastft.exports.gguf.vocabulary import Vocabulary, read_vocabulary
 from fastft.exports.merged import tokenizer_folder
 from fastft.exports.trained import EMBEDDING, TrainedWeights, in_order, row_blocks
-from fastft.files.staging import staged_file
+from fastft.files.atomic import staged_file
 from fastft.files.tensors import Floats, check_float16
 from fastft.inference.library import shared_library
 
