@@ -77,7 +77,7 @@ def export_in_terminal(path: Path, request: ExportRequest) -> None:
     """Export, with progress on standard error, and print the table of what was written."""
     with private_console() as console:
         done = export(path, request, lambda text: console.print(f"• {text}", markup=False))
-    print_exports(done.record)
+    print_exports(done.record.parent)
 
 
 def _kinds(weights: WeightsPath, request: ExportRequest) -> tuple[str, ...]:
