@@ -7,10 +7,11 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastft.console import BytesWritten, ignore_bytes
 from fastft.errors import FastftError, MachineError, Problem, Where
 from fastft.exports.card import CardFacts, model_card, modelfile
 from fastft.exports.gguf.checkout import check_checkout, convert_with_checkout
@@ -27,8 +28,6 @@ from fastft.exports.merged import (
 from fastft.exports.parity import Verdict
 from fastft.exports.record import RecordedArtefact, add_exports, read_exports
 from fastft.files.atomic import free_bytes, staged_folder, write_text
-
-Progress = Callable[[str, int, int], None]
 
 MERGED, MERGED_4BIT, ADAPTER = "merged_16bit", "merged_4bit", "adapter"
 FOLDERS = (ADAPTER, MERGED, MERGED_4BIT)
@@ -121,23 +120,18 @@ def rehearse(job: Job, adapter_exists: bool = False) -> dict[str, int]:
     return sizes
 
 
-def write(job: Job, kind: str, on_progress: Progress | None = None) -> Artefact:
+def write(job: Job, kind: str, on_bytes: BytesWritten = ignore_bytes) -> Artefact:
     """Write one artefact; raises what its writer raises."""
     place = job.place(kind)
-
-    def progress(done: int, total: int) -> None:
-        if on_progress is not None:
-            on_progress(kind, done, total)
-
     if kind == ADAPTER:
         return _write_adapter(job, place)
     if kind == MERGED:
-        merged = write_merged(job.base, job.adapter, place, end_ids=job.end_ids, on_progress=progress)
+        merged = write_merged(job.base, job.adapter, place, end_ids=job.end_ids, on_bytes=on_bytes)
         notes = (f"{merged.dtype}: {merged.dtype_reason}", *merged.notes)
         return Artefact(kind, place, merged.size_bytes, merged.seconds, notes)
     if job.llama_cpp is not None:
-        return _convert(job, kind, place, job.llama_cpp)
-    written = write_gguf(job.base, job.adapter, place, kind, end_ids=job.end_ids, on_progress=progress)
+        return _convert(job, kind, place, job.llama_cpp, on_bytes)
+    written = write_gguf(job.base, job.adapter, place, kind, end_ids=job.end_ids, on_bytes=on_bytes)
     return Artefact(kind, place, written.size_bytes, written.seconds, written.notes)
 
 
@@ -203,12 +197,12 @@ def _folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
 
 
-def _convert(job: Job, kind: str, place: Path, checkout: Path) -> Artefact:
+def _convert(job: Job, kind: str, place: Path, checkout: Path, on_bytes: BytesWritten) -> Artefact:
     """A GGUF file by llama.cpp's own converter, from merged weights that lie on the disk meanwhile."""
     start = time.monotonic()
     job.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".merged-", dir=job.out) as folder:
-        merged = write_merged(job.base, job.adapter, Path(folder) / MERGED, end_ids=job.end_ids)
+        merged = write_merged(job.base, job.adapter, Path(folder) / MERGED, end_ids=job.end_ids, on_bytes=on_bytes)
         convert_with_checkout(merged.folder, place, kind, checkout)
     notes = (f"written by the converter in {checkout}", *merged.notes)
     return Artefact(kind, place, place.stat().st_size, time.monotonic() - start, notes)

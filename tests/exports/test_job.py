@@ -107,3 +107,17 @@ def test_a_card_that_cannot_be_written_is_explained(job: Job, monkeypatch: pytes
     with pytest.raises(MachineError, match="could not be written: No space left on device"):
         finish(job, [artefact], [], FACTS)
     assert [path.name for path in artefact.path.parent.iterdir()] == [artefact.path.name]
+
+
+@pytest.mark.parametrize("kind", ["merged_16bit", "q8_0"])
+def test_the_bytes_that_are_reported_grow_and_reach_the_total_exactly(job: Job, kind: str) -> None:
+    reported: list[tuple[int, int]] = []
+
+    artefact = write(job, kind, lambda done, total: reported.append((done, total)))
+
+    written = [done for done, _ in reported]
+    assert written == sorted(written)
+    assert len({total for _, total in reported}) == 1
+    assert reported[-1][0] == reported[-1][1]
+    # The rest are headers, tokenizer and padding.
+    assert 0.5 * artefact.size_bytes < written[-1] <= artefact.size_bytes
