@@ -53,7 +53,7 @@ def trained_reference(
     end_ids: Sequence[int],
     say: Say,
 ) -> Reference | None:
-    """What the trained PEFT `model` says on held-out `conversations`, for exports to be held against.
+    """What the trained PEFT `model` says on held-out `conversations`, which exports are compared with.
 
     Without conversations, on the answers that it gives to QUESTIONS itself. A model without a chat template cannot be
     asked: then None, which is said.
@@ -70,9 +70,9 @@ def trained_reference(
 def export_weights(
     job: Job, reference: Reference | None, card: CardFacts, say: Say, writing: Writing = write_silently
 ) -> Exported:
-    """Write each artefact of `job` and hold it against `reference`; None compares nothing, as the model card then says.
+    """Write each artefact of `job` and compare it with `reference`; None compares nothing, as the model card then says.
 
-    The trained model should be let go before: an artefact needs its place in memory.
+    Release the trained model before: an artefact needs its place in memory. `writing` shows how far each one is.
 
     Raises:
         ExportError: an artefact does not say what the trained model says; it is kept, marked FAILED.

@@ -39,7 +39,7 @@ DEFAULT_BAR = 0.85
 # Nats between two tokens of the trained model within which rounding alone decides: a mean KL divergence of 2e-3, which
 # q8_0 has, moves a logit by some sqrt(2 * 2e-3) = 0.06.
 NEAR_TIE = 0.1
-# Held-out conversations that an export is compared on; a hundred answer tokens tell a wrong merge or template apart.
+# Held-out conversations that an export is compared on; a hundred answer tokens show a wrong merge or template.
 COMPARED = 16
 ChatMessages = Sequence[dict[str, str]]
 """Messages with `role` and `content`, the last one an answer."""
@@ -121,7 +121,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Reading:
-    """How an artefact reads the passages, as its own runtime told."""
+    """How an artefact reads the passages, from its own runtime."""
 
     prompts: tuple[tuple[int, ...], ...]
     """The token ids of each prompt, rendered with the artefact's own template."""
