@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,19 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 """Takes one line of progress."""
+BytesWritten = Callable[[int, int], None]
+"""Takes the bytes that are written so far, and the bytes in all: equal when it is called for the last time."""
+Writing = Callable[[str], AbstractContextManager[BytesWritten]]
+"""Shows how far the writing of what has this name is, while the context lasts."""
+
+
+def ignore_bytes(done: int, total: int) -> None:
+    """Show nothing."""
+
+
+def write_silently(_: str) -> AbstractContextManager[BytesWritten]:
+    """Show nothing of how far the writing is."""
+    return contextlib.nullcontext(ignore_bytes)
 
 
 def say(text: str) -> None:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 import tempfile
 from array import array
 from collections.abc import Callable
@@ -24,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from fastft import __version__
 from fastft.data.rows import Block, Integers, Overlong, Rows, RowSet, RowWriter
 from fastft.errors import Problem, Where
+from fastft.files.atomic import publish
 
 if TYPE_CHECKING:
     from fastft.data.render import Renderer
@@ -66,24 +65,17 @@ def save(folder: Path, make: Callable[[WriterOf], dict[str, RowSet]]) -> dict[st
         OSError: the folder cannot be written.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
-    try:
+    with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder.parent, ignore_cleanup_errors=True) as scratch:
+        made = Path(scratch) / folder.name
+        made.mkdir(mode=0o700)  # rows may be private
         sets = make(lambda name: ArrowWriter(made / f"{name}.arrow"))
         for file in made.iterdir():
             if file.stem not in sets:  # held only while the sets were made
                 file.unlink()
         account = {name: _account(rows) for name, rows in sets.items()}
         (made / ACCOUNT).write_text(json.dumps(account), encoding="utf-8")
-        for file in made.iterdir():
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
-        if folder.exists():
-            if load(folder) is not None:  # another run was faster; what it wrote is the same
-                return sets
-            shutil.rmtree(folder)
-        made.rename(folder)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+        if load(folder) is None:  # else another run was faster; what it wrote is the same
+            publish(made, folder)
     return sets
 
 

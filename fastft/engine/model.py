@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
 
 from fastft.errors import Problem, TrainingError, Where
-from fastft.files.seal import seal
+from fastft.files.atomic import remove_leftovers
+from fastft.files.seal import sealed_folder
 from fastft.planning.plan import Plan
 from fastft.recipe.rules import is_hub_id
 from fastft.runs.directory import RunDir
@@ -99,25 +99,23 @@ def save_weights(model: Any, tokenizer: PreTrainedTokenizerBase, plan: Plan, run
     """
     adapted = any(call.name.endswith(("get_peft_model", "LoraConfig")) for call in plan.calls)
     final = run.adapter if adapted else run.exports / "merged_16bit"
-    final.parent.mkdir(parents=True, exist_ok=True)
-    partial = final.with_name(final.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    remove_leftovers(final)  # the run is locked
     try:
-        if adapted:
-            # A name that others can load; a folder or a converted file keeps its path.
-            name = plan.base_model if is_hub_id(plan.base_model) else None
-            model.peft_config["default"].base_model_name_or_path = name or _model_path(plan)
-        else:
-            # The folder promises 16 bits; training is over, so that nothing is lost but the last digits.
-            model.to(torch.bfloat16)
-        model.save_pretrained(partial, safe_serialization=True)
-        tokenizer.save_pretrained(partial)
+        with sealed_folder(final) as stage:
+            if adapted:
+                # A name that others can load; a folder or a converted file keeps its path.
+                name = plan.base_model if is_hub_id(plan.base_model) else None
+                model.peft_config["default"].base_model_name_or_path = name or _model_path(plan)
+            else:
+                # The folder promises 16 bits; training is over, so that nothing is lost but the last digits.
+                model.to(torch.bfloat16)
+            model.save_pretrained(stage, safe_serialization=True)
+            tokenizer.save_pretrained(stage)
+            if adapted:
+                _prove_adapter(model, stage, final)
     except OSError as error:
         wrong = f"the weights could not be written: {error}"
-        raise TrainingError(Problem(Where(str(partial)), "", wrong, "free some space, then use --resume")) from error
-    if adapted:
-        _prove_adapter(model, partial)
-    seal(partial, final)
+        raise TrainingError(Problem(Where(str(final)), "", wrong, "free some space, then use --resume")) from error
     return final
 
 
@@ -126,7 +124,7 @@ def _model_path(plan: Plan) -> str:
     return str(load.get("model_name") or load["pretrained_model_name_or_path"])
 
 
-def _prove_adapter(model: Any, folder: Path) -> None:
+def _prove_adapter(model: Any, folder: Path, final: Path) -> None:
     """Compare the adapter on disk with the one in memory: an empty or unchanged file must not pass for a result."""
     from peft import get_peft_model_state_dict
 
@@ -145,4 +143,4 @@ def _prove_adapter(model: Any, folder: Path) -> None:
         wrong = "the saved adapter is not the trained one"
     else:
         return
-    raise TrainingError(Problem(Where(str(folder)), "", wrong, "see the log of this attempt"))
+    raise TrainingError(Problem(Where(str(final)), "", wrong, "see the log of this attempt"))

@@ -6,7 +6,6 @@ predicts the same next tokens, is nearer to the trained model than to the base, 
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import computed_field
 
 from fastft.data.example import Example
 from fastft.errors import FastftError
@@ -39,7 +39,7 @@ DEFAULT_BAR = 0.85
 # Nats between two tokens of the trained model within which rounding alone decides: a mean KL divergence of 2e-3, which
 # q8_0 has, moves a logit by some sqrt(2 * 2e-3) = 0.06.
 NEAR_TIE = 0.1
-# Held-out conversations that an export is compared on; a hundred answer tokens tell a wrong merge or template apart.
+# Held-out conversations that an export is compared on; a hundred answer tokens show a wrong merge or template.
 COMPARED = 16
 ChatMessages = Sequence[dict[str, str]]
 """Messages with `role` and `content`, the last one an answer."""
@@ -112,19 +112,16 @@ class Verdict:
     """Prompts whose token ids equal those of training."""
     seconds: float = 0.0
 
+    @computed_field  # type: ignore[prop-decorator]  # stands in export.json, for those who read it
     @property
     def passed(self) -> bool:
         """Whether nothing speaks against the artefact."""
         return not self.reasons
 
-    def as_json(self) -> dict[str, Any]:
-        """For `export.json`."""
-        return {**dataclasses.asdict(self), "passed": self.passed}
-
 
 @dataclass(frozen=True)
 class Reading:
-    """How an artefact reads the passages, as its own runtime told."""
+    """How an artefact reads the passages, from its own runtime."""
 
     prompts: tuple[tuple[int, ...], ...]
     """The token ids of each prompt, rendered with the artefact's own template."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Self
 
@@ -13,7 +14,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from fastft.console import BytesWritten
 from fastft.report.units import duration, size, sparkline
+from fastft.report.written import show_bytes
 from fastft.runs.metrics import StepMetrics
 
 
@@ -51,6 +54,11 @@ class LiveView:
     def note(self, text: str) -> None:
         """Say something that the user should know."""
         self._console.print(Text("! ", style="yellow") + Text(text))
+
+    def writing(self, name: str) -> AbstractContextManager[BytesWritten]:
+        """Show how far the writing of a large file is, while the context lasts."""
+        self._stop()
+        return show_bytes(self._console, name)
 
     def step(self, metrics: StepMetrics) -> None:
         """Show one logged step."""

@@ -337,7 +337,7 @@ def _export(attempt: Attempt, ready: Ready, reference: Reference | None, result:
         job = dataclasses.replace(job, base=Path(result.weights_folder))
     model_id, rows, text = attempt.facts.base_model.id, ready.rows.train_sha256, attempt.loaded.text
     card = card_facts(model_id, job.base, rows, text, result.card_figures())
-    made = export_weights(job, reference, card, attempt.view.stage)
+    made = export_weights(job, reference, card, attempt.view.stage, attempt.view.writing)
     return tuple(ExportedFile(one.kind, str(one.path), one.size_bytes) for one in made.artefacts)
 
 

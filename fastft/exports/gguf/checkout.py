@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from fastft.errors import MachineError, Problem, RecipeError, Where
-from fastft.files.staging import staged_file
+from fastft.files.atomic import staged_file
 
 SCRIPT = "convert_hf_to_gguf.py"
 # What the converter writes by itself; K-quants need llama.cpp's compiled quantizer after it.
