@@ -25,12 +25,12 @@ def load_model(plan: Plan, chat_template: str | None) -> tuple[Any, PreTrainedTo
     Raises:
         TrainingError: the loader or the adapter refused, in the library's own words.
     """
-    load = plan.calls[0]
+    load = plan.calls.load
     try:
         model, tokenizer = _load(plan, load.kwargs)
         tokenizer.chat_template = chat_template or tokenizer.chat_template
-        if any(call.name.endswith(("get_peft_model", "LoraConfig")) for call in plan.calls):
-            model = _attach(plan, model)
+        if plan.calls.adapter is not None:
+            model = _attach(plan, plan.calls.adapter.kwargs, model)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
         wrong = f"{load.name} or its adapter failed: {' '.join(str(error).split())[:300]}"
         raise TrainingError(Problem(Where(plan.recipe), "model.id", wrong, "see the log of this attempt")) from error
@@ -58,18 +58,17 @@ def _load(plan: Plan, kwargs: Mapping[str, Any]) -> tuple[Any, PreTrainedTokeniz
     return model, tokenizer
 
 
-def _attach(plan: Plan, model: Any) -> Any:
+def _attach(plan: Plan, kwargs: Mapping[str, Any], model: Any) -> Any:
     if plan.engine == "unsloth":
         from unsloth import FastLanguageModel
 
-        return FastLanguageModel.get_peft_model(model, **plan.call("get_peft_model").kwargs)
+        return FastLanguageModel.get_peft_model(model, **kwargs)
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
-    checkpointing = plan.choices["train.gradient_checkpointing"].value is not False
-    if plan.calls[0].kwargs.get("quantization_config"):
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)
-    torch.manual_seed(plan.call("SFTConfig").kwargs["seed"])
-    return get_peft_model(model, LoraConfig(**plan.call("LoraConfig").kwargs))
+    if plan.calls.load.kwargs.get("quantization_config"):
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=plan.choices.recomputes)
+    torch.manual_seed(plan.calls.trainer.kwargs["seed"])
+    return get_peft_model(model, LoraConfig(**kwargs))
 
 
 def is_in_4bit(model: Any) -> bool:
@@ -97,7 +96,7 @@ def save_weights(model: Any, tokenizer: PreTrainedTokenizerBase, plan: Plan, run
     Raises:
         TrainingError: what was written does not hold the trained weights.
     """
-    adapted = any(call.name.endswith(("get_peft_model", "LoraConfig")) for call in plan.calls)
+    adapted = plan.calls.adapter is not None
     final = run.adapter if adapted else run.exports / "merged_16bit"
     remove_leftovers(final)  # the run is locked
     try:
@@ -120,7 +119,7 @@ def save_weights(model: Any, tokenizer: PreTrainedTokenizerBase, plan: Plan, run
 
 
 def _model_path(plan: Plan) -> str:
-    load = plan.calls[0].kwargs
+    load = plan.calls.load.kwargs
     return str(load.get("model_name") or load["pretrained_model_name_or_path"])
 
 

@@ -98,7 +98,7 @@ def _before(
 
 def trainer_steps(plan: Plan) -> str:
     """The planned number of optimizer steps in words."""
-    return "?" if plan.schedule.optimizer_steps is None else str(plan.schedule.optimizer_steps)
+    return str(plan.schedule.optimizer_steps or "?")
 
 
 def make_trainer(
@@ -111,17 +111,16 @@ def make_trainer(
 ) -> RunTrainer:
     """The trainer of a run, with the keywords of the plan."""
     patience = material.early_stopping_patience
-    grouped = bool(plan.choices["train.group_by_length"].value)
     return RunTrainer(
         model=model,
-        args=SFTConfig(**plan.call("SFTConfig").kwargs),
+        args=SFTConfig(**plan.calls.trainer.kwargs),
         train_dataset=_dataset(material.train),
         eval_dataset=None if material.eval is None else _dataset(material.eval),
         processing_class=tokenizer,
         callbacks=[] if patience is None else [EarlyStopping(patience)],
         run=run,
         hooks=hooks,
-        lengths=list(material.train.lengths) if grouped else None,
+        lengths=list(material.train.lengths) if plan.choices.group_by_length.value else None,
     )
 
 
@@ -183,11 +182,11 @@ def _mean_loss(history: Sequence[Mapping[str, Any]]) -> float | None:
 
 
 def _out_of_memory(plan: Plan, said: str) -> OutOfMemoryError:
-    batch, load = plan.schedule.per_device_train_batch_size, plan.calls[0].kwargs
+    batch, load = plan.schedule.per_device_train_batch_size, plan.calls.load.kwargs
     lower = ["a smaller max_seq_length"]
     if not load.get("load_in_4bit") and "quantization_config" not in load:
         lower.append("load_in_4bit = true")
-    if plan.choices["train.gradient_checkpointing"].value is False:
+    if not plan.choices.recomputes:
         lower.append("gradient_checkpointing = true")
     instead = "write " + " or ".join([*lower, "a smaller model"])
     if batch > 1:

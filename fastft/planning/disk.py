@@ -13,11 +13,11 @@ from fastft.recipe.model import Recipe
 SMALL_FILES_BYTES = 32 * 1024**2
 # A trained weight in float32 with its two AdamW moments.
 CHECKPOINT_BYTES_PER_WEIGHT = 12
-# Bits a weight of each GGUF type. The k-quants, q8_0 and f16: llama.cpp, tools/quantize/README.md, Llama 3.1 8B
-# (q3_k_m, which it leaves out, counts as q3_k_l); q4_0 to q5_1: their blocks, with the output layer in q6_k.
-# Of a merged model, a weight. NF4 with double quantization takes 0.516 bytes; embeddings and head keep 16 bits, an
+# Bytes a weight of a merged model. NF4 with double quantization takes 0.516; embeddings and head keep 16 bits, an
 # eighth of an 8B model's weights.
 MERGED_BYTES: Mapping[str, float] = {"merged_16bit": 2, "merged_4bit": 0.71}
+# Bits a weight of each GGUF type. The k-quants, q8_0 and f16: llama.cpp, tools/quantize/README.md, Llama 3.1 8B
+# (q3_k_m, which it leaves out, counts as q3_k_l); q4_0 to q5_1: their blocks, with the output layer in q6_k.
 GGUF_BITS: Mapping[str, float] = {
     "f32": 32.0,
     "f16": 16.0005,
@@ -55,10 +55,8 @@ class Disk:
         return self.needed_bytes <= self.free_bytes
 
 
-def trained_weights(recipe: Recipe, architecture: Architecture | None) -> int | None:
-    """The number of trained weights: of the adapter, or with full fine-tuning all; None where sizes are not known."""
-    if architecture is None:
-        return None
+def count_trained_weights(recipe: Recipe, architecture: Architecture) -> int:
+    """The number of trained weights: of the adapter, or with full fine-tuning all."""
     if recipe.model.full_finetuning:
         return architecture.weights
     return architecture.adapter_weights(recipe.lora.r, recipe.lora.target_modules)
@@ -66,13 +64,12 @@ def trained_weights(recipe: Recipe, architecture: Architecture | None) -> int | 
 
 def make_disk(recipe: Recipe, model: BaseModel, architecture: Architecture | None, free_bytes: int) -> Disk:
     """The bytes of checkpoints (one more than is kept, while the newest is written), adapter and exports."""
-    weights = trained_weights(recipe, architecture)
-    adapter = checkpoints = None
-    if weights is not None:
+    weights = adapter = checkpoints = whole = None
+    if architecture is not None:
+        whole, weights = architecture.weights, count_trained_weights(recipe, architecture)
         kept = 0 if recipe.train.save_strategy == "no" else recipe.train.save_total_limit + 1
         adapter, checkpoints = 4 * weights, weights * CHECKPOINT_BYTES_PER_WEIGHT * kept
-    whole = architecture.weights if architecture is not None else None
-    if whole is None and model.weight_bytes is not None:
+    elif model.weight_bytes is not None:
         whole = model.weight_bytes // 2
     merged = gguf = None
     if whole is not None:

@@ -70,7 +70,7 @@ class MemorySettings:
 
 
 @dataclass(frozen=True)
-class Memory:
+class PeakMemory:
     """Peak bytes of a training step by part, against what the device has.
 
     `activations_bytes`: saved for the backward pass, and what one layer works on. `logits_bytes`: the output layer.
@@ -119,7 +119,7 @@ _PARTS = (
 
 def forecast_memory(
     model: Architecture, settings: MemorySettings, tokens: int, device_bytes: int, length: int = 0
-) -> Memory:
+) -> PeakMemory:
     """The peak of one step on a micro-batch of `tokens`, padding included, in rows of `length`.
 
     Weights are there all the time. Beside them stands either what a layer works on or what the output layer works on,
@@ -141,14 +141,14 @@ def most_tokens(model: Architecture, settings: MemorySettings, limit_bytes: floa
 
 def _with_weights(
     model: Architecture, settings: MemorySettings, activations: float, logits: float, tokens: int, device_bytes: int
-) -> Memory:
+) -> PeakMemory:
     size = settings.weight_bytes
     kept = size * (model.vocabulary_weights + model.small_weights)
     if settings.keeps_head_in_float32 and settings.load_in_4bit:
         kept = 4 * model.vocabulary_weights + size * model.small_weights
     trained = model.weights if settings.full_finetuning else model.adapter_weights(settings.rank, settings.targets)
     gradients = settings.trained_bytes * trained
-    return Memory(
+    return PeakMemory(
         base_weights_bytes=round((NF4_BYTES_PER_WEIGHT if settings.load_in_4bit else size) * model.body_weights),
         kept_weights_bytes=kept,
         adapter_bytes=0 if settings.full_finetuning else settings.trained_bytes * trained,

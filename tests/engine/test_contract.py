@@ -75,7 +75,7 @@ def plans(recipe: Path, engine: str, device: Device) -> list[Call]:
             100 * GIB,
             row_facts([100] * 1000),
         )
-        found += make_plan(loaded, facts, "runs/x").calls
+        found += make_plan(loaded, facts, "runs/x").calls.in_order
     return found
 
 

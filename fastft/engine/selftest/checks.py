@@ -78,8 +78,8 @@ def _keyword_owner(error: Exception, bench: Bench) -> str | None:
     owner, found, keyword = str(error).partition(".__init__() got an unexpected keyword argument ")
     if not isinstance(error, TypeError) or not found:
         return None
-    calls = bench.job("keywords").plan.calls
-    named = [call for call in calls if call.name.endswith(owner) or keyword.strip("'") in call.kwargs]
+    calls = bench.job("keywords").plan.calls.in_order
+    named = [call for call in calls if owner in call.name.split(".") or keyword.strip("'") in call.kwargs]
     return named[-1].name.split(".")[0] if named else "trl"
 
 
@@ -154,7 +154,7 @@ def _accumulation(bench: Bench) -> Outcome:
 def _packing(bench: Bench) -> Outcome:
     """One packed example is changed; nothing may move in the others of its row."""
     job = bench.job("packed", packing=True, per_device_train_batch_size=1)
-    choice = job.plan.choices["train.packing"]
+    choice = job.plan.choices.packing
     if not choice.value:
         return True, f"not active here: {choice.reason}"
     trainer = job.trainer()
