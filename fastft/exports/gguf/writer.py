@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from fastft.errors import MachineError, Problem, RecipeError, Where
 from fastft.exports.gguf import kernels
 from fastft.exports.gguf.architectures import GgufArchitecture, find_architecture
-from fastft.exports.gguf.quantization import QUANTIZATIONS, ModelFacts, check_quantization, tensor_bytes, tensor_type
+from fastft.exports.gguf.quantization import ModelFacts, check_quantization, tensor_bytes, tensor_type
 from fastft.exports.gguf.vocabulary import Vocabulary, read_vocabulary
 from fastft.exports.merged import tokenizer_folder
 from fastft.exports.trained import EMBEDDING, TrainedWeights, in_order, row_blocks
 from fastft.files.staging import staged_file
 from fastft.files.tensors import Floats, check_float16
 from fastft.inference.library import shared_library
+from fastft.recipe.quantizations import QUANTIZATIONS
 
 Progress = Callable[[int, int], None]
 
@@ -184,7 +185,7 @@ def _writer(
         raise MachineError(
             Problem(Where(str(trained.base / "config.json")), str(error.args[0]), "is missing", "download it again")
         ) from error
-    writer.add_file_type(gguf.LlamaFileType[QUANTIZATIONS[quantization][1]])
+    writer.add_file_type(gguf.LlamaFileType[QUANTIZATIONS[quantization].file_type])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     vocabulary.add_to(writer)
     for output in outputs:
