@@ -15,8 +15,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from fastft.cli import main
-from fastft.commands.chat import ExportRequest as ChatRequest
-from fastft.commands.chat import open_chat
+from fastft.commands.chat import ChatRequest, open_chat
 from fastft.commands.export import ExportRequest, export
 from fastft.errors import ExportError, FastftError, MachineError, UsageError
 from fastft.exports.gguf import kernels
