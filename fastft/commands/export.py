@@ -10,8 +10,9 @@ from fastft.console import Say, Writing, library_output_to, private_console, wri
 from fastft.engine_choice import select
 from fastft.errors import Problem, UsageError, Where, nearest
 from fastft.exports.card import card_facts
-from fastft.exports.job import ADAPTER, FOLDERS, MERGED, Job, rehearse, wanted_kinds
+from fastft.exports.job import ADAPTER, MERGED, Job, rehearse, wanted_kinds
 from fastft.exports.push import push
+from fastft.recipe.export_formats import GGUF, export_formats
 from fastft.report.export import print_exports
 from fastft.report.units import size
 from fastft.report.written import show_bytes
@@ -21,8 +22,6 @@ from fastft.stages.weights import WeightsPath, find_base, find_weights, held_out
 
 if TYPE_CHECKING:
     from fastft.engine.export import Exported
-
-FORMATS = (*FOLDERS, "gguf")
 
 
 @dataclass(frozen=True)
@@ -97,11 +96,11 @@ def _kinds(weights: WeightsPath, request: ExportRequest) -> tuple[str, ...]:
             str(weights.path), "a GGUF file is the end of the way", "name the run or the adapter it was made of"
         )
     for wanted in request.formats:
-        if wanted not in FORMATS:
-            close = nearest(wanted, FORMATS)
-            instead = f"did you mean {close}?" if close else f"write one of {', '.join(FORMATS)}"
+        if wanted not in export_formats():
+            close = nearest(wanted, export_formats())
+            instead = f"did you mean {close}?" if close else f"write one of {', '.join(export_formats())}"
             raise _cannot("--to", f"there is no format {wanted}", instead)
-    if request.quantizations and "gguf" not in request.formats:
+    if request.quantizations and GGUF not in request.formats:
         raise _cannot("--quant", "quantizations are for GGUF files", "add --to gguf")
     if weights.kind == "model" and {ADAPTER, MERGED} & set(request.formats):
         wrong = "these are a whole model's weights: there is no adapter, and nothing to merge"

@@ -6,19 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastft.errors import DataError, Problem, Where, nearest
+from fastft.recipe.data_formats import DATA_FORMATS
 
 Columns = Mapping[str, Any]
-
-# Columns that a format cannot do without.
-NEEDS = {
-    "messages": ("messages",),
-    "sharegpt": ("conversations",),
-    "belle": ("instruction", "output"),
-    "alpaca": ("instruction", "output"),
-    "prompt_completion": ("prompt", "completion"),
-    "classification": ("text", "label"),
-    "text": ("text",),
-}
 
 
 def rename(row: Columns, columns: Mapping[str, str], where: Where) -> Columns:
@@ -41,7 +31,7 @@ def rename(row: Columns, columns: Mapping[str, str], where: Where) -> Columns:
 
 def detect(row: Columns) -> str | None:
     """The format that `row` has, the more telling columns first, or None."""
-    found = [name for name, needed in NEEDS.items() if row.keys() >= set(needed)]
+    found = [name for name, needed in DATA_FORMATS.items() if row.keys() >= set(needed)]
     instruction = row.get("instruction")
     if "belle" in found and not (isinstance(instruction, str) and instruction.startswith(("Human:", "Human："))):
         found.remove("belle")
@@ -58,11 +48,11 @@ def detect_or_fail(row: Columns, where: Where, chosen: str = "auto") -> str:
     if chosen == "auto":
         found = detect(row)
         if found is None:
-            fits = (f"{', '.join(needed)} ({name})" for name, needed in NEEDS.items() if name != "belle")
+            fits = (f"{', '.join(needed)} ({name})" for name, needed in DATA_FORMATS.items() if name != "belle")
             instead = f"name yours in data.columns as one of: {'; '.join(fits)}"
             raise DataError(Problem(where, "data.format", "these columns fit no known format", instead, got=present))
         return found
-    missing = [name for name in NEEDS[chosen] if name not in row]
+    missing = [name for name in DATA_FORMATS[chosen] if name not in row]
     if missing:
         near = nearest(missing[0], row)
         found = detect(row)

@@ -7,9 +7,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fastft.data.columns import NEEDS, Columns
+from fastft.data.columns import Columns
 from fastft.data.example import Example, Message
 from fastft.errors import DataError, Problem, Where, nearest
+from fastft.recipe.data_formats import DATA_FORMATS
 
 # Names that data sets in use give to the four roles that chat templates know.
 ROLES = {
@@ -51,7 +52,7 @@ def to_example(row: Columns, data_format: str, where: Where) -> Example:
     Raises:
         DataError: the row is not what the format says, or nothing can be learnt from it.
     """
-    for name in NEEDS[data_format]:
+    for name in DATA_FORMATS[data_format]:
         if name not in row:
             near = nearest(name, row)
             instead = f'did you mean "{near}"?' if near else f"every row of the {data_format} format needs it"

@@ -130,7 +130,7 @@ def _examples(source: Source, data: DataSection, recipe_dir: Path, seen: _Seen) 
             if isinstance(row, Problem):
                 raise DataError(row)  # noqa: TRY301 -- one way for all that is wrong with a row
             renamed = rename(row, data.columns, where)
-            found = detect_or_fail(renamed, where, found) if found == "auto" else found  # type: ignore[assignment]
+            found = detect_or_fail(renamed, where, found) if found == "auto" else found
             yield to_example(renamed, found, where)
         except DataError:
             seen.unreadable += 1

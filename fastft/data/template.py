@@ -21,9 +21,28 @@ FOLDER = Path(__file__).with_name("templates")
 Span = tuple[int, int]
 
 
-def known_templates() -> tuple[str, ...]:
-    """The names of the chat templates that fastft brings, sorted."""
-    return tuple(sorted(path.stem for path in FOLDER.glob("*.jinja")))
+# The chat templates that fastft brings (templates/NAME.jinja), each with the model families that were trained with it;
+# without one, models of any family were.
+TEMPLATES: Mapping[str, tuple[str, ...]] = {
+    "alpaca": (),
+    "baichuan2": ("baichuan",),
+    "chatml": (),
+    "gemma": ("gemma",),
+    "llama-3": ("llama",),
+    "llama-3.1": ("llama",),
+    "mistral": ("mistral", "mixtral"),
+    "phi": ("phi",),
+    "phi-4": ("phi",),
+    "qwen2.5": ("qwen",),
+    "qwen3": ("qwen",),
+    "vicuna": ("vicuna", "llama"),
+    "zephyr": ("zephyr", "mistral", "stablelm"),
+}
+
+
+def known_families() -> tuple[str, ...]:
+    """The model families that can be recognised: those of the templates, and SmolLM, which has none of its own here."""
+    return tuple(dict.fromkeys(family for families in (*TEMPLATES.values(), ("smollm",)) for family in families))
 
 
 @dataclass(frozen=True)
@@ -128,7 +147,7 @@ def load_template(choice: str, recipe_dir: Path, model_template: str | None, whe
     if choice == "model":
         if model_template is None:
             wrong = "this model has no chat template of its own"
-            instead = f"name the one it was trained with: {', '.join(known_templates())}"
+            instead = f"name the one it was trained with: {', '.join(TEMPLATES)}"
             raise RecipeError(Problem(where, field, wrong, instead, got='"model"'))
         template = ChatTemplate("model", model_template)
     elif choice.endswith(".jinja"):
@@ -138,13 +157,11 @@ def load_template(choice: str, recipe_dir: Path, model_template: str | None, whe
             instead = f"did you mean {near}?" if near else "paths are relative to the recipe"
             raise RecipeError(Problem(where, field, "no such file", instead, got=choice))
         template = ChatTemplate(choice, path.read_text(encoding="utf-8"))
-    elif choice in known_templates():
+    elif choice in TEMPLATES:
         template = ChatTemplate(choice, (FOLDER / f"{choice}.jinja").read_text(encoding="utf-8"))
     else:
-        near = nearest(choice.lower(), known_templates())
-        instead = (
-            f'did you mean "{near}"?' if near else f"known: model, {', '.join(known_templates())}, or a .jinja file"
-        )
+        near = nearest(choice.lower(), TEMPLATES)
+        instead = f'did you mean "{near}"?' if near else f"known: model, {', '.join(TEMPLATES)}, or a .jinja file"
         raise RecipeError(Problem(where, field, "unknown chat template", instead, got=f'"{choice}"'))
     _ = template.compiled
     return template

@@ -28,9 +28,10 @@ from fastft.exports.merged import (
 from fastft.exports.parity import Verdict
 from fastft.exports.record import RecordedArtefact, add_exports, read_exports
 from fastft.files.atomic import free_bytes, staged_folder, write_text
+from fastft.recipe.export_formats import FOLDER_FORMATS, GGUF
+from fastft.recipe.quantizations import DEFAULT_QUANTIZATION
 
 MERGED, MERGED_4BIT, ADAPTER = "merged_16bit", "merged_4bit", "adapter"
-FOLDERS = (ADAPTER, MERGED, MERGED_4BIT)
 FAILED = ".FAILED"
 
 
@@ -54,7 +55,7 @@ class Job:
 
     def place(self, kind: str) -> Path:
         """Where an artefact of this kind goes."""
-        if kind in FOLDERS:
+        if kind in FOLDER_FORMATS:
             return self.out / kind
         return self.out / "gguf" / f"{self.name}-{kind}.gguf"
 
@@ -72,14 +73,15 @@ class Artefact:
 
 
 def wanted_kinds(formats: Iterable[str], quantizations: Iterable[str]) -> tuple[str, ...]:
-    """The artefacts for `[export] formats` and `quantization` (GGUF without one: q8_0).
+    """The artefacts for `[export] formats` and `quantization` (GGUF without one: DEFAULT_QUANTIZATION).
 
     Raises:
         RecipeError: an unknown quantization.
     """
     kinds: list[str] = []
     for each in formats:
-        kinds += [check_quantization(name) for name in quantizations] or ["q8_0"] if each == "gguf" else [each]
+        types = [check_quantization(name) for name in quantizations] or [DEFAULT_QUANTIZATION]
+        kinds += types if each == GGUF else [each]
     return tuple(dict.fromkeys(kinds))
 
 
@@ -183,7 +185,7 @@ def stop_texts(job: Job) -> tuple[str, ...]:
 def _estimate(job: Job, kind: str, adapter: Path | None) -> int:
     if kind == MERGED:
         return estimate_merged_bytes(job.base, adapter)
-    if kind not in FOLDERS and job.llama_cpp is not None:
+    if kind not in FOLDER_FORMATS and job.llama_cpp is not None:
         check_checkout(job.llama_cpp, kind)
         return 2 * estimate_merged_bytes(job.base, adapter)
     if kind == MERGED_4BIT:

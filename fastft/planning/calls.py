@@ -11,6 +11,7 @@ from typing import Any
 
 from fastft.planning.choices import Choices
 from fastft.recipe.model import Recipe
+from fastft.recipe.optimizers import OPTIMIZERS
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def trainer_call(
         "learning_rate": train.learning_rate,
         "lr_scheduler_type": train.lr_scheduler_type,
         **_warmup(recipe, transformers),
-        "optim": choices.optim.value,
+        "optim": OPTIMIZERS[choices.optim.value].upstream,
         "weight_decay": train.weight_decay,
         "adam_beta1": train.adam_beta1,
         "adam_beta2": train.adam_beta2,

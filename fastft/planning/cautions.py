@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from fastft.data.template import TEMPLATES, known_families
 from fastft.planning.choices import Choices
 from fastft.planning.facts import Facts
 from fastft.planning.schedule import Schedule, UnknownSchedule
@@ -24,21 +25,6 @@ LORA_EXAMPLES = 32
 FEW_EXAMPLES = 4
 MANY_EPOCHS = 4
 SMALL_DATA = 10_000
-# Chat templates and the model families that were trained with them.
-FAMILIES = {
-    "llama-3": ("llama",),
-    "llama-3.1": ("llama",),
-    "qwen2.5": ("qwen",),
-    "qwen3": ("qwen",),
-    "gemma": ("gemma",),
-    "mistral": ("mistral", "mixtral"),
-    "phi": ("phi",),
-    "phi-4": ("phi",),
-    "baichuan2": ("baichuan",),
-    "zephyr": ("zephyr", "mistral", "stablelm"),
-    "vicuna": ("vicuna", "llama"),
-}
-KNOWN_FAMILIES = ("llama", "qwen", "gemma", "mistral", "mixtral", "phi", "baichuan", "zephyr", "vicuna", "smollm")
 
 
 @dataclass(frozen=True)
@@ -195,10 +181,10 @@ def _data(sight: Sight) -> Iterator[Caution]:
 
 def _template(sight: Sight) -> Iterator[Caution]:
     name, recipe = sight.loaded.recipe.data.chat_template, sight.loaded.recipe
-    known = FAMILIES.get(name)
+    known = TEMPLATES.get(name)
     text = f"{recipe.model.id} {sight.facts.base_model.config.get('model_type', '')}".lower()
-    found = [family for family in KNOWN_FAMILIES if re.search(family, text)]
-    if known is not None and found and not set(found) & set(known):
+    found = [family for family in known_families() if re.search(family, text)]
+    if known and found and not set(found) & set(known):
         says = f'chat_template = "{name}" was made for {known[0]}, the base model is {found[0]}'
         reason = "its turns are strange to the model, and its end token may not stop it"
         yield Caution("data.chat_template", says, reason, "unsloth issue 3899; ollama issue 6823")

@@ -10,6 +10,7 @@ from typing import Any, Generic, Literal, TypeVar
 from fastft.probe.device import Device
 from fastft.probe.software import NEEDED
 from fastft.recipe.model import ModelSection, Recipe
+from fastft.recipe.optimizers import OPTIMIZERS
 
 T = TypeVar("T")
 CheckpointingMode = Literal["unsloth"] | bool
@@ -51,15 +52,6 @@ class Choices:
             f"{'model' if name in ModelSection.model_fields else 'train'}.{name}": choice
             for name, choice in vars(self).items()
         }
-
-
-# Optimizers whose state bitsandbytes keeps on a GPU, and what does the same sums on a processor.
-_ON_CPU = {
-    "adamw_torch": "adamw_torch_fused",
-    "adamw_8bit": "adamw_torch_fused",
-    "paged_adamw_8bit": "adamw_torch_fused",
-    "paged_adamw_32bit": "adamw_torch_fused",
-}
 
 
 def choose_engine(recipe: Recipe, installed: Mapping[str, str]) -> Choice[str]:
@@ -130,18 +122,12 @@ def choose_dtype(recipe: Recipe, device: Device, bf16: bool, fp16: bool) -> Choi
 
 def choose_optimizer(recipe: Recipe, device: Device) -> Choice[str]:
     """The optimizer that really runs: 8-bit and paged AdamW keep their state on a GPU."""
-    asked = recipe.train.optim
-    if device.is_gpu:
-        return Choice(asked, "as train.optim says")
-    value = _ON_CPU.get(asked, asked)
-    if value == asked:
-        return Choice(asked, "as train.optim says")
-    why = (
-        "the fused form of the same sums"
-        if asked == "adamw_torch"
-        else f"{asked} needs a GPU; the same AdamW in float32"
-    )
-    return Choice(value, why)
+    asked = OPTIMIZERS[recipe.train.optim]
+    if device.is_gpu or asked.on_cpu is None:
+        return Choice(asked.name, "as train.optim says")
+    if not asked.needs_gpu:
+        return Choice(asked.on_cpu, "the fused form of the same sums")
+    return Choice(asked.on_cpu, f"{asked.name} needs a GPU; the same {asked.family} in float32")
 
 
 def choose_checkpointing(recipe: Recipe, engine: str, device: Device) -> Choice[CheckpointingMode]:

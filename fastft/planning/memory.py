@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fastft.probe.architecture import Architecture
+from fastft.recipe.optimizers import OPTIMIZERS
 
 Checkpointing = Literal["none", "keep", "offload"]
 Head = Literal["plain", "fused"]
@@ -21,23 +22,6 @@ PLAIN_HEAD_BYTES = 16.0
 CPU_HEAD_BYTES = 24.0
 # CUDA context, cuBLAS, workspaces: with it, the sum meets the published peaks of tests/planning/memory_cases.toml.
 GPU_FRAMEWORK_BYTES = 600_000_000
-
-# Bytes of optimizer state per trained weight. AdamW keeps two moments; in 8 bits each takes a byte and its share of
-# block constants (bitsandbytes: one float32 for 256 values).
-OPTIMIZER_BYTES_PER_WEIGHT = {
-    "adamw_torch": 8.0,
-    "adamw_torch_fused": 8.0,
-    "adamw_8bit": 2.03,
-    "paged_adamw_8bit": 2.03,
-    "paged_adamw_32bit": 8.0,
-    "lion_32bit": 4.0,
-    "lion_8bit": 1.02,
-    "paged_lion_8bit": 1.02,
-    "rmsprop": 4.0,
-    "sgd": 0.0,
-    # Row and column sums instead of squares (Shazeer and Stern 2018): next to nothing for a matrix.
-    "adafactor": 0.02,
-}
 
 
 @dataclass(frozen=True)
@@ -153,7 +137,7 @@ def _with_weights(
         kept_weights_bytes=kept,
         adapter_bytes=0 if settings.full_finetuning else settings.trained_bytes * trained,
         gradients_bytes=round(max(0.0, gradients if settings.holds_gradients else gradients - activations - logits)),
-        optimizer_bytes=round(OPTIMIZER_BYTES_PER_WEIGHT[settings.optimizer] * trained),
+        optimizer_bytes=round(OPTIMIZERS[settings.optimizer].state_bytes * trained),
         activations_bytes=round(activations),
         logits_bytes=round(logits),
         # One projection is expanded to 16 bits at a time.

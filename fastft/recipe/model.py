@@ -7,28 +7,23 @@ Each field is documented by the string below it: first what it does, then lines 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, field_validator
+from pydantic_core import core_schema
+
+from fastft.recipe.data_formats import DATA_FORMATS
+from fastft.recipe.export_formats import export_formats
+from fastft.recipe.optimizers import OPTIMIZERS
+from fastft.recipe.quantizations import QUANTIZATIONS
 
 Auto = Literal["auto"]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 # TOML arrays arrive as lists; frozen sections hold them as tuples.
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 
-Optimizer = Literal[
-    "adamw_torch",
-    "adamw_torch_fused",
-    "adamw_8bit",
-    "paged_adamw_8bit",
-    "paged_adamw_32bit",
-    "lion_32bit",
-    "lion_8bit",
-    "paged_lion_8bit",
-    "adafactor",
-    "rmsprop",
-    "sgd",
-]
 Scheduler = Literal[
     "linear",
     "cosine",
@@ -39,8 +34,50 @@ Scheduler = Literal[
     "inverse_sqrt",
 ]
 Strategy = Literal["no", "steps", "epoch"]
-DataFormat = Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "belle", "classification", "text"]
-ExportFormat = Literal["adapter", "merged_16bit", "merged_4bit", "gguf"]
+REPORTERS = (
+    "azure_ml",
+    "clearml",
+    "codecarbon",
+    "comet_ml",
+    "dagshub",
+    "dvclive",
+    "flyte",
+    "mlflow",
+    "neptune",
+    "swanlab",
+    "tensorboard",
+    "trackio",
+    "wandb",
+)
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """A name out of those that `known` returns when a recipe is read: the table that it reads is the one source."""
+
+    known: Callable[[], Iterable[str]]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {**handler(schema), "enum": list(self.known())}
+
+    def _check(self, name: str) -> str:
+        if name not in self.known():
+            raise ValueError("is no known name")
+        return name
+
+
+def names_of(known: Callable[[], Iterable[str]]) -> Any:
+    """A list of names out of those of `known`; fastft.recipe.rules says which one is unknown."""
+
+    def list_them(schema: dict[str, Any]) -> None:
+        schema["items"] = {"enum": list(known()), "type": "string"}
+
+    return Field(strict=False, json_schema_extra=list_them)
 
 
 class Section(BaseModel):
@@ -215,7 +252,7 @@ class DataSection(Section):
     Too large: less is left to learn from.
     Upstream: none (fastft splits before tokenizing)"""
 
-    format: DataFormat = "auto"
+    format: Annotated[str, OneOf(lambda: ("auto", *DATA_FORMATS))] = "auto"
     """What a row looks like: `messages` (OpenAI), `sharegpt` (`conversations` with `from` and `value`, as Baichuan has
     them too), `alpaca` (`instruction`, `input`, `output`), `prompt_completion`, `belle` (`Human:` and `Assistant:`
     inside `instruction`), `classification` (`text`, `label`: the label is the answer), or `text`. "auto" tells it from
@@ -327,7 +364,7 @@ class TrainSection(Section):
     Too large: a warm-up longer than the run never reaches the learning rate.
     Upstream: SFTConfig(warmup_steps=)"""
 
-    optim: Optimizer = "adamw_8bit"
+    optim: Annotated[str, OneOf(lambda: OPTIMIZERS)] = "adamw_8bit"
     """The optimizer. The 8-bit ones keep their state in a quarter of the memory and need a GPU; "paged" ones move it to
     main memory when the GPU is full.
     Upstream: SFTConfig(optim=)"""
@@ -476,7 +513,7 @@ class TrainSection(Section):
     Too large: time is spent after the best point.
     Upstream: EarlyStoppingCallback(early_stopping_patience=)"""
 
-    report_to: Names = ()
+    report_to: Annotated[tuple[str, ...], names_of(lambda: REPORTERS)] = ()
     """Where metrics go besides metrics.jsonl: "tensorboard", "wandb", "mlflow", "trackio" and others that transformers
     knows. The package must be installed.
     Upstream: SFTConfig(report_to=)"""
@@ -521,12 +558,14 @@ class EvalSection(Section):
 class ExportSection(Section):
     """What is written when training has finished."""
 
-    formats: Annotated[tuple[ExportFormat, ...], Field(strict=False, min_length=1)] = ("adapter",)
+    formats: Annotated[tuple[Annotated[str, OneOf(export_formats)], ...], Field(strict=False, min_length=1)] = (
+        "adapter",
+    )
     """The weights to write: "adapter" (LoRA alone, always kept), "merged_16bit" (a whole model, for transformers and
     vLLM), "merged_4bit" (the same in bitsandbytes' NF4), "gguf" (one file for llama.cpp and Ollama).
     Upstream: model.save_pretrained for the adapter; merged and GGUF weights are written by fastft itself"""
 
-    quantization: Names = ()
+    quantization: Annotated[tuple[str, ...], names_of(lambda: QUANTIZATIONS)] = ()
     """The GGUF quantizations to write, for instance ["q4_k_m", "q8_0"]. Only with "gguf" in formats; default: q8_0.
     Upstream: none (llama.cpp's names)"""
 

@@ -13,43 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastft.errors import nearest
-from fastft.recipe.model import Recipe
+from fastft.recipe.model import REPORTERS, Recipe
+from fastft.recipe.optimizers import OPTIMIZERS
+from fastft.recipe.quantizations import QUANTIZATIONS
 
 Given = frozenset[str]
-
-REPORTERS = (
-    "azure_ml",
-    "clearml",
-    "codecarbon",
-    "comet_ml",
-    "dagshub",
-    "dvclive",
-    "flyte",
-    "mlflow",
-    "neptune",
-    "swanlab",
-    "tensorboard",
-    "trackio",
-    "wandb",
-)
-GGUF_TYPES = (
-    "f32",
-    "f16",
-    "bf16",
-    "q8_0",
-    "q6_k",
-    "q5_0",
-    "q5_1",
-    "q5_k_m",
-    "q5_k_s",
-    "q4_0",
-    "q4_1",
-    "q4_k_m",
-    "q4_k_s",
-    "q3_k_l",
-    "q3_k_m",
-    "q3_k_s",
-)
 
 
 @dataclass(frozen=True)
@@ -166,15 +134,14 @@ _NEEDS = (
     ),
     _Need(
         ("train.adam_beta1", "train.adam_beta2"),
-        # transformers gives Lion the same two.
-        lambda recipe: "adam" in recipe.train.optim or "lion" in recipe.train.optim,
+        lambda recipe: OPTIMIZERS[recipe.train.optim].takes_betas,
         "train.optim is neither AdamW nor Lion",
         'set train.optim = "adamw_torch" or "adamw_8bit", or take the line away',
         ("train.optim",),
     ),
     _Need(
         ("train.adam_epsilon",),
-        lambda recipe: "adam" in recipe.train.optim,
+        lambda recipe: OPTIMIZERS[recipe.train.optim].takes_epsilon,
         "train.optim is not an AdamW",
         'set train.optim = "adamw_torch" or "adamw_8bit", or take the line away',
         ("train.optim",),
@@ -392,7 +359,7 @@ def _checkpoints(recipe: Recipe, _: Given) -> Iterator[Violation]:
 def _names(recipe: Recipe, _: Given) -> Iterator[Violation]:
     checks: tuple[tuple[str, tuple[str, ...], tuple[str, ...], str], ...] = (
         ("train.report_to", recipe.train.report_to, REPORTERS, "an empty list reports to nobody"),
-        ("export.quantization", recipe.export.quantization, GGUF_TYPES, "q8_0 and q4_k_m are usual"),
+        ("export.quantization", recipe.export.quantization, tuple(QUANTIZATIONS), "q8_0 and q4_k_m are usual"),
     )
     for field, values, known, hint in checks:
         for value in values:

@@ -10,7 +10,7 @@ from fastft.data.contract import check_encoded
 from fastft.data.encode import NO_LOSS, Encoded, encode, encode_batch
 from fastft.data.example import Example, Message
 from fastft.data.render import Renderer, make_renderer, render_prompt
-from fastft.data.template import ChatTemplate, known_templates, load_template
+from fastft.data.template import TEMPLATES, ChatTemplate, load_template
 from fastft.data.tokenizer import TokenizerFacts
 from fastft.errors import DataError, Problem, RecipeError, Where
 
@@ -56,7 +56,7 @@ ENDS = {
 LEADS = {"mistral": (" ", " "), "vicuna": (" ", " "), "qwen3": ("", "<think>\n\n</think>\n\n")}
 
 
-@pytest.mark.parametrize("name", known_templates())
+@pytest.mark.parametrize("name", TEMPLATES)
 def test_exactly_the_answers_and_their_end_tokens_carry_loss(
     name: str, every_token: TokenizerFacts, conversation: Conversation
 ) -> None:
@@ -261,7 +261,7 @@ def test_the_short_way_to_the_answers_finds_what_rendering_prefixes_finds(
 ) -> None:
     example = conversation("Hi", "assistant\n", "assistant\nIs?", "USER: assistant", system="assistant\n")
     shortened = []
-    for name in known_templates():
+    for name in TEMPLATES:
         renderer = renderer_for(name, every_token)
         shortened += [name] if renderer.prompt_ids else []
         assert encode(example, renderer) == encode(example, replace(renderer, prompt_ids=()))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fastft.data.example import Example
-from fastft.data.template import ChatTemplate, known_templates, load_template
+from fastft.data.template import TEMPLATES, ChatTemplate, load_template
 from fastft.errors import DataError, RecipeError, Where
 
 HERE = Where("recipe.toml", 7)
@@ -52,7 +52,7 @@ EXPECTED = {
 
 
 def test_every_template_that_is_brought_has_its_format_written_down() -> None:
-    assert sorted(EXPECTED) == sorted(known_templates())
+    assert sorted(EXPECTED) == sorted(TEMPLATES)
 
 
 @pytest.mark.parametrize("name", sorted(EXPECTED))

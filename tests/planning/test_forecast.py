@@ -247,7 +247,7 @@ def test_what_if_refuses_a_value_that_the_recipe_would_refuse(recipe: Make, tmp_
 
 def test_the_score_sets_each_forecast_beside_what_was_measured(llama: Make) -> None:
     made = plan(llama())
-    peak, steps = made.memory.peak_bytes, made.schedule.optimizer_steps
+    peak, steps = made.memory.peak.peak_bytes, made.schedule.optimizer_steps
     measured = Measured(steps, tokens=144_000, peak_memory_bytes=peak * 2, train_seconds=0.0, weights_bytes=None)
 
     scored = score(made, measured)

@@ -16,13 +16,14 @@ from fastft.console import BytesWritten, ignore_bytes
 from fastft.errors import MachineError, Problem, RecipeError, Where
 from fastft.exports.gguf import kernels
 from fastft.exports.gguf.architectures import GgufArchitecture, find_architecture
-from fastft.exports.gguf.quantization import QUANTIZATIONS, ModelFacts, check_quantization, tensor_bytes, tensor_type
+from fastft.exports.gguf.quantization import ModelFacts, check_quantization, tensor_bytes, tensor_type
 from fastft.exports.gguf.vocabulary import Vocabulary, read_vocabulary
 from fastft.exports.merged import tokenizer_folder
 from fastft.exports.trained import EMBEDDING, TrainedWeights, in_order, row_blocks
 from fastft.files.atomic import staged_file
 from fastft.files.tensors import Floats, check_float16
 from fastft.inference.library import shared_library
+from fastft.recipe.quantizations import QUANTIZATIONS
 
 # GGUF's default alignment of tensor data.
 ALIGNMENT = 32
@@ -183,7 +184,7 @@ def _writer(
         raise MachineError(
             Problem(Where(str(trained.base / "config.json")), str(error.args[0]), "is missing", "download it again")
         ) from error
-    writer.add_file_type(gguf.LlamaFileType[QUANTIZATIONS[quantization][1]])
+    writer.add_file_type(gguf.LlamaFileType[QUANTIZATIONS[quantization].file_type])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     vocabulary.add_to(writer)
     for output in outputs:
