@@ -1,4 +1,4 @@
-"""A plan for people: one screen with steps, padding, memory, time, disk, what was decided and what deserves a look."""
+"""A plan on one screen: steps, padding, memory, time, disk, choices, cautions and obstacles."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastft.planning.plan import Plan
 from fastft.report.units import duration, size
 
 BAR = 16
-# What the parts of the memory are called on the screen; small ones are told together.
+# The names of the memory parts on the screen.
 PARTS = {
     "base_weights": "base",
     "kept_weights": "kept in 16 bit",
@@ -29,7 +29,7 @@ PARTS = {
 
 
 def plan_page(plan: Plan, *, with_calls: bool = False) -> Group:
-    """The plan as one page; the literal upstream calls come last, when they are asked for."""
+    """The plan as one page; `with_calls` adds the literal upstream calls at the end."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold cyan", no_wrap=True)
     grid.add_column()
@@ -111,12 +111,12 @@ def _padding(plan: Plan) -> Group:
         )
     shares = [f"{row.batch}: {row.padding_share:.0%}" for row in batching.table if row.mode == "random"]
     lengths = batching.lengths
-    told = f"rows of {lengths.median} tokens (median), 90 % up to {lengths.p90}, longest {lengths.longest}; "
+    note = f"rows of {lengths.median} tokens (median), 90 % up to {lengths.p90}, longest {lengths.longest}; "
     if batching.recommended == batching.active or batching.speed_up is None:
-        told += batching.active_because
+        note += batching.active_because
     else:
-        told += f"{batching.recommended} would be {batching.speed_up:.2f} times as fast"
-    return Group(grid, Text(f"random by batch: {', '.join(shares)}", "dim"), Text(told, "dim"))
+        note += f"{batching.recommended} would be {batching.speed_up:.2f} times as fast"
+    return Group(grid, Text(f"random by batch: {', '.join(shares)}", "dim"), Text(note, "dim"))
 
 
 def _memory(plan: Plan) -> Group:
@@ -139,17 +139,17 @@ def _memory(plan: Plan) -> Group:
     ]
     room = f"room for batch {fitting.largest_batch:,} or rows of {fitting.longest_row:,} tokens; {', '.join(needs)}"
     if not fitting.largest_batch:
-        room = f"not one row fits; rows of up to {fitting.longest_row:,} tokens would"
+        room = f"not even one row fits; rows of up to {fitting.longest_row:,} tokens would"
     what = f"at {memory.tokens:,} tokens ({forecast.micro_batch}): {_parts(memory)}"
     return Group(head, Text(what, "dim"), Text(room + _target(plan)))
 
 
 def _parts(memory: Memory) -> str:
-    """The parts above a fiftieth of the peak by size, the others as one."""
+    """The parts above 2 % of the peak, largest first, and the sum of the others."""
     large = {name: value for name, value in memory.parts.items() if value > memory.peak_bytes / 50}
     rest = memory.peak_bytes - sum(large.values())
-    told = [f"{PARTS[name]} {size(value)}" for name, value in sorted(large.items(), key=lambda part: -part[1])]
-    return ", ".join([*told, *([f"other {size(rest)}"] if rest else [])])
+    shown = [f"{PARTS[name]} {size(value)}" for name, value in sorted(large.items(), key=lambda part: -part[1])]
+    return ", ".join([*shown, *([f"other {size(rest)}"] if rest else [])])
 
 
 def _target(plan: Plan) -> str:
@@ -178,11 +178,11 @@ def _disk(plan: Plan) -> Text:
         "merged": disk.merged_bytes,
         "GGUF": disk.gguf_bytes,
     }
-    told = ", ".join(f"{name} {size(value)}" for name, value in parts.items() if value)
+    shown = ", ".join(f"{name} {size(value)}" for name, value in parts.items() if value)
     extent = "more than" if None in parts.values() else "up to"
     free = ("", "") if disk.fits else (" TOO LITTLE", "bold red")
     line = f"{extent} {size(disk.needed_bytes)} of {size(disk.free_bytes)} free"
-    return Text.assemble(line, free, f": {told}" if told else "")
+    return Text.assemble(line, free, f": {shown}" if shown else "")
 
 
 def _choices(plan: Plan) -> list[Text]:
@@ -198,7 +198,7 @@ def _calls(plan: Plan) -> Group:
     parts: list[Any] = [Text("upstream calls", style="italic")]
     for call in plan.calls:
         parts.append(Text(f"{call.name}(", style="cyan"))
-        # One line a value, however long: a call is there to be copied.
+        # Never wrapped, so that a call can be copied.
         parts += [Text(f"    {key}={value!r},", no_wrap=True, overflow="ignore") for key, value in call.kwargs.items()]
         parts.append(Text(")", style="cyan"))
     return Group(*parts)

@@ -1,4 +1,4 @@
-"""The table that a finished run prints: what changed, what it cost, where the weights are."""
+"""The result of a finished run as a table: what changed, what it cost, where the weights are."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHOWN = 300
 
 
 def result_table(result: dict[str, Any], run_dir: str) -> Group:
-    """`result.json` for people: figures before and after, one real answer, the folder."""
+    """`result.json` as a table: figures before and after, one real answer, the folder."""
     table = Table(title=run_dir, title_justify="left", title_style="bold", show_edge=False, pad_edge=False)
     table.add_column("")
     table.add_column("before", justify="right")
@@ -58,19 +58,19 @@ def _example(example: dict[str, Any]) -> Table:
     rows.append(("reference", example["reference"]))
     for name, text in rows:
         if text is not None:
-            # Text, not markup: an answer may hold square brackets.
+            # Text, not markup: an answer may contain square brackets.
             grid.add_row(name, Text(text if len(text) <= SHOWN else text[:SHOWN] + " ..."))
     return grid
 
 
 def _forecast(figures: dict[str, dict[str, Any]]) -> str:
-    """How far off the plan was, figure by figure: `optimizer steps exact, peak memory +3 %`."""
-    told = []
+    """The error of each forecast: `optimizer steps exact, peak memory +3 %`."""
+    errors = []
     for name, figure in figures.items():
         error = figure["error"]
         words = name.removesuffix("_bytes").replace("train_seconds", "training time").replace("_", " ")
-        told.append(f"{words} {'unknown' if error is None else 'exact' if error == 0 else f'{100 * error:+.0f} %'}")
-    return ", ".join(told)
+        errors.append(f"{words} {'unknown' if error is None else 'exact' if error == 0 else f'{100 * error:+.0f} %'}")
+    return ", ".join(errors)
 
 
 def _number(value: float | None) -> str:
