@@ -57,7 +57,7 @@ def test_a_cut_off_gzip_file_is_refused(write: Write) -> None:
         (b'{"text": "a\xff"}', "not valid UTF-8: byte 0xff at byte 12 of the line"),
         (b'{"text": "a"', "not valid JSON"),
         (b'{"text": "a"} x', "not valid JSON"),
-        (b'{"text": "a", "text": "b"}', 'the key "text" stands twice'),
+        (b'{"text": "a", "text": "b"}', 'the key "text" is in one object twice'),
         (b'{"text": NaN}', "NaN is not JSON"),
         (b'["a"]', "a row is a JSON object (got a list)"),
         (b'"a"', "a row is a JSON object (got a string)"),
@@ -177,7 +177,7 @@ def test_two_csv_columns_of_one_name_are_refused(write: Write) -> None:
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
 def test_an_empty_file_is_refused(write: Write, name: str) -> None:
-    with pytest.raises(DataError, match="holds no rows"):
+    with pytest.raises(DataError, match="has no rows"):
         rows(write(name, ""))
 
 
@@ -211,7 +211,7 @@ def test_the_fingerprint_follows_the_content_and_not_the_name(write: Write) -> N
     assert files_digest([one, other]) != files_digest([other, one])
 
 
-def test_hub_ids_are_told_from_paths(write: Write) -> None:
+def test_hub_ids_are_not_paths(write: Write) -> None:
     folder = write("train.jsonl", "{}").parent
     (folder / "data").mkdir()
     (folder / "data" / "set").mkdir()
