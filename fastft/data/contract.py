@@ -47,8 +47,7 @@ def _runs(labels: array[int]) -> list[tuple[int, int]]:
 
 
 def _check_answers(row: Encoded, renderer: Renderer, runs: list[tuple[int, int]]) -> Problem | None:
-    """What is wrong, or None: each unbroken run of tokens with loss is one answer with text, and its last token ends
-    it."""
+    """What is wrong, or None: each unbroken run of tokens with loss is one answer with text and its end token."""
     stops = renderer.stop_ids
     name = renderer.end_of_turn[0]
     for start, end in runs:

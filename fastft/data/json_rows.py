@@ -39,7 +39,7 @@ def read_json(stream: IO[bytes], shown: str) -> Iterator[Row]:
     """The objects of one JSON array, or of JSON lines in a `.json` file.
 
     Raises:
-        DataError: it is neither, or an array is broken, because then the begin of its next row is unknown.
+        DataError: it is neither, or an array is broken, because then the start of its next row is unknown.
     """
     head = stream.read(CHUNK_BYTES).removeprefix(UTF8_BOM)
     while head.isspace() and (more := stream.read(CHUNK_BYTES)):

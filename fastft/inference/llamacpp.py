@@ -183,11 +183,7 @@ class GgufModel:
         return bool(self._lib.llama_vocab_is_eog(self._vocabulary, token))
 
     def tokenize(self, text: str, add_special: bool = False) -> list[int]:
-        """The ids of `text`, with special tokens parsed; `add_special` also adds those that the file asks for.
-
-        Raises:
-            MachineError: llama.cpp cannot tokenize it.
-        """
+        """The ids of `text`, with special tokens parsed; `add_special` also adds those that the file asks for."""
         data = text.encode()
         room = len(data) + 8
         ids = np.empty(room, dtype=np.int32)

@@ -16,8 +16,7 @@ GIB = 1024**3
 
 @dataclass(frozen=True)
 class Device:
-    """What a run computes on. `memory_bytes`: the memory of one GPU, or the main memory. `missing`: why a GPU that is
-    there cannot be used."""
+    """What a run computes on. `memory_bytes`: of one GPU, or main memory. `missing`: why a present GPU is unusable."""
 
     kind: str
     name: str

@@ -118,8 +118,8 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
             lines = "write `key = value` lines under [section] headers"
             instead = f'{lines}; text in "double quotes", true and false in lower case'
     except (RecursionError, ValueError) as error:
-        line, instead = line_of_statement(text, None), "a recipe holds plain values in six tables"
-        wrong = "is nested too deeply" if isinstance(error, RecursionError) else "holds a number of too many digits"
+        line, instead = line_of_statement(text, None), "a recipe has plain values in six tables"
+        wrong = "is nested too deeply" if isinstance(error, RecursionError) else "has a number with too many digits"
     raise RecipeError(Problem(Where(str(path), line), "", wrong, instead))
 
 
@@ -156,21 +156,21 @@ def _validate(path: Path, text: str, tree: dict[str, Any], overrides: Mapping[st
     """The checked recipe. Removes what fails from a copy of the tree, so that it finds every problem in one pass."""
     problems: list[Problem] = []
     wrong: set[str] = set()  # the keys that have a problem
-    sound = copy.deepcopy(tree)
+    valid = copy.deepcopy(tree)
     recipe: Recipe | None = None
     while recipe is None:
         try:
-            recipe = Recipe.model_validate(sound)
+            recipe = Recipe.model_validate(valid)
         except ValidationError as error:
             faults = [find_fault(entry) for entry in error.errors(include_url=False)]
             for fault in faults:
                 if fault.key not in wrong:
-                    problems.append(describe(fault, sound, _where(path, text, overrides, fault.field)))
+                    problems.append(describe(fault, valid, _where(path, text, overrides, fault.field)))
             wrong |= {fault.key for fault in faults}
-            if not _set_aside(sound, {fault.key for fault in faults}):
+            if not _set_aside(valid, {fault.key for fault in faults}):
                 break
     if recipe is not None:
-        given = frozenset(f"{section}.{key}" for section, keys in sound.items() for key in keys)
+        given = frozenset(f"{section}.{key}" for section, keys in valid.items() for key in keys)
         for finding in violations(recipe, given):
             if not {finding.field, *finding.reads} & wrong:
                 where = _where(path, text, overrides, finding.field)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Auto = Literal["auto"]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-# TOML arrays arrive as lists; frozen sections hold them as tuples.
+# TOML arrays arrive as lists; frozen sections have tuples.
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 
 Optimizer = Literal[
@@ -77,8 +77,7 @@ class ModelSection(Section):
     Upstream: none (fastft's own choice)"""
 
     max_seq_length: int = Field(default=2048, ge=8, le=2**24)
-    """The longest example that is trained. `data.overlong` says what happens to longer ones; each is counted and
-    listed.
+    """The longest example that is trained. `data.overlong` says what happens to longer ones; each is listed.
     Unit: tokens
     Too small: the model does not see long examples.
     Too large: memory grows with the longest example of a batch; nothing is gained beyond the longest row.
@@ -142,8 +141,7 @@ class LoraSection(Section):
     Upstream: FastLanguageModel.get_peft_model(target_modules=)"""
 
     bias: Literal["none", "all", "lora_only"] = "none"
-    """Which bias vectors are also trained. "none" is the usual choice, and the only one that Unsloth's fast kernels
-    support.
+    """Which bias vectors are also trained. "none" is usual, and the only choice that Unsloth's fast kernels support.
     Upstream: FastLanguageModel.get_peft_model(bias=)"""
 
     use_rslora: bool = False
@@ -341,15 +339,15 @@ class TrainSection(Section):
     Upstream: SFTConfig(weight_decay=)"""
 
     adam_beta1: Fraction = 0.9
-    """How much of the running gradient mean AdamW or Lion keeps at each step.
+    """How much of the running gradient mean AdamW keeps at each step; in Lion, the mean's share in the update.
     Unit: share, 0 to 1
     Too small: noisy directions.
     Too large: slow to change direction.
     Upstream: SFTConfig(adam_beta1=)"""
 
     adam_beta2: Fraction = 0.999
-    """How much of the running squared gradient AdamW keeps at each step (Lion: of the running mean). Very small batches
-    need it nearer to 1.
+    """How much of the running squared gradient AdamW keeps at each step; in Lion, of the running gradient mean. Very small
+    batches need it nearer to 1.
     Unit: share, 0 to 1
     Too small: single batches change the step size abruptly.
     Too large: the first few hundred steps are poorly scaled.
@@ -372,8 +370,7 @@ class TrainSection(Section):
     packing: bool = False
     """Put several short examples into one row of max_seq_length, so that little is padding. Active only where the
     device keeps the examples apart (attention that knows their borders); the plan says whether it is.
-    On: almost no padding; a row contains several examples, so examples per optimizer step rise unless accumulation
-    falls.
+    On: almost no padding; a row has several examples, so examples per optimizer step rise unless accumulation falls.
     Off: each example is its own row.
     Upstream: SFTConfig(packing=, packing_strategy=)"""
 

@@ -177,7 +177,7 @@ GENERATION = (
 )
 
 
-def test_generation_marks_that_hold_the_end_token_are_used(chatml: TokenizerFacts, conversation: Conversation) -> None:
+def test_generation_marks_with_the_end_token_are_used(chatml: TokenizerFacts, conversation: Conversation) -> None:
     source = GENERATION.replace("INSIDE", "<|im_end|>").replace("OUTSIDE", "")
     renderer = make_renderer(ChatTemplate("x.jinja", source), chatml, "assistant", HERE)
     encoded = encode(conversation("Hi", "Hello", "Bye", "Goodbye"), renderer)
