@@ -346,8 +346,8 @@ class TrainSection(Section):
     Upstream: SFTConfig(adam_beta1=)"""
 
     adam_beta2: Fraction = 0.999
-    """How much of the running squared gradient AdamW keeps at each step; in Lion, of the running gradient mean. Very small
-    batches need it nearer to 1.
+    """How much of the running squared gradient AdamW keeps at each step; in Lion, of the running gradient mean. Very
+    small batches need it nearer to 1.
     Unit: share, 0 to 1
     Too small: single batches change the step size abruptly.
     Too large: the first few hundred steps are poorly scaled.

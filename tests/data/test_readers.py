@@ -98,7 +98,7 @@ def test_a_broken_json_array_is_refused_as_a_whole(write: Write, content: str, e
 
 
 def long_array(padding: int) -> str:
-    """A JSON array of 300 KB on many lines, with escapes, long characters and numbers at every place where a read can end."""
+    """A JSON array of 300 KB on many lines, with escapes, long characters and numbers where reads end."""
     texts = ("ü😀x" * (n % 40) + '\\"\n\u2028' * (n % 7) for n in range(3000))
     made = [{"text": text, "number": -1.5e10 + n, "none": None} for n, text in enumerate(texts)]
     return " " * padding + json.dumps(made, indent=(None, 0, 2)[padding % 3], ensure_ascii=padding % 2 == 0)
