@@ -1,4 +1,4 @@
-"""Which engine `fastft.engine` brings up, told before it is imported and without importing it."""
+"""Which engine `fastft.engine` starts; chosen before its import and without it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ ENGINE_VARIABLE = "FASTFT_ENGINE"
 def select(engine: str) -> None:
     """Choose "unsloth" or "transformers" for this process and the ones it starts.
 
-    An environment variable, not an argument, because it must be known while `fastft/engine/__init__.py` runs, in
-    data-loader workers and distributed ranks too.
+    In an environment variable, because `fastft/engine/__init__.py` needs it at import, in data-loader workers and
+    distributed ranks too.
     """
     os.environ[ENGINE_VARIABLE] = engine
 

@@ -1,4 +1,4 @@
-"""docs/reference, made by the program: `python -m tests.docs` writes it."""
+"""Generate docs/reference from the program: `python -m tests.docs`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def pages() -> dict[str, str]:
 
 
 def cli_page() -> str:
-    """The help of every command, as it is printed in 100 columns."""
+    """docs/reference/cli.md: the help of every command, in 100 columns."""
     parts = ["# Command reference", "Made by `make docs`; do not edit."]
     for name, text in _helps():
         parts += [f"## {name}", f"```text\n{text.rstrip()}\n```"]

@@ -1,4 +1,4 @@
-"""Who may import whom: the layers of the house as data, held against every import that is written in fastft/."""
+"""Who may import whom: the layers as data, compared with every import in fastft/."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of what was exported and how near it is to the trained model."""
+"""The table of exported artefacts and how close each is to the trained model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastft.report.units import size
 
 
 def print_exports(out: Path) -> None:
-    """Print the record of the exports in the folder `out` for people."""
+    """Print the record of the exports in the folder `out` as a table."""
     table = Table(title=str(out), title_justify="left", title_style="bold", show_edge=False, pad_edge=False)
     for name in ("file", "size", "same token", "or near tie", "needed", "mean KL", ""):
         table.add_column(name, justify="left" if name in ("file", "") else "right", overflow="fold")

@@ -1,4 +1,4 @@
-"""What the terminal shows while a run goes on: a live view on a terminal, one plain line a step in a pipe."""
+"""Progress of a run: a live view on a terminal, one plain line a step in a pipe."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fastft.runs.metrics import StepMetrics
 
 
 class LiveView:
-    """Stages and steps of a run, as they happen. Use as a context manager; prints only to `console`."""
+    """Shows the stages and steps of a run. Use as a context manager; prints only to `console`."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -47,12 +47,12 @@ class LiveView:
         self._stop()
 
     def stage(self, text: str) -> None:
-        """Say what is being done now, for work that takes more than a moment."""
+        """Print what the run does now, for work that takes more than a moment."""
         self._stop()
         self._console.print(Text("• ", style="cyan") + Text(text))
 
     def note(self, text: str) -> None:
-        """Say something that the user should know."""
+        """Print something that the user should know."""
         self._console.print(Text("! ", style="yellow") + Text(text))
 
     def writing(self, name: str) -> AbstractContextManager[BytesWritten]:

@@ -1,4 +1,4 @@
-"""A plan for people: one screen with steps, padding, memory, time, disk, what was decided and what deserves a look."""
+"""A plan on one screen: steps, padding, memory, time, disk, choices, cautions and obstacles."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fastft.planning.timing import UnknownTime
 from fastft.report.units import duration, size
 
 BAR = 16
-# What the parts of the memory are called on the screen; small ones are added up.
+# The names of the memory parts on the screen.
 PARTS = {
     "base_weights": "base",
     "kept_weights": "kept in 16 bit",
@@ -33,7 +33,7 @@ PARTS = {
 
 
 def plan_page(plan: Plan, *, with_calls: bool = False) -> Group:
-    """The plan as one page; the literal upstream calls come last, when they are asked for."""
+    """The plan as one page; `with_calls` adds the literal upstream calls at the end."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold cyan", no_wrap=True)
     grid.add_column()
@@ -136,7 +136,7 @@ def _memory(plan: Plan) -> Group:
     ]
     room = f"room for batch {fitting.largest_batch:,} or rows of {fitting.longest_row:,} tokens; {', '.join(needs)}"
     if not fitting.largest_batch:
-        room = f"not one row fits; rows of up to {fitting.longest_row:,} tokens would"
+        room = f"not even one row fits; rows of up to {fitting.longest_row:,} tokens would"
     target = fitting.target
     if target is not None and target.batch != plan.schedule.per_device_train_batch_size:
         room += f"; the same step as {target.batch} x {target.accumulation}"
@@ -145,7 +145,7 @@ def _memory(plan: Plan) -> Group:
 
 
 def _parts(peak: PeakMemory) -> str:
-    """The parts above a fiftieth of the peak by size, the others as one."""
+    """The parts above 2 % of the peak, largest first, and the sum of the others."""
     large = {name: value for name, value in peak.parts.items() if value > peak.peak_bytes / 50}
     rest = peak.peak_bytes - sum(large.values())
     shown = [f"{PARTS[name]} {size(value)}" for name, value in sorted(large.items(), key=lambda part: -part[1])]
@@ -190,7 +190,7 @@ def _calls(plan: Plan) -> Group:
     parts: list[Any] = [Text("upstream calls", style="italic")]
     for call in plan.calls.in_order:
         parts.append(Text(f"{call.name}(", style="cyan"))
-        # One line a value, however long: a call is there to be copied.
+        # Never wrapped, so that a call can be copied.
         parts += [Text(f"    {key}={value!r},", no_wrap=True, overflow="ignore") for key, value in call.kwargs.items()]
         parts.append(Text(")", style="cyan"))
     return Group(*parts)

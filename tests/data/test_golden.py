@@ -1,7 +1,7 @@
 """One row of each format through every template, against files that were read and approved by eye.
 
 The files show the text with ⟦ ⟧ around what carries loss. The tokenizer here has one token a byte and one for each
-control token, so that this text says the ids and labels exactly. `python tests/data/test_golden.py` writes them anew.
+control token, so that this text determines the ids and labels. `python tests/data/test_golden.py` writes them.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ def test_a_template_cannot_change_the_messages(conversation: Conversation) -> No
         template.render(conversation("Hi", "Hello").messages, {}, where=HERE)
 
 
-def test_what_a_template_says_against_the_messages_is_told(conversation: Conversation) -> None:
+def test_the_reason_of_a_template_that_refuses_is_quoted(conversation: Conversation) -> None:
     template = ChatTemplate("x.jinja", "{{ raise_exception('only one turn, please') }}")
     with pytest.raises(DataError, match="only one turn, please"):
         template.render(conversation("Hi", "Hello").messages, {}, where=HERE)

@@ -24,7 +24,7 @@ from fastft.exports.job import MERGED, Job
 from fastft.exports.parity import comparable
 from fastft.probe.device import find_device
 from fastft.probe.installation import Diagnosis
-from fastft.probe.software import blamed, mend, version
+from fastft.probe.software import fix_command, guilty_package, version
 from fastft.runs.checkpoints import newest_checkpoint
 
 # How far two figures may differ that are equal in exact arithmetic: sums in another order in float32 (measured: 1e-6),
@@ -68,9 +68,11 @@ def _tried(check: Check, bench: Bench) -> Diagnosis:
         traceback.print_exc()
         said = " ".join(str(error).split())[:300]
         holds, detail = False, said if isinstance(error, FastftError) else f"{type(error).__name__}: {said}"
-        guilty = _keyword_owner(error, bench) or blamed(error)
+        guilty = _keyword_owner(error, bench) or guilty_package(error)
         packages = [guilty] if guilty else check.packages
-    return Diagnosis(check.name, "ok", detail) if holds else Diagnosis(check.name, "broken", detail, mend(packages))
+    return (
+        Diagnosis(check.name, "ok", detail) if holds else Diagnosis(check.name, "broken", detail, fix_command(packages))
+    )
 
 
 def _keyword_owner(error: Exception, bench: Bench) -> str | None:
