@@ -12,13 +12,14 @@ from typing import Any
 import datasets
 import pyarrow
 from datasets.fingerprint import generate_random_fingerprint
-from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase
+from transformers import EarlyStoppingCallback
 from trl import SFTConfig
 
 from fastft.data.cache import as_arrow
 from fastft.data.render import Prompt
 from fastft.data.rows import Rows
 from fastft.engine.evaluate import answer
+from fastft.engine.model import Model, Tokenizer
 from fastft.engine.trainer import RunTrainer
 from fastft.engine.watcher import Watcher, peak_memory
 from fastft.errors import OutOfMemoryError, Problem, Where
@@ -56,8 +57,8 @@ class Hooks:
 
 def train(
     plan: Plan,
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
+    model: Model,
+    tokenizer: Tokenizer,
     material: Material,
     run: RunDir,
     hooks: Hooks,
@@ -94,7 +95,7 @@ def train(
 
 
 def _before(
-    trainer: RunTrainer, tokenizer: PreTrainedTokenizerBase, material: Material, run: RunDir, hooks: Hooks
+    trainer: RunTrainer, tokenizer: Tokenizer, material: Material, run: RunDir, hooks: Hooks
 ) -> tuple[float | None, Answers | None]:
     """What the untrained model does with the held-out rows: measured once a run, and kept for its later attempts."""
     path = run.path / "before.json"
@@ -117,8 +118,8 @@ def trainer_steps(plan: Plan) -> str:
 
 def make_trainer(
     plan: Plan,
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
+    model: Model,
+    tokenizer: Tokenizer,
     material: Material,
     run: RunDir,
     watcher: Watcher,
@@ -153,7 +154,7 @@ def _dataset(rows: Rows) -> datasets.Dataset:
 
 
 def _evaluate(
-    trainer: RunTrainer, tokenizer: PreTrainedTokenizerBase, material: Material, hooks: Hooks, when: str
+    trainer: RunTrainer, tokenizer: Tokenizer, material: Material, hooks: Hooks, when: str
 ) -> tuple[float | None, Answers | None]:
     """Loss and answers on the held-out rows, as far as the recipe asks for them."""
     loss = answers = None
