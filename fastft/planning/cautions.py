@@ -149,7 +149,7 @@ def _changed_batch(sight: Sight) -> Iterator[Caution]:
 
 def _steps(sight: Sight) -> Iterator[Caution]:
     train, schedule = sight.loaded.recipe.train, sight.schedule
-    steps, epochs = schedule.optimizer_steps, schedule.num_train_epochs
+    steps = schedule.optimizer_steps
     if steps is None:
         return
     if schedule.warmup_steps is not None and steps > 1 and schedule.warmup_steps >= steps:
@@ -162,11 +162,16 @@ def _steps(sight: Sight) -> Iterator[Caution]:
     if train.load_best_model_at_end and schedule.evaluations is not None and schedule.evaluations < 2:
         says = f"load_best_model_at_end has {schedule.evaluations} evaluation to choose from: the last step is the best"
         yield Caution("train.load_best_model_at_end", says, "one checkpoint is no choice", "the schedule")
-    if train.max_steps is not None and epochs is not None:
+
+
+def _epochs(sight: Sight) -> Iterator[Caution]:
+    train, epochs, examples = sight.loaded.recipe.train, sight.schedule.num_train_epochs, sight.schedule.train_examples
+    if sight.schedule.optimizer_steps is None or epochs is None:
+        return
+    if train.max_steps is not None:
         says = f"max_steps = {train.max_steps} is {epochs:.3g} epochs of this data"
         yield Caution("train.max_steps", says, "steps do not follow when the data or batch change", "the schedule")
-    examples = schedule.train_examples
-    if epochs is not None and examples is not None and epochs > MANY_EPOCHS and examples < SMALL_DATA:
+    if examples is not None and epochs > MANY_EPOCHS and examples < SMALL_DATA:
         says = f"{epochs:.3g} epochs of {examples:,} examples: watch the held-out loss, it may turn after 1 to 3"
         field = "train.max_steps" if train.max_steps is not None else "train.num_train_epochs"
         yield Caution(field, says, "small data is memorised", "Unsloth, LoRA hyperparameters guide: 1 to 3 epochs")
@@ -214,6 +219,7 @@ _RULES: tuple[Callable[[Sight], Iterator[Caution]], ...] = (
     _examples_per_step,
     _changed_batch,
     _steps,
+    _epochs,
     _data,
     _template,
     _devices,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,21 +154,8 @@ def _assign(tree: dict[str, Any], field: str, value: Any) -> None:
 
 def _validate(path: Path, text: str, tree: dict[str, Any], overrides: Mapping[str, str]) -> LoadedRecipe:
     """Check the whole tree; what fails is put aside so that the rest is checked in the same pass."""
-    problems: list[Problem] = []
-    wrong: set[str] = set()  # the keys that have a problem
     sound = copy.deepcopy(tree)
-    recipe: Recipe | None = None
-    while recipe is None:
-        try:
-            recipe = Recipe.model_validate(sound)
-        except ValidationError as error:
-            faults = [find_fault(entry) for entry in error.errors(include_url=False)]
-            for fault in faults:
-                if fault.key not in wrong:
-                    problems.append(describe(fault, sound, _where(path, text, overrides, fault.field)))
-            wrong |= {fault.key for fault in faults}
-            if not _set_aside(sound, {fault.key for fault in faults}):
-                break
+    recipe, problems, wrong = _make_recipe(sound, lambda field: _where(path, text, overrides, field))
     if recipe is not None:
         given = frozenset(f"{section}.{key}" for section, keys in sound.items() for key in keys)
         for finding in violations(recipe, given):
@@ -179,6 +166,21 @@ def _validate(path: Path, text: str, tree: dict[str, Any], overrides: Mapping[st
         if not problems:
             return LoadedRecipe(recipe, path, text, overrides, given)
     raise RecipeError(sorted(problems, key=lambda problem: (problem.where.line or 0, problem.field)))
+
+
+def _make_recipe(tree: dict[str, Any], locate: Callable[[str], Where]) -> tuple[Recipe | None, list[Problem], set[str]]:
+    """(the recipe of what is sound in `tree`, the problems, their keys); what has one is removed from `tree`."""
+    problems: list[Problem] = []
+    wrong: set[str] = set()
+    while True:
+        try:
+            return Recipe.model_validate(tree), problems, wrong
+        except ValidationError as error:
+            faults = [find_fault(entry) for entry in error.errors(include_url=False)]
+        problems += [describe(fault, tree, locate(fault.field)) for fault in faults if fault.key not in wrong]
+        wrong |= {fault.key for fault in faults}
+        if not _set_aside(tree, {fault.key for fault in faults}):
+            return None, problems, wrong
 
 
 def _set_aside(tree: dict[str, Any], keys: Iterable[str]) -> bool:
