@@ -24,6 +24,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m tests.complexity
 
 # docs/reference is made by the program; a test fails when it is stale.
 docs: $(VENV)/installed

@@ -1,12 +1,14 @@
-"""Who may import whom: the layers of the house as data, held against every import that is written in fastft/."""
+"""The shape of fastft/ as data: who may import whom, no circles, and how large a module or a function may be."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+
+from tests.complexity import MOST, too_complex
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fastft"
@@ -30,6 +32,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("__main__",),
 )
 ENGINE_ONLY = {"torch", "unsloth", "unsloth_zoo", "trl", "transformers", "peft"}
+TOP_MODULES = 6
+LONGEST = 450
+# The one source of validation, defaults, schema and docs: a field is a few lines, and there are many.
+MAY_BE_LONGER = {"recipe/model.py"}
 
 
 def test_every_module_has_a_layer() -> None:
@@ -70,6 +76,100 @@ def test_a_training_library_outside_the_engine_is_found(tmp_path: Path, line: st
     assert [place for place, _ in heavy_imports(tmp_path)] == ["console.py"]
 
 
+def test_no_module_waits_for_itself_to_be_imported() -> None:
+    assert circle(edges(PACKAGE, by_folder=False)) == []
+
+
+def test_no_folder_needs_one_that_needs_it() -> None:
+    assert circle(edges(PACKAGE, by_folder=True)) == []
+
+
+def test_few_modules_stand_at_the_top() -> None:
+    top = {path.name for path in PACKAGE.glob("*.py")} - {"__init__.py", "__main__.py"}
+
+    assert len(top) <= TOP_MODULES, top
+
+
+def test_no_file_is_too_long() -> None:
+    assert too_long(PACKAGE) == []
+
+
+def test_no_function_is_too_complex() -> None:
+    assert too_complex(PACKAGE) == []
+
+
+def test_own_modules_are_imported_by_statements_alone() -> None:
+    assert hidden_imports(PACKAGE) == []
+
+
+@pytest.mark.parametrize(
+    ("planted", "found"),
+    [
+        ({"data/a.py": "import fastft.data.b", "data/b.py": "from fastft.data import a"}, ["data.a", "data.b"]),
+        ({"data/a.py": "from .b import x", "data/b.py": "from fastft.data.a import y"}, ["data.a", "data.b"]),
+        ({"data/a.py": "if 1:\n    import fastft.data.b", "data/b.py": "import fastft.data.a"}, ["data.a", "data.b"]),
+        ({"data/a.py": "def late():\n    import fastft.data.b", "data/b.py": "import fastft.data.a"}, []),
+        ({"data/a.py": "if TYPE_CHECKING:\n    import fastft.data.b", "data/b.py": "import fastft.data.a"}, []),
+    ],
+)
+def test_a_circle_of_modules_is_found(tmp_path: Path, planted: Mapping[str, str], found: list[str]) -> None:
+    write(tmp_path, planted)
+
+    assert sorted(circle(edges(tmp_path, by_folder=False))) == found
+
+
+def test_a_circle_of_folders_is_found(tmp_path: Path) -> None:
+    # No circle of modules: data.a needs probe.b, probe.c needs data.d.
+    write(tmp_path, {"data/a.py": "import fastft.probe.b", "probe/c.py": "from fastft.data.d import x"})
+    write(tmp_path, {"data/d.py": "", "probe/b.py": ""})
+
+    assert circle(edges(tmp_path, by_folder=False)) == []
+    assert sorted(circle(edges(tmp_path, by_folder=True))) == ["data", "probe"]
+
+
+def test_a_file_that_is_too_long_is_found(tmp_path: Path) -> None:
+    write(tmp_path, {"data/a.py": "x = 1\n" * (LONGEST + 1), "data/b.py": "x = 1\n" * LONGEST})
+
+    assert too_long(tmp_path) == [f"data/a.py: {LONGEST + 1} lines"]
+
+
+@pytest.mark.parametrize("form", ["def f(x):\n{}", "class C:\n    def f(self, x):\n{}", "def g():\n    def f(x):\n{}"])
+def test_a_function_that_is_too_complex_is_found(tmp_path: Path, form: str) -> None:
+    branches = "        if x: pass\n"
+    write(tmp_path, {"a.py": form.format(branches * MOST), "b.py": f"def f(x):\n{branches * (MOST - 1)}"})
+
+    assert [line.split(":")[0] for line in too_complex(tmp_path)] == ["a.py"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "importlib.import_module('fastft.engine.train')",
+        "import_module(f'fastft.{name}')",
+        "importlib.import_module('.train', 'fastft.engine')",
+        "importlib.import_module(name)",
+        "__import__('fastft.cli')",
+    ],
+)
+def test_an_own_module_that_is_imported_by_its_name_is_found(tmp_path: Path, line: str) -> None:
+    write(tmp_path, {"data/a.py": line})
+
+    assert hidden_imports(tmp_path) == ["data/a.py:1"]
+
+
+def test_another_module_may_be_imported_by_its_name(tmp_path: Path) -> None:
+    write(tmp_path, {"data/a.py": "importlib.import_module('torch')"})
+
+    assert hidden_imports(tmp_path) == []
+
+
+def write(package: Path, sources: Mapping[str, str]) -> None:
+    """Modules of a made-up package."""
+    for name, source in sources.items():
+        (package / name).parent.mkdir(exist_ok=True)
+        (package / name).write_text(source, encoding="utf-8")
+
+
 def plant(package: Path, module: str, line: str) -> None:
     """A copy of one module of fastft in `package`, with one line more."""
     planted = package / module
@@ -100,6 +200,95 @@ def heavy_imports(package: Path) -> list[tuple[str, str]]:
         for module, name in imports(package)
         if name.split(".")[0] in ENGINE_ONLY and Path(module).parts[0] != "engine"
     ]
+
+
+def edges(package: Path, *, by_folder: bool) -> dict[str, set[str]]:
+    """Each module, or each folder, and what it needs of fastft.
+
+    For a module that is what Python imports with it: not inside functions, not for the type checker. A folder needs
+    whatever is named anywhere in it.
+    """
+    modules = {path.relative_to(package): path for path in sorted(package.rglob("*.py"))}
+    names = {_dotted(module) for module in modules}
+    found: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        own = _dotted(module)
+        for node in ast.walk(tree) if by_folder else _at_import_time(tree.body):
+            for name in _names(node, module):
+                # `from fastft.a import b` names the module a.b, or something in a.
+                other = next((part for part in _prefixes(name) if part in names), None)
+                if other is None:
+                    continue
+                one, two = (own.split(".")[0], other.split(".")[0]) if by_folder else (own, other)
+                if one != two:
+                    found.setdefault(one, set()).add(two)
+    return found
+
+
+def circle(needs: Mapping[str, Iterable[str]]) -> list[str]:
+    """The names of one circle, in order, or none."""
+    sound: set[str] = set()
+
+    def follow(path: list[str]) -> list[str]:
+        for name in needs.get(path[-1], ()):
+            if name in path:
+                return path[path.index(name) :]
+            if name not in sound and (found := follow([*path, name])):
+                return found
+        sound.add(path[-1])
+        return []
+
+    return next((found for name in needs if name not in sound and (found := follow([name]))), [])
+
+
+def _at_import_time(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
+    """The statements that run while a module is imported."""
+    for node in body:
+        yield node
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            yield from _at_import_time(node.orelse)
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from _at_import_time(child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt))
+
+
+def _dotted(module: Path) -> str:
+    return ".".join(module.with_suffix("").parts).removesuffix(".__init__")
+
+
+def _prefixes(name: str) -> list[str]:
+    """`fastft.a.b.c` as a.b.c, a.b, a."""
+    parts = name.split(".")[1:] if name.split(".")[0] == "fastft" else []
+    return [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
+
+
+def too_long(package: Path) -> list[str]:
+    """Each file of more than LONGEST lines that is none of MAY_BE_LONGER."""
+    lengths = {
+        path.relative_to(package): len(path.read_text(encoding="utf-8").splitlines()) for path in _files(package)
+    }
+    return [
+        f"{name}: {length} lines"
+        for name, length in lengths.items()
+        if length > LONGEST and str(name) not in MAY_BE_LONGER
+    ]
+
+
+def hidden_imports(package: Path) -> list[str]:
+    """file:line of each import of a module of fastft, or of one that no reader knows, by its name in a call."""
+    found = []
+    for path in _files(package):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            called = ast.unparse(node.func).split(".")[-1] if isinstance(node, ast.Call) else ""
+            if called in ("import_module", "__import__") and isinstance(node, ast.Call):
+                name = node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else None
+                if not isinstance(name, str) or name.startswith((".", "fastft")):
+                    found.append(f"{path.relative_to(package)}:{node.lineno}")
+    return found
+
+
+def _files(package: Path) -> list[Path]:
+    return sorted(package.rglob("*.py"))
 
 
 def imports(package: Path) -> Iterator[tuple[str, str]]:
