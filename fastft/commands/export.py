@@ -73,11 +73,15 @@ def export(path: Path, request: ExportRequest, say: Say) -> Exported:
     return done
 
 
+def export_with_progress(path: Path, request: ExportRequest) -> Exported:
+    """As `export`, with progress on standard error."""
+    with private_console() as console:
+        return export(path, request, lambda text: console.print(f"• {text}", markup=False))
+
+
 def export_in_terminal(path: Path, request: ExportRequest) -> None:
     """Export, with progress on standard error, and print the table of what was written."""
-    with private_console() as console:
-        done = export(path, request, lambda text: console.print(f"• {text}", markup=False))
-    print_exports(done.record)
+    print_exports(export_with_progress(path, request).record)
 
 
 def _kinds(weights: WeightsPath, request: ExportRequest) -> tuple[str, ...]:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from fastft.console import private_console
-from fastft.errors import (
-    DataError,
-    MachineError,
-    RecipeError,
-)
+from fastft.engine_choice import started
+from fastft.errors import DataError, MachineError, Problem, RecipeError
 from fastft.planning.check import check
 from fastft.planning.facts import find_facts
 from fastft.planning.plan import make_plan
@@ -30,7 +28,7 @@ from fastft.runs.directory import (
 from fastft.stages.attempt import run_attempt
 
 
-def run(recipe: Path, overrides: list[str], runs_dir: Path, *, resume: bool, console: Console) -> RunDir:
+def run(recipe: Path, overrides: Sequence[str], runs_dir: Path, *, resume: bool, console: Console) -> RunDir:
     """Take a recipe to trained and saved weights; with `resume`, go on with the newest run of this very recipe.
 
     A finished run is not run again: with `resume` its folder is returned as it is. Progress goes to `console`; what the
@@ -50,6 +48,10 @@ def run(recipe: Path, overrides: list[str], runs_dir: Path, *, resume: bool, con
     plan = make_plan(loaded, facts, str(directory.path))
     if plan.obstacles:
         raise MachineError(plan.obstacles)
+    if started() not in (None, plan.engine):  # a program that exported or trained before, such as a notebook
+        wrong = f"this process has started {started()}, and one process has one engine"
+        instead = "run it in a new process, in a notebook after a restart"
+        raise MachineError(Problem(loaded.where("model.engine"), "model.engine", wrong, instead, plan.engine))
     revision, where = loaded.recipe.model.revision, loaded.where("model.id")
     model = fetch(facts.base_model, revision, where, lambda text: console.print(f"• {text}"))
     facts = dataclasses.replace(facts, base_model=model)
@@ -63,8 +65,13 @@ def run(recipe: Path, overrides: list[str], runs_dir: Path, *, resume: bool, con
         raise
 
 
-def run_in_terminal(recipe: Path, overrides: list[str], runs_dir: Path, *, resume: bool) -> None:
-    """Run with progress on standard error, and print what changed."""
+def run_with_progress(recipe: Path, overrides: Sequence[str], runs_dir: Path, *, resume: bool) -> RunDir:
+    """As `run`, with progress on standard error."""
     with private_console() as console:
-        finished = run(recipe, overrides, runs_dir, resume=resume, console=console)
+        return run(recipe, overrides, runs_dir, resume=resume, console=console)
+
+
+def run_in_terminal(recipe: Path, overrides: Sequence[str], runs_dir: Path, *, resume: bool) -> None:
+    """Run with progress on standard error, and print what changed."""
+    finished = run_with_progress(recipe, overrides, runs_dir, resume=resume)
     print_result(Console(), finished.result or {}, str(finished.path))

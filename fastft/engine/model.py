@@ -40,6 +40,7 @@ def load_model(plan: Plan, chat_template: str | None) -> tuple[Model, Tokenizer]
     Raises:
         TrainingError: the loader or the adapter refused, in the library's own words.
     """
+    free_memory()  # of an earlier run in this process
     load = plan.calls[0]
     try:
         model, tokenizer = _load(plan, load.kwargs)
