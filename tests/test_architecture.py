@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import functools
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -31,9 +33,28 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli",),
     ("__main__",),
 )
+FOLDERS = sorted(path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file())
 ENGINE_ONLY = {"torch", "unsloth", "unsloth_zoo", "trl", "transformers", "peft"}
 TOP_MODULES = 6
 LONGEST = 450
+# What may take or give a dict of Any between folders, because it stands at an edge to JSON; all else takes records.
+AT_A_JSON_EDGE = {
+    "as_json": "writes a record",
+    "from_json": "reads a record",
+    "read_json": "any JSON file",
+    "write_json": "any JSON file",
+    "reject_record": "a line of rejects.jsonl",
+    "schema": "the JSON schema of a recipe",
+    "config": "config.json of a base model, in the names of Hugging Face",
+    "architecture_of": "config.json of a base model, in the names of Hugging Face",
+    "from_config": "config.json of a base model, in the names of Hugging Face",
+    "read_config": "config.json of a base model, in the names of Hugging Face",
+    "stopping_ids": "generation_config.json, in the names of Hugging Face",
+    "as_template_value": "what chat templates are given",
+    "extra": "what chat templates are given besides role and content, as the row has it",
+    "tools": "what chat templates are given: JSON schemas of functions, as the row has them",
+    "render": "what chat templates are given: JSON schemas of functions, as the row has them",
+}
 # The one source of validation, defaults, schema and docs: a field is a few lines, and there are many.
 MAY_BE_LONGER = {"recipe/model.py"}
 
@@ -100,6 +121,44 @@ def test_no_function_is_too_complex() -> None:
 
 def test_own_modules_are_imported_by_statements_alone() -> None:
     assert hidden_imports(PACKAGE) == []
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_records_pass_between_folders_not_dicts(folder: str) -> None:
+    assert [place for place in dicts_between_folders(PACKAGE) if place.startswith(f"{folder}/")] == []
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_choice_of_the_plan_is_a_field_not_a_key(folder: str) -> None:
+    assert [place for place in keyed_choices(PACKAGE) if place.startswith(f"{folder}/")] == []
+
+
+@pytest.mark.parametrize(
+    ("definition", "found"),
+    [
+        ("def f(x: dict[str, Any]) -> int: ...", True),
+        ("def f() -> tuple[int, Mapping[str, Any]]: ...", True),
+        ("class f:\n    def method(self, x: list[dict[str, Any]]) -> int: ...", True),
+        ("@dataclass\nclass f:\n    x: dict[str, Any]", True),
+        ("def f(x: Callable[[dict[str, Any]], None]) -> Any: ...", True),
+        ("def f(x: dict[str, int]) -> Any: ...", False),
+        ("def _private(x: dict[str, Any]) -> Any: ...", False),
+        ("def read_json(x: dict[str, Any]) -> int: ...", False),
+        ("def of_this_folder(x: dict[str, Any]) -> int: ...", False),
+    ],
+)
+def test_a_dict_between_folders_is_found(tmp_path: Path, definition: str, found: bool) -> None:
+    write(tmp_path, {"data/a.py": definition, "runs/b.py": "from fastft.data.a import f, read_json"})
+    write(tmp_path, {"data/c.py": "from fastft.data.a import of_this_folder"})
+
+    assert bool(dicts_between_folders(tmp_path)) == found
+
+
+@pytest.mark.parametrize("line", ["plan.choices['train.packing']", "self.plan.choices[name]", "choices['a'].value"])
+def test_a_choice_by_its_key_is_found(tmp_path: Path, line: str) -> None:
+    write(tmp_path, {"data/a.py": line})
+
+    assert keyed_choices(tmp_path) == ["data/a.py:1"]
 
 
 @pytest.mark.parametrize(
@@ -212,7 +271,7 @@ def edges(package: Path, *, by_folder: bool) -> dict[str, set[str]]:
     names = {_dotted(module) for module in modules}
     found: dict[str, set[str]] = {}
     for module, path in modules.items():
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = _tree(path)
         own = _dotted(module)
         for node in ast.walk(tree) if by_folder else _at_import_time(tree.body):
             for name in _names(node, module):
@@ -278,13 +337,68 @@ def hidden_imports(package: Path) -> list[str]:
     """file:line of each import of a module of fastft, or of one that no reader knows, by its name in a call."""
     found = []
     for path in _files(package):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(_tree(path)):
             called = ast.unparse(node.func).split(".")[-1] if isinstance(node, ast.Call) else ""
             if called in ("import_module", "__import__") and isinstance(node, ast.Call):
                 name = node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else None
                 if not isinstance(name, str) or name.startswith((".", "fastft")):
                     found.append(f"{path.relative_to(package)}:{node.lineno}")
     return found
+
+
+def dicts_between_folders(package: Path) -> list[str]:
+    """file: name of each function, field or public method that another folder can reach and that has a dict of Any."""
+    imported = {name.removeprefix("fastft.") for module, name in imports(package) if not _in_folder(name, module)}
+    found = []
+    for path in _files(package):
+        module = path.relative_to(package)
+        for node in _tree(path).body:
+            if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name[0] == "_":
+                continue
+            # Imported by its own name, or with the whole module.
+            if {f"{_dotted(module)}.{node.name}", _dotted(module)} & imported:
+                found += [f"{module}: {name}" for name in _with_dicts(node)]
+    return found
+
+
+def _in_folder(name: str, module: str) -> bool:
+    return name.split(".")[1:2] == [Path(module).parts[0]]
+
+
+def _with_dicts(node: ast.FunctionDef | ast.ClassDef) -> list[str]:
+    """The name of a function that has a dict of Any in its signature; of a class, its fields and methods that have."""
+    parts: list[ast.stmt] = node.body if isinstance(node, ast.ClassDef) else [node]
+    found = []
+    for part in parts:
+        if isinstance(part, ast.FunctionDef):
+            arguments = [*part.args.posonlyargs, *part.args.args, *part.args.kwonlyargs]
+            name, annotations = part.name, [*(argument.annotation for argument in arguments), part.returns]
+        elif isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name):
+            name, annotations = part.target.id, [part.annotation]
+        else:
+            continue
+        if name[0] != "_" and name not in AT_A_JSON_EDGE and any(map(_is_dict, annotations)):
+            found.append(name if part is node else f"{node.name}.{name}")
+    return found
+
+
+def _is_dict(annotation: ast.expr | None) -> bool:
+    return annotation is not None and bool(re.search(r"(dict|Mapping)\[str, Any\]", ast.unparse(annotation)))
+
+
+def keyed_choices(package: Path) -> list[str]:
+    """file:line of each choice of a plan that is looked up by a key."""
+    found = []
+    for path in _files(package):
+        for node in ast.walk(_tree(path)):
+            if isinstance(node, ast.Subscript) and ast.unparse(node.value).split(".")[-1] == "choices":
+                found.append(f"{path.relative_to(package)}:{node.lineno}")
+    return found
+
+
+@functools.cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def _files(package: Path) -> list[Path]:
@@ -295,7 +409,7 @@ def imports(package: Path) -> Iterator[tuple[str, str]]:
     """(module file, dotted name) for each import in a package, those inside functions and by importlib too."""
     for path in sorted(package.rglob("*.py")):
         module = path.relative_to(package)
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(_tree(path)):
             for name in _names(node, module):
                 yield str(module), name
 
