@@ -24,6 +24,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m tests.complexity
 
 # The program writes docs/reference; a test fails when it is stale.
 docs: $(VENV)/installed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 ENGINE_VARIABLE = "FASTFT_ENGINE"
 
@@ -19,3 +20,10 @@ def select(engine: str) -> None:
 def selected() -> str:
     """The engine of this process: what `select` chose, or "unsloth"."""
     return os.environ.get(ENGINE_VARIABLE, "unsloth")
+
+
+def started() -> str | None:
+    """The engine that this process has imported, which it keeps to its end; None before it needs one."""
+    if "fastft.engine" not in sys.modules:
+        return None
+    return "unsloth" if "unsloth" in sys.modules else "transformers"

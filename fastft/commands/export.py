@@ -17,7 +17,6 @@ from fastft.report.export import print_exports
 from fastft.report.units import size
 from fastft.report.written import show_bytes
 from fastft.runs.manifest import Manifest
-from fastft.runs.result import Result
 from fastft.stages.weights import WeightsPath, find_base, find_weights, held_out
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ def export(path: Path, request: ExportRequest, say: Say, writing: Writing = writ
     kinds = _kinds(weights, request)
     run = weights.run
     manifest = None if run is None else run.read(Manifest)
-    result = None if run is None else run.read(Result)
+    result = None if run is None else run.result
     if weights.kind == "adapter":
         (name, base), adapter = find_base(weights, request.base, say), weights.path
     else:
@@ -78,16 +77,20 @@ def export(path: Path, request: ExportRequest, say: Say, writing: Writing = writ
     return done
 
 
-def export_in_terminal(path: Path, request: ExportRequest) -> None:
-    """Export, with progress on standard error, and print the table of what was written."""
+def export_with_progress(path: Path, request: ExportRequest) -> Exported:
+    """As `export`, with progress on standard error."""
     with private_console() as console:
-        done = export(
+        return export(
             path,
             request,
             lambda text: console.print(f"• {text}", markup=False),
             lambda name: show_bytes(console, name),
         )
-    print_exports(done.record.parent)
+
+
+def export_in_terminal(path: Path, request: ExportRequest) -> None:
+    """Export, with progress on standard error, and print the table of what was written."""
+    print_exports(export_with_progress(path, request).record.parent)
 
 
 def _kinds(weights: WeightsPath, request: ExportRequest) -> tuple[str, ...]:

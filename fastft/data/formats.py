@@ -162,10 +162,7 @@ def _message(turn: object, where: Where, field: str) -> Message:
     given = turn[role_key]
     role = ROLES.get(given) if isinstance(given, str) else None
     if role is None:
-        near = nearest(given, ROLES) if isinstance(given, str) else None
-        instead = f'did you mean "{near}"?' if near else "write system, user, assistant or tool"
-        got = f'"{given}"' if isinstance(given, str) else _kind(given)
-        raise DataError(Problem(where, f"{field}.{role_key}", "unknown role", instead, got=got))
+        raise DataError(_unknown_role(given, where, f"{field}.{role_key}"))
     extra = {name: turn[name] for name in EXTRAS if turn.get(name) is not None} if not _EXTRAS.isdisjoint(turn) else {}
     calls = bool(extra.get("tool_calls"))
     if content_key not in turn and not calls:
@@ -178,6 +175,13 @@ def _message(turn: object, where: Where, field: str) -> Message:
             Problem(where, f"{field}.weight", "not 0 or 1", "write 0 to keep it out of the loss", str(weight))
         )
     return Message(role, text, extra, trained=weight != 0)
+
+
+def _unknown_role(given: object, where: Where, field: str) -> Problem:
+    near = nearest(given, ROLES) if isinstance(given, str) else None
+    instead = f'did you mean "{near}"?' if near else "write system, user, assistant or tool"
+    got = f'"{given}"' if isinstance(given, str) else _kind(given)
+    return Problem(where, field, "unknown role", instead, got=got)
 
 
 def _joined(content: object, where: Where, field: str) -> object:

@@ -22,6 +22,7 @@ from fastft.errors import DataError, Problem, RecipeError, Where
 TrainOn = Literal["assistant", "all"]
 
 # Words that no template changes and no real text contains, to find out how a template frames an answer.
+TEMPLATE_FIELD = "data.chat_template"
 _PROBE = ("fastftquestionone", "fastftanswerone", "fastftquestiontwo", "fastftanswertwo")
 
 
@@ -92,10 +93,8 @@ def make_renderer(
     """
     if template is None:
         return Renderer(tokenizer, None, train_on, ())
-    question, answer, question_two, answer_two = _PROBE
     turns = tuple(Message(role, text) for role, text in zip(("user", "assistant") * 2, _PROBE, strict=True))
     tokens = tokenizer.template_tokens
-    field = "data.chat_template"
     try:
         first_question = template.render(turns[:1], tokens, where=where)
         first_answer = template.render(turns[:2], tokens, where=where)
@@ -103,23 +102,9 @@ def make_renderer(
         whole = template.render(turns, tokens, where=where)
     except DataError as error:
         problem = error.problems[0]
-        raise RecipeError(Problem(where, field, problem.wrong, "correct the template")) from error
-    if (
-        any(whole.count(text) != 1 for text in _PROBE)
-        or whole.index(answer) > whole.index(question_two)
-        or whole.index(question) > whole.index(answer)
-    ):
-        wrong = "the template does not write each message of a conversation once, in order"
-        raise RecipeError(Problem(where, field, wrong, "correct the template", got=template.name))
-    tails = (whole.split(answer)[1].split(question_two)[0], whole.split(answer_two)[1])
-    ends = [_first_token(tail, tokenizer) for tail in tails]
-    if None in ends:
-        tail = tails[ends.index(None)].strip()
-        wrong = "the template writes no control token of this model after an answer, so the model would never stop"
-        instead = 'use the model\'s own template ("model") or one that ends answers with a token of its tokenizer'
-        raise RecipeError(Problem(where, field, wrong, instead, got=repr(tail[:40]) if tail else "nothing"))
-    found = [end for end in ends if end is not None]
-    header = first_answer[len(first_question) : first_answer.index(answer)]
+        raise RecipeError(Problem(where, TEMPLATE_FIELD, problem.wrong, "correct the template")) from error
+    found = _end_tokens(whole, template.name, tokenizer, where)
+    header = first_answer[len(first_question) : first_answer.index(_PROBE[1])]
     if not first_answer.startswith(first_question):
         header = ""
     stops = [token for token in tokenizer.stop_tokens if token != tokenizer.bos_token]
@@ -134,6 +119,31 @@ def make_renderer(
         frame_ids=_frame_ids(whole, {*found, *stops}, tokenizer),
         prompt_ids=_prompt_ids(added, tokenizer) if header.startswith(added) and not template.marks_answers else (),
     )
+
+
+def _end_tokens(whole: str, name: str, tokenizer: TokenizerFacts, where: Where) -> list[str]:
+    """The control token after each answer of the rendered _PROBE.
+
+    Raises:
+        RecipeError: there is none, or `whole` does not hold each message once, in order.
+    """
+    question, answer, question_two, answer_two = _PROBE
+    in_order = all(whole.count(text) == 1 for text in _PROBE) and (
+        whole.index(question) < whole.index(answer) < whole.index(question_two)
+    )
+    if not in_order:
+        wrong = "the template does not write each message of a conversation once, in order"
+        raise RecipeError(Problem(where, TEMPLATE_FIELD, wrong, "correct the template", got=name))
+    found = []
+    for tail in (whole.split(answer)[1].split(question_two)[0], whole.split(answer_two)[1]):
+        end = _first_token(tail, tokenizer)
+        if end is None:
+            wrong = "the template writes no control token of this model after an answer, so the model would never stop"
+            instead = 'use the model\'s own template ("model") or one that ends answers with a token of its tokenizer'
+            got = repr(tail.strip()[:40]) if tail.strip() else "nothing"
+            raise RecipeError(Problem(where, TEMPLATE_FIELD, wrong, instead, got=got))
+        found.append(end)
+    return found
 
 
 def render(example: Example, renderer: Renderer, *, with_spans: bool = True) -> tuple[str, list[Span]]:

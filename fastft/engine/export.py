@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastft.console import BytesWritten, Say, Writing, ignore_bytes, write_silently
 from fastft.data.render import Prompt
 from fastft.engine.evaluate import answer
 from fastft.engine.memory import free_memory
+from fastft.engine.model import Model, Tokenizer
 from fastft.engine.reference import check_adapter, check_merged, device_map, make_reference
 from fastft.errors import ExportError, MachineError, Problem, Where
 from fastft.exports.card import CardFacts
@@ -47,8 +47,8 @@ class Exported:
 
 
 def trained_reference(
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
+    model: Model,
+    tokenizer: Tokenizer,
     conversations: Sequence[ChatMessages],
     end_ids: Sequence[int],
     say: Say,
@@ -101,7 +101,7 @@ def export_weights(
     return Exported(record, final, tuple(verdicts))
 
 
-def load_trained(base: Path, adapter: Path | None) -> tuple[Any, PreTrainedTokenizerBase]:
+def load_trained(base: Path, adapter: Path | None) -> tuple[Model, Tokenizer]:
     """The 16-bit base with its adapter in PEFT, as a user would load them, and the tokenizer that came with it.
 
     In float32 on a CPU, in the base's own type on a GPU; `adapter` None loads a whole model.
@@ -123,10 +123,10 @@ def load_trained(base: Path, adapter: Path | None) -> tuple[Any, PreTrainedToken
         raise MachineError(
             Problem(Where(str(adapter or base)), "", wrong, "give the base it was trained on: --base")
         ) from error
-    return model.eval(), tokenizer
+    return Model(model.eval()), Tokenizer(tokenizer)
 
 
-def own_answers(model: Any, tokenizer: PreTrainedTokenizerBase, end_ids: Sequence[int]) -> list[ChatMessages]:
+def own_answers(model: Model, tokenizer: Tokenizer, end_ids: Sequence[int]) -> list[ChatMessages]:
     """QUESTIONS, each with the answer that the model gives greedily, up to OWN_ANSWER_TOKENS tokens."""
     asked = [[{"role": "user", "content": question}] for question in QUESTIONS]
     special = {"bos_token": str(tokenizer.bos_token or ""), "eos_token": str(tokenizer.eos_token or "")}

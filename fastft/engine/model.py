@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NewType
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+from fastft.engine.memory import free_memory
 from fastft.errors import Problem, TrainingError, Where
 from fastft.files.atomic import remove_leftovers
 from fastft.files.seal import sealed_folder
@@ -19,12 +20,27 @@ from fastft.recipe.rules import is_hub_id
 from fastft.runs.directory import RunDir
 
 
-def load_model(plan: Plan, chat_template: str | None) -> tuple[Any, PreTrainedTokenizerBase]:
+class _Untyped:
+    """What a library without types hands out: each attribute is Any, but the object itself has a type."""
+
+    def __getattr__(self, name: str) -> Any: ...
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+
+# torch and transformers are not type-checked, so their objects would be Any, and arguments that are swapped would pass.
+# At run time these names are the libraries' own objects.
+Model = NewType("Model", _Untyped)
+Tokenizer = NewType("Tokenizer", _Untyped)
+
+
+def load_model(plan: Plan, chat_template: str | None) -> tuple[Model, Tokenizer]:
     """The model that is trained (base and adapter, or all weights) and its tokenizer with `chat_template`.
 
     Raises:
         TrainingError: the loader or the adapter refused, in the library's own words.
     """
+    free_memory()  # of an earlier run in this process
     load = plan.calls.load
     try:
         model, tokenizer = _load(plan, load.kwargs)
@@ -34,10 +50,10 @@ def load_model(plan: Plan, chat_template: str | None) -> tuple[Any, PreTrainedTo
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
         wrong = f"{load.name} or its adapter failed: {' '.join(str(error).split())[:300]}"
         raise TrainingError(Problem(Where(plan.recipe), "model.id", wrong, "see the log of this attempt")) from error
-    return model, tokenizer
+    return Model(model), Tokenizer(tokenizer)
 
 
-def _load(plan: Plan, kwargs: Mapping[str, Any]) -> tuple[Any, PreTrainedTokenizerBase]:
+def _load(plan: Plan, kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
     values = {**kwargs, "dtype": getattr(torch, kwargs["dtype"])}
     if plan.engine == "unsloth":
         from unsloth import FastLanguageModel
@@ -71,12 +87,12 @@ def _attach(plan: Plan, kwargs: Mapping[str, Any], model: Any) -> Any:
     return get_peft_model(model, LoraConfig(**kwargs))
 
 
-def is_in_4bit(model: Any) -> bool:
+def is_in_4bit(model: Model) -> bool:
     """Whether bitsandbytes holds the base in 4 bits; transformers sets the attribute on such models alone."""
     return bool(getattr(model, "is_loaded_in_4bit", False))
 
 
-def trained_weights(model: Any) -> tuple[int, int]:
+def trained_weights(model: Model) -> tuple[int, int]:
     """The number of weights that are trained, and of all. A 4-bit weight counts as one."""
     trained = total = 0
     for parameter in model.parameters():
@@ -88,7 +104,7 @@ def trained_weights(model: Any) -> tuple[int, int]:
     return trained, total
 
 
-def save_weights(model: Any, tokenizer: PreTrainedTokenizerBase, plan: Plan, run: RunDir) -> Path:
+def save_weights(model: Model, tokenizer: Tokenizer, plan: Plan, run: RunDir) -> Path:
     """Write the trained weights and the tokenizer, read them back, and return their folder.
 
     An adapter goes to `adapter/`; with full fine-tuning the whole model goes to `exports/merged_16bit/`.
@@ -123,7 +139,7 @@ def _model_path(plan: Plan) -> str:
     return str(load.get("model_name") or load["pretrained_model_name_or_path"])
 
 
-def _prove_adapter(model: Any, folder: Path, final: Path) -> None:
+def _prove_adapter(model: Model, folder: Path, final: Path) -> None:
     """Compare the adapter on disk with the one in memory: an empty or unchanged file must not pass for a result."""
     from peft import get_peft_model_state_dict
 

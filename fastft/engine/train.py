@@ -11,7 +11,6 @@ from typing import Any
 import datasets
 import pyarrow
 from datasets.fingerprint import generate_random_fingerprint
-from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig
 
 from fastft.data.cache import as_arrow
@@ -20,6 +19,7 @@ from fastft.data.rows import Rows
 from fastft.engine.callbacks import EarlyStopping
 from fastft.engine.evaluate import answer
 from fastft.engine.memory import peak_memory
+from fastft.engine.model import Model, Tokenizer
 from fastft.engine.trainer import Hooks, RunTrainer
 from fastft.errors import OutOfMemoryError, Problem, Where
 from fastft.planning.plan import Plan
@@ -45,8 +45,8 @@ class Material:
 
 def train(
     plan: Plan,
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
+    model: Model,
+    tokenizer: Tokenizer,
     material: Material,
     run: RunDir,
     hooks: Hooks,
@@ -80,9 +80,7 @@ def train(
     raise _out_of_memory(plan, said)
 
 
-def _before(
-    trainer: RunTrainer, tokenizer: PreTrainedTokenizerBase, material: Material, run: RunDir, hooks: Hooks
-) -> Evaluation:
+def _before(trainer: RunTrainer, tokenizer: Tokenizer, material: Material, run: RunDir, hooks: Hooks) -> Evaluation:
     """What the untrained model does with the held-out rows: measured once a run, and kept for its later attempts."""
     known = run.read(Untrained)
     if known is not None:
@@ -103,8 +101,8 @@ def trainer_steps(plan: Plan) -> str:
 
 def make_trainer(
     plan: Plan,
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
+    model: Model,
+    tokenizer: Tokenizer,
     material: Material,
     run: RunDir,
     hooks: Hooks,
@@ -136,9 +134,7 @@ def _dataset(rows: Rows) -> datasets.Dataset:
     return datasets.Dataset(table, fingerprint=generate_random_fingerprint())
 
 
-def _evaluate(
-    trainer: RunTrainer, tokenizer: PreTrainedTokenizerBase, material: Material, hooks: Hooks, when: str
-) -> Evaluation:
+def _evaluate(trainer: RunTrainer, tokenizer: Tokenizer, material: Material, hooks: Hooks, when: str) -> Evaluation:
     """Loss and answers on the held-out rows, as far as the recipe asks for them."""
     loss = answers = None
     if material.eval is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from fastft.errors import Problem, TrainingError, Where
 from fastft.files.seal import seal
 from fastft.runs.checkpoints import checkpoints
 from fastft.runs.directory import RunDir
-from fastft.runs.metrics import StepMetrics
+from fastft.runs.metrics import EvaluationMetrics, StepMetrics
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Hooks:
 
     stage: Callable[[str], None]
     step: Callable[[StepMetrics], None]
-    evaluated: Callable[[Mapping[str, Any]], None]
+    evaluated: Callable[[EvaluationMetrics], None]
     stop_asked: Callable[[], bool]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -164,21 +164,8 @@ def _assign(tree: dict[str, Any], field: str, value: Any) -> None:
 
 def _validate(path: Path, text: str, tree: dict[str, Any], overrides: Mapping[str, str]) -> LoadedRecipe:
     """The checked recipe. Removes what fails from a copy of the tree, so that it finds every problem in one pass."""
-    problems: list[Problem] = []
-    wrong: set[str] = set()  # the keys that have a problem
     valid = copy.deepcopy(tree)
-    recipe: Recipe | None = None
-    while recipe is None:
-        try:
-            recipe = Recipe.model_validate(valid)
-        except ValidationError as error:
-            faults = [find_fault(entry) for entry in error.errors(include_url=False)]
-            for fault in faults:
-                if fault.key not in wrong:
-                    problems.append(describe(fault, valid, _where(path, text, overrides, fault.field)))
-            wrong |= {fault.key for fault in faults}
-            if not _set_aside(valid, {fault.key for fault in faults}):
-                break
+    recipe, problems, wrong = _make_recipe(valid, lambda field: _where(path, text, overrides, field))
     if recipe is not None:
         given = frozenset(f"{section}.{key}" for section, keys in valid.items() for key in keys)
         for finding in violations(recipe, given):
@@ -189,6 +176,21 @@ def _validate(path: Path, text: str, tree: dict[str, Any], overrides: Mapping[st
         if not problems:
             return LoadedRecipe(recipe, path, text, overrides, given)
     raise RecipeError(sorted(problems, key=lambda problem: (problem.where.line or 0, problem.field)))
+
+
+def _make_recipe(tree: dict[str, Any], locate: Callable[[str], Where]) -> tuple[Recipe | None, list[Problem], set[str]]:
+    """(the recipe of what is valid in `tree`, the problems, their keys). Removes what is not valid from `tree`."""
+    problems: list[Problem] = []
+    wrong: set[str] = set()
+    while True:
+        try:
+            return Recipe.model_validate(tree), problems, wrong
+        except ValidationError as error:
+            faults = [find_fault(entry) for entry in error.errors(include_url=False)]
+        problems += [describe(fault, tree, locate(fault.field)) for fault in faults if fault.key not in wrong]
+        wrong |= {fault.key for fault in faults}
+        if not _set_aside(tree, {fault.key for fault in faults}):
+            return None, problems, wrong
 
 
 def _set_aside(tree: dict[str, Any], keys: Iterable[str]) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from fastft.errors import Problem, RecipeError, Where, nearest
@@ -45,14 +46,14 @@ def sections() -> dict[str, type[Section]]:
 
 
 @cache
-def fields() -> dict[str, Any]:
-    """`section.key` -> its pydantic field, in the order of the recipe."""
+def fields() -> dict[str, FieldInfo]:
+    """`section.key` -> pydantic field, in the order of the recipe."""
     return {f"{name}.{key}": info for name, section in sections().items() for key, info in section.model_fields.items()}
 
 
 @cache
-def source_fields() -> dict[str, Any]:
-    """`data.sources.key` -> its pydantic field in a [[data.sources]] table."""
+def source_fields() -> dict[str, FieldInfo]:
+    """`data.sources.key` -> pydantic field of a [[data.sources]] table."""
     return {f"data.sources.{key}": info for key, info in DataSource.model_fields.items()}
 
 

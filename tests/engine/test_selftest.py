@@ -58,9 +58,10 @@ def test_a_torch_that_does_not_reach_the_gpu_is_found(
 def test_the_stock_trainer_under_ours_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As if Unsloth had left TRL's class alone: our modules are imported anew on top of the stock one."""
     monkeypatch.setattr(trl, "SFTTrainer", trl.SFTTrainer.__mro__[1])
-    for name in ("trainer", "train", "bench", "selftest"):
+    for name in ("trainer", "train", "selftest.made_up", "selftest.checks", "selftest"):
         monkeypatch.delitem(sys.modules, f"fastft.engine.{name}")
-        monkeypatch.setattr(fastft.engine, name, None)
+        if "." not in name:
+            monkeypatch.setattr(fastft.engine, name, None)
     fresh = importlib.import_module("fastft.engine.selftest.checks")
 
     [finding] = [entry for entry in fresh.examine(tmp_path, "unsloth", lambda _: None) if entry.name == "trainer"]
@@ -162,7 +163,7 @@ def test_a_bitsandbytes_whose_library_does_not_work_is_found(
 PACKED = """
 import dataclasses, json, sys
 from pathlib import Path
-from fastft.engine import selftest
+from fastft.engine.selftest import checks as selftest
 import torch
 from transformers import masking_utils
 torch.set_num_threads(1)

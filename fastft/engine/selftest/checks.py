@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,13 +112,21 @@ def _two_steps(bench: Bench) -> Outcome:
     if len(losses) != 2 or not all(math.isfinite(loss) for loss in losses):
         return False, f"2 finite losses expected, got {shown or 'none'}"
     now = dict(seen.model.named_parameters())
-    moved = [name for name, before in seen.frozen.items() if not torch.equal(before, now[name].detach())]
-    still = [name for name, weight in now.items() if weight.requires_grad and "lora_B" in name and not weight.any()]
     trained = sum(weight.requires_grad for weight in now.values())
-    wrong = [*(f"{name} of the base moved" for name in moved), *(f"{name} did not move" for name in still)]
-    if wrong or not trained:
-        return False, wrong[0] if wrong else "nothing is trained"
+    wrong = next(_misplaced_moves(now, seen.frozen), None if trained else "nothing is trained")
+    if wrong is not None:
+        return False, wrong
     return True, f"losses {shown}; {trained} adapter matrices moved, {len(seen.frozen)} of the base did not"
+
+
+def _misplaced_moves(now: dict[str, torch.Tensor], frozen: dict[str, torch.Tensor]) -> Iterator[str]:
+    """Each weight of the base that training moved, and each adapter that it did not move."""
+    for name, before in frozen.items():
+        if not torch.equal(before, now[name].detach()):
+            yield f"{name} of the base moved"
+    for name, weight in now.items():
+        if weight.requires_grad and "lora_B" in name and not weight.any():
+            yield f"{name} did not move"
 
 
 def _loss_mask(bench: Bench) -> Outcome:
