@@ -32,7 +32,7 @@ def examine(folder: Path) -> list[Diagnosis]:
     """Every finding about Python, device, packages, disk and cache; `folder` is where runs are written."""
     device = find_device()
     return [
-        _python(),
+        Diagnosis("python", "ok", sys.version.split()[0]),
         _device(device),
         *_packages(),
         *_quantization(device),
@@ -40,10 +40,6 @@ def examine(folder: Path) -> list[Diagnosis]:
         *_disk(folder),
         _cache(),
     ]
-
-
-def _python() -> Diagnosis:
-    return Diagnosis("python", "ok", sys.version.split()[0])
 
 
 def _device(device: Device) -> Diagnosis:
