@@ -9,6 +9,7 @@ from typing import Any
 
 from fastft.data.columns import Columns
 from fastft.data.example import Example, Message
+from fastft.data.json_rows import json_kind
 from fastft.errors import DataError, Problem, Where, nearest
 from fastft.recipe.data_formats import DATA_FORMATS
 
@@ -72,8 +73,7 @@ def _from_messages(row: Columns, where: Where) -> list[Message]:
 
 
 def _from_sharegpt(row: Columns, where: Where) -> list[Message]:
-    messages = _messages(row["conversations"], where, "conversations")
-    return _system(row, where) + messages
+    return _system(row, where) + _messages(row["conversations"], where, "conversations")
 
 
 def _from_alpaca(row: Columns, where: Where) -> list[Message]:
@@ -81,15 +81,13 @@ def _from_alpaca(row: Columns, where: Where) -> list[Message]:
     for index, pair in enumerate(_list(row.get("history") or [], where, "history")):
         field = f"history[{index}]"
         if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
-            raise DataError(Problem(where, field, "not a pair", 'write ["question", "answer"]', got=_kind(pair)))
+            raise DataError(Problem(where, field, "not a pair", 'write ["question", "answer"]', got=json_kind(pair)))
         messages.append(Message("user", _text(pair[0], where, f"{field}[0]")))
         messages.append(Message("assistant", _text(pair[1], where, f"{field}[1]")))
     instruction = _text(row["instruction"], where, "instruction")
     given = row.get("input")
     question = "\n".join(part for part in (instruction, _text(given, where, "input") if given else "") if part)
-    messages.append(Message("user", question))
-    messages.append(Message("assistant", _text(row["output"], where, "output")))
-    return messages
+    return [*messages, Message("user", question), Message("assistant", _text(row["output"], where, "output"))]
 
 
 def _from_belle(row: Columns, where: Where) -> list[Message]:
@@ -104,8 +102,7 @@ def _from_belle(row: Columns, where: Where) -> list[Message]:
         if following is None and mark[1] == "Assistant" and not said:
             break
         messages.append(Message(ROLES["human" if mark[1] == "Human" else "assistant"], said))
-    messages.append(Message("assistant", _text(row["output"], where, "output")))
-    return messages
+    return [*messages, Message("assistant", _text(row["output"], where, "output"))]
 
 
 def _from_prompt_completion(row: Columns, where: Where) -> list[Message]:
@@ -141,10 +138,7 @@ _CONVERTERS: dict[str, Callable[[Columns, Where], list[Message]]] = {
 def _messages(value: object, where: Where, field: str) -> list[Message]:
     """The turns of an OpenAI (`role`, `content`) or ShareGPT (`from`, `value`) list; CSV cells hold it as JSON."""
     if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise DataError(Problem(where, field, f"not valid JSON: {error}", "write a JSON list")) from error
+        value = _from_json(value, where, field)
     turns = _list(value, where, field)
     if not turns:
         raise DataError(Problem(where, field, "there are no messages", "write at least one question and one answer"))
@@ -154,7 +148,7 @@ def _messages(value: object, where: Where, field: str) -> list[Message]:
 def _message(turn: object, where: Where, field: str) -> Message:
     if not isinstance(turn, (dict, Mapping)):  # the check for dict is ten times as fast
         instead = 'write {"role": "user", "content": "..."}'
-        raise DataError(Problem(where, field, "not a message", instead, got=_kind(turn)))
+        raise DataError(Problem(where, field, "not a message", instead, got=json_kind(turn)))
     role_key, content_key = ("from", "value") if "from" in turn else ("role", "content")
     if role_key not in turn:
         instead = 'name the speaker: {"role": "user", "content": "..."}'
@@ -171,16 +165,15 @@ def _message(turn: object, where: Where, field: str) -> Message:
     text = "" if content is None and calls else _text(_joined(content, where, field), where, f"{field}.{content_key}")
     weight = turn.get("weight", 1)
     if weight not in (None, 0, 1):
-        raise DataError(
-            Problem(where, f"{field}.weight", "not 0 or 1", "write 0 to keep it out of the loss", str(weight))
-        )
+        instead = "write 0 to keep it out of the loss"
+        raise DataError(Problem(where, f"{field}.weight", "not 0 or 1", instead, str(weight)))
     return Message(role, text, extra, trained=weight != 0)
 
 
 def _unknown_role(given: object, where: Where, field: str) -> Problem:
     near = nearest(given, ROLES) if isinstance(given, str) else None
     instead = f'did you mean "{near}"?' if near else "write system, user, assistant or tool"
-    got = f'"{given}"' if isinstance(given, str) else _kind(given)
+    got = f'"{given}"' if isinstance(given, str) else json_kind(given)
     return Problem(where, field, "unknown role", instead, got=got)
 
 
@@ -191,11 +184,9 @@ def _joined(content: object, where: Where, field: str) -> object:
     parts = []
     for index, part in enumerate(content):
         if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            got = str(part.get("type")) if isinstance(part, Mapping) else _kind(part)
-            wrong = "only text parts can be trained on"
-            raise DataError(
-                Problem(where, f"{field}.content[{index}]", wrong, 'write {"type": "text", "text": "..."}', got)
-            )
+            got = str(part.get("type")) if isinstance(part, Mapping) else json_kind(part)
+            wrong, instead = "only text parts can be trained on", 'write {"type": "text", "text": "..."}'
+            raise DataError(Problem(where, f"{field}.content[{index}]", wrong, instead, got))
         parts.append(part["text"])
     return "".join(parts)
 
@@ -208,22 +199,19 @@ def _system(row: Columns, where: Where) -> list[Message]:
 
 def _tools(value: object, where: Where) -> tuple[Mapping[str, Any], ...]:
     if isinstance(value, str) and value.strip():
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise DataError(Problem(where, "tools", f"not valid JSON: {error}", "write a JSON list")) from error
+        value = _from_json(value, where, "tools")
     if not value:
         return ()
     tools = _list(value, where, "tools")
     for index, tool in enumerate(tools):
         if not isinstance(tool, Mapping):
-            raise DataError(Problem(where, f"tools[{index}]", "not a tool", "write a JSON schema", got=_kind(tool)))
+            raise DataError(Problem(where, f"tools[{index}]", "not a tool", "write a JSON schema", got=json_kind(tool)))
     return tuple(tools)
 
 
 def _text(value: object, where: Where, field: str) -> str:
     if not isinstance(value, str):
-        raise DataError(Problem(where, field, "not text", "write a string", got=_kind(value)))
+        raise DataError(Problem(where, field, "not text", "write a string", got=json_kind(value)))
     if "\x00" in value:
         raise DataError(Problem(where, field, "contains a NUL character", "remove it: the text is damaged"))
     if not value.isascii():
@@ -231,15 +219,22 @@ def _text(value: object, where: Where, field: str) -> str:
             value.encode("utf-8")
         except UnicodeEncodeError as error:
             wrong = f"contains half a character at position {error.start}"
-            raise DataError(
-                Problem(where, field, wrong, "write the whole character: a lone surrogate is not text")
-            ) from error
+            instead = "write the whole character: a lone surrogate is not text"
+            raise DataError(Problem(where, field, wrong, instead)) from error
+    return value
+
+
+def _from_json(text: str, where: Where, field: str) -> object:
+    try:
+        value: object = json.loads(text)
+    except ValueError as error:
+        raise DataError(Problem(where, field, f"not valid JSON: {error}", "write a JSON list")) from error
     return value
 
 
 def _list(value: object, where: Where, field: str) -> Sequence[Any]:
     if not isinstance(value, list | tuple):
-        raise DataError(Problem(where, field, "not a list", "write a list", got=_kind(value)))
+        raise DataError(Problem(where, field, "not a list", "write a list", got=json_kind(value)))
     return value
 
 
@@ -255,8 +250,7 @@ def _check_turns(messages: Sequence[Message], where: Where) -> None:
         role = message.role
         if role not in FOLLOWS[before]:
             wrong = f"{role} follows {before}" if before else f"the conversation begins with {role}"
-            expected = " or ".join(FOLLOWS[before])
-            instead = f"expected {expected} here: join or remove turns"
+            instead = f"expected {' or '.join(FOLLOWS[before])} here: join or remove turns"
             raise DataError(Problem(where, f"message {number}", wrong, instead))
         if role in ("user", "assistant") and not message.content.strip() and not message.extra.get("tool_calls"):
             raise DataError(Problem(where, f"message {number} ({role})", *EMPTY))
@@ -268,9 +262,3 @@ def _check_turns(messages: Sequence[Message], where: Where) -> None:
         raise DataError(Problem(where, "", "there is no assistant turn to learn from", "add the answer"))
     if not trained:
         raise DataError(Problem(where, "", "every assistant turn has weight 0", "leave one to learn from"))
-
-
-def _kind(value: object) -> str:
-    """The kind of `value` in JSON's terms."""
-    kinds = {type(None): "null", bool: "true or false", list: "a list", dict: "an object", str: "a string"}
-    return kinds.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)

@@ -31,8 +31,8 @@ def read_json_lines(lines: Iterable[bytes], shown: str, first: int = 1) -> Itera
             text = line.decode("utf-8")
         except UnicodeDecodeError as error:
             yield where, _not_utf8(where, line[error.start], error.start + 1)
-            continue
-        yield where, _parse(text, where)
+        else:
+            yield where, _parse(text, where)
 
 
 def read_json(stream: IO[bytes], shown: str) -> Iterator[Row]:
@@ -199,13 +199,15 @@ def _too_deep(where: Where) -> Problem:
 
 
 def _not_an_object(where: Where, value: object) -> Problem:
-    kinds = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}
-    return Problem(
-        where, "", "a row is a JSON object", 'write {"messages": [...]}', got=kinds.get(type(value), "a number")
-    )
+    return Problem(where, "", "a row is a JSON object", 'write {"messages": [...]}', got=json_kind(value))
+
+
+def json_kind(value: object) -> str:
+    """The kind of `value` in JSON's terms."""
+    kinds = {type(None): "null", bool: "true or false", list: "a list", dict: "an object", str: "a string"}
+    return kinds.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)
 
 
 def _not_utf8(where: Where, byte: int, column: int) -> Problem:
-    return Problem(
-        where, "", f"not valid UTF-8: byte 0x{byte:02x} at byte {column} of the line", "save the file as UTF-8"
-    )
+    wrong = f"not valid UTF-8: byte 0x{byte:02x} at byte {column} of the line"
+    return Problem(where, "", wrong, "save the file as UTF-8")
