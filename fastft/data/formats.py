@@ -33,8 +33,6 @@ FOLLOWS: dict[str | None, tuple[str, ...]] = {
     "assistant": ("user", "tool"),
     "tool": ("assistant", "tool", "user"),
 }
-
-
 # BELLE writes a whole conversation into `instruction`: Human:...\nAssistant:...\nHuman:...\nAssistant:
 BELLE_TURN = re.compile(r"^(Human|Assistant)[:：]", re.MULTILINE)
 
