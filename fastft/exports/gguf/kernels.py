@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fastft.errors import Problem, TrainingError, Where
 from fastft.exports.gguf.quantization import BLOCKS
 from fastft.files.tensors import Floats, from_float32
-from fastft.inference.library import shared_library
+from fastft.inference.llamacpp import shared_library
 
 
 def quantize(values: Floats, kind: str, name: str) -> NDArray[np.uint8]:

@@ -23,7 +23,7 @@ from fastft.exports.merged import tokenizer_folder
 from fastft.exports.trained import EMBEDDING, TrainedWeights, in_order, row_blocks
 from fastft.files.atomic import staged_file
 from fastft.files.tensors import Floats, check_float16
-from fastft.inference.library import shared_library
+from fastft.inference.llamacpp import shared_library
 from fastft.recipe.quantizations import QUANTIZATIONS
 
 # GGUF's default alignment of tensor data.
