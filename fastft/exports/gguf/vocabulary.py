@@ -117,18 +117,38 @@ def read_vocabulary(
         tokens, _, types = _padded(found, tokenizer.get("added_tokens", []), size, folder)
         adds_bos, adds_eos = _adds(folder / "tokenizer.json", special)
         pre, merges = pre_tokenizer(tokenizer, folder), _merges(tokenizer["model"]["merges"])
-        prefix = prefix if architecture == "llama" else None
-        return Vocabulary("gpt2", pre, tokens, types, merges, [], special, adds_bos, adds_eos, prefix, template)
+        return Vocabulary(
+            "gpt2",
+            pre,
+            tokens,
+            types,
+            merges=merges,
+            special=special,
+            adds_bos=adds_bos,
+            adds_eos=adds_eos,
+            space_prefix=prefix if architecture == "llama" else None,
+            chat_template=template,
+        )
     found = _from_sentencepiece(pieces) if pieces is not None else _from_byte_fallback(tokenizer, folder)
     added = tokenizer.get("added_tokens") or [
         {"id": int(index), **entry} for index, entry in settings.get("added_tokens_decoder", {}).items()
     ]
     tokens, scores, types = _padded(found, added, size, folder)
-    adds_bos, adds_eos = settings.get("add_bos_token") is not False, settings.get("add_eos_token") is True
+    adds_bos = settings.get("add_bos_token") is not False
     if tokenizer:
         adds_bos, _ = _adds(folder / "tokenizer.json", special)
-    prefix = False if architecture.startswith("gemma") else prefix
-    return Vocabulary("llama", "default", tokens, types, [], scores, special, adds_bos, adds_eos, prefix, template)
+    return Vocabulary(
+        "llama",
+        "default",
+        tokens,
+        types,
+        scores=scores,
+        special=special,
+        adds_bos=adds_bos,
+        adds_eos=settings.get("add_eos_token") is True,
+        space_prefix=False if architecture.startswith("gemma") else prefix,
+        chat_template=template,
+    )
 
 
 def pre_tokenizer(tokenizer: dict[str, Any], folder: Path) -> str:
