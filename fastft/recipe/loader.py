@@ -22,7 +22,6 @@ from fastft.recipe.wording import describe, find_fault, shown
 # A recipe is a page of text. Without a limit a hostile file costs seconds in the TOML parser.
 MAX_BYTES = 64 * 1024
 
-
 Origin = Literal["default", "recipe", "--set"]
 
 
@@ -81,7 +80,10 @@ def load(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     tree = _parse(path, text)
     pairs = _parse_overrides(overrides)
     for field, (_, value) in pairs.items():
-        _assign(tree, field, value)
+        section, key = field.split(".", 1)
+        table = tree.setdefault(section, {})
+        if isinstance(table, dict):
+            table[key] = value
     written = {field: raw for field, (raw, _) in pairs.items()}
     return _validate(path, text, tree, written)
 
@@ -153,13 +155,6 @@ def _parse_overrides(overrides: Iterable[str]) -> dict[str, tuple[str, Any]]:
     if problems:
         raise RecipeError(problems)
     return pairs
-
-
-def _assign(tree: dict[str, Any], field: str, value: Any) -> None:
-    section, key = field.split(".", 1)
-    table = tree.setdefault(section, {})
-    if isinstance(table, dict):
-        table[key] = value
 
 
 def _validate(path: Path, text: str, tree: dict[str, Any], overrides: Mapping[str, str]) -> LoadedRecipe:
