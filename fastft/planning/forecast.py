@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from fastft.planning.batching import (
     MEASURED_ROWS,
@@ -30,7 +29,6 @@ from fastft.planning.timing import (
     UnknownTime,
     Work,
     device_rate,
-    forecast_time,
     seconds_per_epoch,
     work_per_token,
 )
@@ -38,15 +36,6 @@ from fastft.probe.architecture import Architecture
 from fastft.recipe.model import Recipe
 
 UNKNOWN_MODEL = "the sizes of the base model are unknown until it is here"
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """What the lengths, the model and the device say about a run."""
-
-    batching: Batching | UnknownBatching
-    memory: MemoryForecast | UnknownMemory
-    time: Time | UnknownTime
 
 
 def make_forecast(
@@ -57,7 +46,7 @@ def make_forecast(
     model: Architecture | None,
     packed: Sequence[int] | None,
     price_per_hour: float | None,
-) -> Forecast:
+) -> tuple[Batching | UnknownBatching, MemoryForecast | UnknownMemory, Time | UnknownTime]:
     """The three forecasts; each says what is missing where it cannot be made."""
     rate = device_rate(facts.device)
     work = None if model is None else _work(recipe, facts, choices, model)
@@ -70,11 +59,8 @@ def make_forecast(
         return seconds_per_epoch(padding, tokens, work, rate, model, load_in_4bit=recipe.model.load_in_4bit)
 
     batching = _batching(recipe, facts, choices, schedule, packed, epoch_seconds)
-    return Forecast(
-        batching,
-        _memory(recipe, facts, choices, schedule, model, batching),
-        _time(facts, schedule, batching, work, rate, epoch_seconds, price_per_hour),
-    )
+    memory = _memory(recipe, facts, choices, schedule, model, batching)
+    return batching, memory, _time(facts, schedule, batching, work, rate, epoch_seconds, price_per_hour)
 
 
 def _batching(
@@ -197,7 +183,8 @@ def _time(
         tokens = round(batching.lengths.tokens * schedule.num_train_epochs)
         if work is not None and rate is not None:
             seconds = epoch_seconds(batching.padding) * schedule.num_train_epochs / facts.processes
-            return forecast_time(work, rate, tokens, seconds, price_per_hour)
+            price = None if price_per_hour is None else round(price_per_hour * seconds / 3600, 2)
+            return Time(work, rate, tokens, round(tokens / seconds, 1), round(seconds, 1), price)
     if work is None:
         missing = UNKNOWN_MODEL
     elif rate is None:

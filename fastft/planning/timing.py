@@ -161,15 +161,3 @@ def seconds_per_epoch(
         expand = passes * model.body_weights * EXPANDED_BYTES_PER_WEIGHT / rate.bandwidth
         seconds += tokens / row.useful_tokens * expand
     return seconds
-
-
-def forecast_time(work: Work, rate: Rate, tokens: int, seconds: float, price_per_hour: float | None) -> Time:
-    """The forecast of a run over `tokens` tokens that takes `seconds`."""
-    return Time(
-        work=work,
-        rate=rate,
-        tokens=tokens,
-        tokens_per_second=round(tokens / seconds, 1),
-        seconds=round(seconds, 1),
-        price=None if price_per_hour is None else round(price_per_hour * seconds / 3600, 2),
-    )
