@@ -106,8 +106,12 @@ def _words(schema: dict[str, Any]) -> str:
                 field.rsplit(".", 1)[1] for field in list(source_fields())[1:]
             )
         return f"a list of {_words(items)}" if "enum" in items else 'a list of texts, ["like", "this"]'
+    return _KINDS[kind] + _bounds(schema)
+
+
+def _bounds(schema: dict[str, Any]) -> str:
     bounds = [f"{words} {schema[key]}" for key, words in _BOUNDS.items() if key in schema]
-    return _KINDS[kind] + (", " + " and ".join(bounds) if bounds else "")
+    return ", " + " and ".join(bounds) if bounds else ""
 
 
 _KINDS = {
