@@ -23,15 +23,7 @@ from fastft.planning.facts import Facts
 from fastft.planning.fitting import MemoryForecast, UnknownMemory, find_fitting, memory_settings
 from fastft.planning.memory import forecast_memory
 from fastft.planning.schedule import Schedule, UnknownSchedule
-from fastft.planning.timing import (
-    Rate,
-    Time,
-    UnknownTime,
-    Work,
-    device_rate,
-    seconds_per_epoch,
-    work_per_token,
-)
+from fastft.planning.timing import Rate, Time, UnknownTime, Work, device_rate, seconds_per_epoch, work_per_token
 from fastft.probe.architecture import Architecture
 from fastft.recipe.model import Recipe
 
@@ -49,8 +41,15 @@ def make_forecast(
 ) -> tuple[Batching | UnknownBatching, MemoryForecast | UnknownMemory, Time | UnknownTime]:
     """The three forecasts; each says what is missing where it cannot be made."""
     rate = device_rate(facts.device)
-    work = None if model is None else _work(recipe, facts, choices, model)
-    tokens = sum(facts.lengths or ())
+    tokens, work = sum(facts.lengths or ()), None
+    if model is not None:
+        work = work_per_token(
+            model,
+            adapter_weights=count_trained_weights(recipe, model),
+            full_finetuning=recipe.model.full_finetuning,
+            recomputes=choices.recomputes,
+            span=describe(facts.lengths).mean_span if facts.lengths else recipe.model.max_seq_length,
+        )
 
     def epoch_seconds(padding: Padding) -> float:
         """What an epoch takes; in computed tokens where model or device are not known."""
@@ -127,16 +126,6 @@ def _available(recipe: Recipe, choices: Choices, facts: Facts) -> tuple[Mode, ..
     if choose_packing(with_packing, choices.engine.value, facts.device).value:
         return ("random", "group_by_length", "packing")
     return ("random", "group_by_length")
-
-
-def _work(recipe: Recipe, facts: Facts, choices: Choices, model: Architecture) -> Work:
-    return work_per_token(
-        model,
-        adapter_weights=count_trained_weights(recipe, model),
-        full_finetuning=recipe.model.full_finetuning,
-        recomputes=choices.recomputes,
-        span=describe(facts.lengths).mean_span if facts.lengths else recipe.model.max_seq_length,
-    )
 
 
 def _memory(

@@ -145,9 +145,8 @@ def _processor_rate(device: Device) -> Rate | None:
     width = 16 if "avx512f" in flags else 8 if "avx2" in flags else 4
     peak = int(cores[1]) * float(clock[1]) * 1e6 * width * 4
     vectors = f"{cores[1]} x {float(clock[1]) / 1000:.1f} GHz x {width * 4} operations"
-    return Rate(
-        peak, CPU_UTILISATION, None, f"{peak / 1e9:.0f} GFLOP/s ({vectors}), {CPU_UTILISATION:.0%} of it assumed"
-    )
+    source = f"{peak / 1e9:.0f} GFLOP/s ({vectors}), {CPU_UTILISATION:.0%} of it assumed"
+    return Rate(peak, CPU_UTILISATION, None, source)
 
 
 def seconds_per_epoch(
