@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,19 @@ from fastft.files.seal import damage
 from fastft.runs.directory import (
     RunDir,
 )
+
+# transformers' own record of a checkpoint: steps, log lines, the best evaluation.
+STATE = "trainer_state.json"
+
+
+def evaluations_at(checkpoint: Path, step: int) -> int:
+    """How many evaluations at optimizer step `step` a checkpoint knows of.
+
+    Raises:
+        OSError, ValueError: the checkpoint is damaged.
+    """
+    lines = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["log_history"]
+    return sum(1 for line in lines if line.get("step") == step and "eval_loss" in line)
 
 
 def step_of(checkpoint: Path | None) -> int:

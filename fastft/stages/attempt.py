@@ -34,9 +34,9 @@ from fastft.planning.plan import Plan, make_plan, with_smaller_batch
 from fastft.recipe.loader import LoadedRecipe
 from fastft.report.live import LiveView
 from fastft.report.rows import account, reject_lines
-from fastft.runs.checkpoints import checkpoints, newest_checkpoint, set_aside, step_of
+from fastft.runs.checkpoints import checkpoints, evaluations_at, newest_checkpoint, set_aside, step_of
 from fastft.runs.directory import RunDir, locked, new_attempt, run_name
-from fastft.runs.held_out import HeldOut
+from fastft.runs.held_out import HeldOut, Untrained
 from fastft.runs.manifest import Manifest, changes, make_manifest
 from fastft.runs.metrics import MetricsFile, OutOfMemory, StepMetrics
 from fastft.runs.result import ExportedFile, Result, SavedWeights, Trained, make_result
@@ -265,7 +265,10 @@ def _train_once(attempt: Attempt, ready: Ready, plan: Plan, checkpoint: Path | N
     trained_count, total = trained_weights(model)
     attempt.stage(f"training {trained_count:,} of {total:,} weights ({100 * trained_count / total:.2f} %)")
     metrics = MetricsFile(attempt.run.metrics)
-    metrics.rewind(step_of(checkpoint))
+    step = step_of(checkpoint)
+    # Without a checkpoint, the evaluation before training is the one of step 0.
+    known = attempt.run.read(Untrained) is not None if checkpoint is None else evaluations_at(checkpoint, step)
+    metrics.rewind(step, int(known))
     if checkpoint is not None:
         attempt.view.note(f"continuing from step {step_of(checkpoint)}")
 
