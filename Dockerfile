@@ -4,10 +4,10 @@
 #   mkdir -p runs && docker run --gpus all -v "$PWD/recipes:/workspace/recipes:ro" -v "$PWD/runs:/workspace/runs" \
 #       -v fastft-models:/models fastft run recipes/llama31_sft.toml
 #
-# The driver comes from the host, the CUDA libraries with torch: that of PyPI is built for CUDA 13.0, which needs driver
-# 580 or newer. For a driver of CUDA 12.8, build with --build-arg TORCH_INDEX=<PyTorch's index of builds for CUDA 12.8>.
-# The container's user has uid 1000 and must be able to write to runs/. A gated base model: log in on the host, or pass
-# HF_TOKEN with `docker run -e HF_TOKEN`; no secret is ever part of the image.
+# The driver comes from the host, the CUDA libraries come with torch. PyPI's torch is built for CUDA 13.0, which needs
+# driver 580 or newer. For a driver of CUDA 12.8, build with --build-arg TORCH_INDEX=<PyTorch's index of builds for CUDA
+# 12.8>. The container's user has uid 1000 and must be able to write to runs/. For a gated base model pass HF_TOKEN with
+# `docker run -e HF_TOKEN`; no secret is ever part of the image.
 FROM python:3.11.13-slim-bookworm
 
 # Triton compiles small C files when training starts.
@@ -26,7 +26,7 @@ COPY pyproject.toml README.md LICENSE /opt/fastft/
 COPY fastft /opt/fastft/fastft
 RUN pip install --no-deps --no-build-isolation /opt/fastft
 
-# What is downloaded, converted and compiled is kept in /models, what is trained in /workspace/runs.
+# Downloads, converted models and compiled kernels go to /models, runs to /workspace/runs.
 RUN useradd --create-home --uid 1000 fastft \
     && mkdir -p /models /workspace/runs \
     && chown -R fastft /models /workspace

@@ -1,6 +1,6 @@
 # make quickstart   install, then train a real 135M model on two cores in minutes
 # make test         install if needed, then every check and every test
-# Both can be run again at no cost.
+# Both skip the installation when nothing changed.
 
 PYTHON ?= python3
 VENV := .venv
@@ -24,16 +24,17 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m tests.complexity
 
-# docs/reference is made by the program; a test fails when it is stale.
+# The program writes docs/reference; a test fails when it is stale.
 docs: $(VENV)/installed
 	$(BIN)/python -m tests.docs
 
-# The plan of each shipped recipe; a test fails when it changes, so that review sees what a default does.
+# The plan of each shipped recipe: a test fails when it changes, so that reviewers see the effect of a default.
 golden: $(VENV)/installed
 	$(BIN)/python -m tests.golden
 
-# torch first, with what it needs; then pinned lists without dependencies: see requirements/cpu.txt.
+# torch first, with its dependencies; then pinned lists without dependencies: see requirements/cpu.txt.
 $(VENV)/installed: requirements/$(LIST).txt requirements/cpu.txt requirements/dev.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet torch==2.13.0

@@ -290,11 +290,11 @@ def _take_lines(report: Report, runs: Path) -> None:
 
 def _of_plan(plan: dict[str, Any]) -> dict[str, Any]:
     """Batch and settings, as the plan in force says."""
-    schedule, choices = plan["schedule"], plan["choices"]
+    schedule, chosen = plan["schedule"], {key: choice["value"] for key, choice in plan["choices"].items()}
     load = plan["calls"][0]["kwargs"]
     parts = ["4-bit" if load.get("load_in_4bit") else f"{load['dtype']} weights"]
-    parts.append("packed" if choices["train.packing"]["value"] else "not packed")
-    checkpointing = choices["train.gradient_checkpointing"]["value"]
+    parts.append("packed" if chosen["train.packing"] else "not packed")
+    checkpointing = chosen["train.gradient_checkpointing"]
     parts.append("no checkpointing" if checkpointing is False else f"checkpointing {checkpointing}")
     batch = f"{schedule['per_device_train_batch_size']} x {schedule['gradient_accumulation_steps']}"
     return {"batch": batch, "settings": ", ".join(parts)}

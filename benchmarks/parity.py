@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from fastft.engine_choice import select
-from fastft.exports.job import FOLDERS, Job
+from fastft.exports.job import Job
 from fastft.inference.conversation import Conversation, Sampling
 from fastft.inference.llamacpp import GgufModel
+from fastft.recipe.export_formats import FOLDER_FORMATS
 from fastft.recipe.loader import load
 from fastft.stages.weights import find_base, find_weights, held_out
 
@@ -68,7 +69,7 @@ def main() -> None:
                 verdict = engine.compare(job, artefact, reference)
                 figures = {figure: getattr(verdict, figure) for figure in FIGURES}
                 entry[name] = {**figures, "bar": verdict.bar, "passed": verdict.passed}
-            if kind not in FOLDERS:
+            if kind not in FOLDER_FORMATS:
                 entry["exact_match"] = {"right": exact_match(artefact.path, rows), "rows": len(rows)}
             entries.append(entry)
             print(json.dumps(entry))

@@ -1,8 +1,9 @@
-"""Which engine `fastft.engine` brings up, told before it is imported and without importing it."""
+"""Which engine `fastft.engine` starts; chosen before its import and without it."""
 
 from __future__ import annotations
 
 import os
+import sys
 
 ENGINE_VARIABLE = "FASTFT_ENGINE"
 
@@ -10,8 +11,8 @@ ENGINE_VARIABLE = "FASTFT_ENGINE"
 def select(engine: str) -> None:
     """Choose "unsloth" or "transformers" for this process and the ones it starts.
 
-    An environment variable, not an argument, because it must be known while `fastft/engine/__init__.py` runs, in
-    data-loader workers and distributed ranks too.
+    In an environment variable, because `fastft/engine/__init__.py` needs it at import, in data-loader workers and
+    distributed ranks too.
     """
     os.environ[ENGINE_VARIABLE] = engine
 
@@ -19,3 +20,10 @@ def select(engine: str) -> None:
 def selected() -> str:
     """The engine of this process: what `select` chose, or "unsloth"."""
     return os.environ.get(ENGINE_VARIABLE, "unsloth")
+
+
+def started() -> str | None:
+    """The engine that this process has imported, which it keeps to its end; None before it needs one."""
+    if "fastft.engine" not in sys.modules:
+        return None
+    return "unsloth" if "unsloth" in sys.modules else "transformers"

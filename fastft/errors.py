@@ -1,16 +1,17 @@
-"""Every error that fastft raises on purpose, and the place and problem they are made of.
+"""Every error that fastft raises on purpose, with its place and problem.
 
     FastftError            exit 1
-    ├── RecipeError        exit 2   the recipe or an override asks for something that cannot be
-    ├── UsageError         exit 2   a command was called with something that cannot be
+    ├── RecipeError        exit 2   the recipe or an override is wrong
+    ├── UsageError         exit 2   the arguments of a command are wrong
     ├── DataError          exit 3   the training or evaluation data cannot be used
     ├── MachineError       exit 4   this machine lacks something: a package, a GPU, memory, disk, network, a file
-    │   └── OutOfMemoryError   exit 4   training does not fit into memory; a smaller batch may
+    │   └── OutOfMemoryError   exit 4   training does not fit into memory; a smaller batch may fit
     ├── TrainingError      exit 1   the run started and failed
-    ├── ExportError        exit 5   exported weights do not say what the trained model says
-    └── Interrupted        exit 75  somebody asked the run to stop; `--resume` goes on
+    ├── ExportError        exit 5   exported weights do not match the trained model
+    └── Interrupted        exit 75  somebody asked the run to stop; `--resume` continues it
 
-Each carries one or more `Problem`s; only `cli.main` catches them. Anything else is a bug and keeps its traceback.
+Each has one or more `Problem`s. `cli.main` prints them and exits with the code; any other exception is a bug and keeps
+its traceback.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Where:
 class Problem:
     """One thing that is wrong, and what to write instead: `<where>: <field>: <wrong> (got <got>); <instead>`.
 
-    Always one line: what a terminal would obey instead of showing it (line breaks, escape sequences) is escaped.
+    Always one line: `str` escapes what a terminal would act on (line breaks, escape sequences).
     """
 
     where: Where
@@ -52,7 +53,7 @@ class Problem:
         return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
     def as_json(self) -> dict[str, object]:
-        """The parts under the names that `--json` documents."""
+        """The parts under their names in `--json`."""
         return {
             "file": self.where.path,
             "line": self.where.line,
@@ -64,7 +65,7 @@ class Problem:
 
 
 class FastftError(Exception):
-    """A failure that fastft explains: one or more problems, and the exit code of its kind."""
+    """A failure that fastft explains: one or more problems, and an exit code."""
 
     exit_code: ClassVar[int] = 1
 
@@ -74,13 +75,13 @@ class FastftError(Exception):
 
 
 class RecipeError(FastftError):
-    """The recipe or an override asks for something that cannot be."""
+    """The recipe or an override is wrong."""
 
     exit_code = 2
 
 
 class UsageError(FastftError):
-    """A command was called with something that cannot be."""
+    """The arguments of a command are wrong."""
 
     exit_code = 2
 
@@ -98,7 +99,7 @@ class MachineError(FastftError):
 
 
 class OutOfMemoryError(MachineError):
-    """Training does not fit into the memory of the device; a smaller batch may."""
+    """Training does not fit into the memory of the device; a smaller batch may fit."""
 
 
 class TrainingError(FastftError):
@@ -106,18 +107,18 @@ class TrainingError(FastftError):
 
 
 class ExportError(FastftError):
-    """Exported weights do not say what the trained model says; the file is kept, marked FAILED."""
+    """Exported weights do not match the trained model; the file is kept, marked FAILED."""
 
     exit_code = 5
 
 
-class Interrupted(FastftError):  # noqa: N818  a request that was met, not a fault
-    """Somebody asked the run to stop; `--resume` goes on. 75 is EX_TEMPFAIL of sysexits.h: try again."""
+class Interrupted(FastftError):  # noqa: N818  a request, not a fault
+    """Somebody asked the run to stop; `--resume` continues it. 75 is EX_TEMPFAIL of sysexits.h: try again."""
 
     exit_code = 75
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that `name` most likely meant, or None when nothing is close."""
+    """The known name that is closest to `name`, or None when none is close."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return matches[0] if matches else None

@@ -1,4 +1,4 @@
-"""Nothing in the tests may reach for the network: a model or data set that is not here is a planned case."""
+"""The tests never use the network: a missing model or data set is a case to test."""
 
 import json
 import os
@@ -15,7 +15,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 @pytest.fixture
 def write_recipe(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a sound recipe with `rows` training rows beside it; `lines` are more of it, below [data]."""
+    """Writes a valid recipe with `rows` training rows beside it; `lines` are added below [data]."""
 
     def write(lines: str = "", *, name: str = "recipe", rows: int = 10) -> Path:
         turns = [{"role": "user", "content": "Capital of Peru?"}, {"role": "assistant", "content": "Lima."}]
@@ -29,7 +29,7 @@ def write_recipe(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def recipe(write_recipe: Callable[..., Path]) -> Callable[..., LoadedRecipe]:
-    """Writes such a recipe and loads it, with overrides."""
+    """Writes a valid recipe and loads it, with overrides."""
 
     def make(lines: str = "", *overrides: str, name: str = "recipe", rows: int = 10) -> LoadedRecipe:
         return load(write_recipe(lines, name=name, rows=rows), overrides)
@@ -39,7 +39,7 @@ def recipe(write_recipe: Callable[..., Path]) -> Callable[..., LoadedRecipe]:
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
-    """Makes a package look installed in a version, by the metadata that an installer writes."""
+    """Makes a package look installed in a version, with the metadata that an installer writes."""
     folder = tmp_path / "site"
     folder.mkdir()
     monkeypatch.syspath_prepend(str(folder))

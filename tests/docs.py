@@ -1,15 +1,22 @@
-"""docs/reference, made by the program: `python -m tests.docs` writes it."""
+"""Generate docs/reference from the program: `python -m tests.docs`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from fastft.cli import app
+from fastft.data.template import TEMPLATES
+from fastft.exports.gguf.architectures import ARCHITECTURES
+from fastft.planning.devices import MIB, SHEETS
+from fastft.recipe.data_formats import DATA_FORMATS
+from fastft.recipe.export_formats import FOLDER_FORMATS
+from fastft.recipe.optimizers import OPTIMIZERS
+from fastft.recipe.quantizations import QUANTIZATIONS
 from fastft.recipe.reference import recipe_page, schema
 
 FOLDER = Path(__file__).parents[1] / "docs" / "reference"
@@ -20,16 +27,75 @@ def pages() -> dict[str, str]:
     return {
         "recipe.md": recipe_page(),
         "cli.md": cli_page(),
+        "tables.md": tables_page(),
         "recipe.schema.json": json.dumps(schema(), indent=2) + "\n",
     }
 
 
 def cli_page() -> str:
-    """The help of every command, as it is printed in 100 columns."""
+    """docs/reference/cli.md: the help of every command, in 100 columns."""
     parts = ["# Command reference", "Made by `make docs`; do not edit."]
     for name, text in _helps():
         parts += [f"## {name}", f"```text\n{text.rstrip()}\n```"]
     return "\n\n".join(parts) + "\n"
+
+
+def tables_page() -> str:
+    """What recipes and options can name, from the tables that every module reads."""
+    optimizers = [
+        (name, row.family, f"{row.state_bytes:g}", _yes(row.needs_gpu), _yes(row.paged), row.on_cpu or "")
+        for name, row in OPTIMIZERS.items()
+    ]
+    types = [(name, f"{row.bits:g}", f"{row.bar:.0%}", _yes(row.by_converter)) for name, row in QUANTIZATIONS.items()]
+    folders = [(name, row.library, f"{row.weight_bytes:g}", f"{row.bar:.0%}") for name, row in FOLDER_FORMATS.items()]
+    devices = [
+        (
+            name,
+            row.name,
+            f"{row.memory_bytes / MIB:,.0f} MiB",
+            f"{row.flops / 1e12:g}",
+            f"{row.bandwidth / 1e12:g}",
+            _yes(row.computes_bfloat16),
+        )
+        for name, row in SHEETS.items()
+    ]
+    parts = [
+        "# Tables",
+        "Made by `make docs`; do not edit. What recipes and options can name, and what fastft knows of each.",
+        "## Optimizers",
+        "`train.optim`. State: bytes a trained weight. On a processor, another form of the same algorithm may run.",
+        _table(("name", "algorithm", "state", "needs a GPU", "paged", "on a processor"), optimizers),
+        "## GGUF quantizations",
+        "`export.quantization`. Bits: a weight, all of Llama-3.1-8B together. Needed: the share of held-out answer"
+        " tokens at which the file must predict the trained model's next token. Converter: `--llama-cpp` can write it.",
+        _table(("name", "bits", "needed", "converter"), types),
+        "## Export formats",
+        "`export.formats`, besides `gguf`. Bytes: a weight of the base model. Needed: as above.",
+        _table(("name", "loaded by", "bytes", "needed"), folders),
+        "## GGUF architectures",
+        "The `architectures` of a config.json that GGUF export knows.",
+        _table(("model class", "llama.cpp's name"), [(name, row.name) for name, row in ARCHITECTURES.items()]),
+        "## Data formats",
+        "`data.format`, each with the columns that it needs; `auto` takes the first one that fits the first row.",
+        _table(("name", "columns"), [(name, ", ".join(columns)) for name, columns in DATA_FORMATS.items()]),
+        "## Chat templates",
+        "`data.chat_template`, besides `model` and a file, each with the models that were trained with it.",
+        _table(("name", "models"), [(name, ", ".join(families) or "any") for name, families in TEMPLATES.items()]),
+        "## Devices",
+        "`--device`, besides `cpu`: figures of the maker's data sheets, TFLOP/s of dense 16-bit products and TB/s.",
+        _table(("name", "device", "memory", "TFLOP/s", "TB/s", "bfloat16"), devices),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """A Markdown table; the names in its first column are code."""
+    body = [(f"`{name}`", *rest) for name, *rest in rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ("---",) * len(head), *body))
+
+
+def _yes(fact: bool) -> str:
+    return "yes" if fact else ""
 
 
 def _helps() -> Iterator[tuple[str, str]]:

@@ -30,7 +30,7 @@ DEVICES = {"quickstart": CPU}
 
 
 def row_facts(lengths: list[int], **changes: Any) -> RowFacts:
-    """Tokenized rows of these lengths, of which nothing was lost; a third of the tokens carries loss."""
+    """Tokenized rows of these lengths, with none left out; a third of the tokens carries loss."""
     values = {
         "eval_rows": None,
         "trained_tokens": sum(lengths) // 3,

@@ -1,4 +1,4 @@
-"""Every recipe in bad_recipes/ is told exactly what is wrong with it, on the line where it is wrong.
+"""For every recipe in bad_recipes/ the message says exactly what is wrong, on the line where it is wrong.
 
 The line that a message must name carries `# expect: <part of the message>`. Where the fault is in a file that the
 recipe names, the comment stands on the line of the recipe that names it, and begins with that file and its line.
@@ -20,7 +20,9 @@ RECIPES = sorted(FOLDER.glob("*.toml"))
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_a_bad_recipe_is_told_what_is_wrong_and_where(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_message_for_a_bad_recipe_says_what_is_wrong_and_where(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(FOLDER)
     expected = _expectations(recipe.name)
     with pytest.raises(FastftError) as caught:

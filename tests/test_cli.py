@@ -69,13 +69,13 @@ def test_a_command_that_cannot_be_is_a_usage_error(fastft: Fastft, arguments: li
     assert "Try 'fastft" in outcome.err
 
 
-def test_check_says_on_standard_output_that_a_recipe_is_sound(fastft: Fastft, write_recipe: Write) -> None:
+def test_check_reports_a_valid_recipe_on_standard_output(fastft: Fastft, write_recipe: Write) -> None:
     path = write_recipe()
 
     assert fastft("check", path) == Outcome(0, f"{path}: sound; data.train: rows.jsonl (messages)\n", "")
 
 
-def test_check_tells_every_problem_on_standard_error(fastft: Fastft, write_recipe: Write) -> None:
+def test_check_reports_every_problem_on_standard_error(fastft: Fastft, write_recipe: Write) -> None:
     path = write_recipe("[train]\nsede = 1\noptim = 1\n")
 
     outcome = fastft("check", path)
@@ -84,7 +84,7 @@ def test_check_tells_every_problem_on_standard_error(fastft: Fastft, write_recip
     assert [line.split(": ")[0] for line in outcome.err.splitlines()] == [f"{path}:7", f"{path}:8"]
 
 
-def test_check_goes_on_after_a_recipe_that_is_wrong(fastft: Fastft, write_recipe: Write) -> None:
+def test_check_continues_after_a_wrong_recipe(fastft: Fastft, write_recipe: Write) -> None:
     wrong, sound = write_recipe("[train]\nsede = 1\n", name="wrong"), write_recipe(name="sound")
 
     outcome = fastft("check", wrong, sound, wrong.with_name("missing.toml"))
@@ -94,7 +94,7 @@ def test_check_goes_on_after_a_recipe_that_is_wrong(fastft: Fastft, write_recipe
     assert len(outcome.err.splitlines()) == 2
 
 
-def test_check_tells_a_program_in_json(fastft: Fastft, write_recipe: Write) -> None:
+def test_check_reports_in_json(fastft: Fastft, write_recipe: Write) -> None:
     wrong, sound = write_recipe("[train]\nsede = 1\n", name="wrong"), write_recipe(name="sound")
 
     outcome = fastft("check", "--json", wrong, sound)
@@ -146,9 +146,7 @@ def test_plan_shows_the_steps_and_the_calls(fastft: Fastft, write_recipe: Write)
     assert "    gradient_accumulation_steps=2," in outcome.out
 
 
-def test_plan_tells_a_program_in_json_where_the_run_would_be(
-    fastft: Fastft, write_recipe: Write, tmp_path: Path
-) -> None:
+def test_plan_reports_in_json_where_the_run_would_be(fastft: Fastft, write_recipe: Write, tmp_path: Path) -> None:
     (tmp_path / "runs" / "recipe").mkdir(parents=True)
 
     made = json.loads(fastft("plan", "--json", write_recipe(), "--runs-dir", tmp_path / "runs").out)
@@ -157,7 +155,7 @@ def test_plan_tells_a_program_in_json_where_the_run_would_be(
     assert made["schedule"]["optimizer_steps"] == 5
 
 
-def test_explain_tells_a_key(fastft: Fastft) -> None:
+def test_explain_documents_a_key(fastft: Fastft) -> None:
     assert fastft("explain", "lora.r").out.startswith("lora.r\n\nThe rank of each adapter")
     assert fastft("explain").out.startswith("[model]")
 
@@ -192,7 +190,7 @@ def test_init_never_overwrites(fastft: Fastft, tmp_path: Path, monkeypatch: pyte
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.jsonl"]
 
 
-def test_init_in_a_folder_that_is_not_there_is_told(fastft: Fastft, tmp_path: Path) -> None:
+def test_init_in_a_missing_folder_is_refused(fastft: Fastft, tmp_path: Path) -> None:
     outcome = fastft("init", tmp_path / "none" / "recipe")
 
     assert outcome.code == 2
@@ -203,7 +201,7 @@ def test_schema_is_json(fastft: Fastft) -> None:
     assert json.loads(fastft("schema").out)["title"] == "fastft recipe"
 
 
-def test_doctor_tells_a_program_in_json(fastft: Fastft) -> None:
+def test_doctor_reports_in_json(fastft: Fastft) -> None:
     outcome = fastft("doctor", "--json")
 
     found = {finding["name"]: finding for finding in json.loads(outcome.out)}
@@ -221,7 +219,7 @@ def test_doctor_does_not_start_the_engine_where_something_lighter_is_broken(
 
     found = {finding["name"]: finding for finding in json.loads(outcome.out)}
     assert outcome.code == 4
-    assert found["cache"]["mend"] == "set XDG_CACHE_HOME"
+    assert found["cache"]["fix"] == "set XDG_CACHE_HOME"
     assert "two optimizer steps" not in found
 
 

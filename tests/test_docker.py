@@ -1,4 +1,4 @@
-"""The Dockerfile, read as a list of instructions; its install steps are run in a fresh environment."""
+"""The Dockerfile as a list of instructions; its install steps run in a fresh environment."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def environment() -> dict[str, str]:
 
 
 def ignored(path: str) -> bool:
-    """Whether .dockerignore keeps a file or folder at the top out of the build."""
+    """Whether .dockerignore excludes a file or folder at the top from the build."""
     verdict = False
     for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").split():
         if fnmatch.fnmatch(path, line.removeprefix("!")):

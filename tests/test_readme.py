@@ -1,4 +1,4 @@
-"""The README tells what is true: its commands exist, its files exist, its links lead somewhere."""
+"""The README is true: its commands and files exist, its links lead somewhere."""
 
 import re
 import shlex
@@ -16,7 +16,7 @@ COMMANDS = sorted({line.strip() for line in re.findall(r"^fastft [^#\n/]+$|^fast
 
 
 @pytest.mark.parametrize("line", COMMANDS)
-def test_each_command_is_one_that_the_program_knows(line: str) -> None:
+def test_each_command_exists_in_the_program(line: str) -> None:
     program = typer.main.get_command(app)
     _, name, *rest = shlex.split(line)
 

@@ -1,4 +1,4 @@
-"""Every shipped recipe is sound, does what its head comment says, and plans the very calls that were reviewed."""
+"""Every shipped recipe is valid, does what its head comment says, and plans exactly the reviewed calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pinned lists, the tested versions and the ranges of pyproject.toml say one thing."""
+"""The pinned lists, the tested versions and the ranges of pyproject.toml agree."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ def test_doctor_refuses_what_the_ranges_refuse(text: str) -> None:
         assert (refused not in requirement.specifier) == (requirement.name in CEILINGS)
 
 
-def test_what_was_tested_is_below_every_ceiling() -> None:
+def test_the_tested_versions_are_below_every_ceiling() -> None:
     assert [name for name, ceiling in CEILINGS.items() if release(TESTED[name]) >= ceiling] == []
 
 
-def test_what_was_tested_has_no_published_holes() -> None:
+def test_the_tested_versions_have_no_published_vulnerabilities() -> None:
     assert [name for name, floor in FLOORS.items() if release(TESTED[name]) < floor] == []
 
 

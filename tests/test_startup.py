@@ -1,4 +1,4 @@
-"""The light side stays light: what the quick commands leave in sys.modules, told by a process of their own."""
+"""The light side stays light: a separate process prints what the quick commands leave in sys.modules."""
 
 from __future__ import annotations
 

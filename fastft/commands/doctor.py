@@ -14,7 +14,7 @@ from fastft.engine_choice import ENGINE_VARIABLE, select, selected
 from fastft.errors import MachineError
 from fastft.probe.base_model import cache_folder
 from fastft.probe.installation import Diagnosis, examine
-from fastft.probe.software import blamed, mend, version
+from fastft.probe.software import fix_command, guilty_package, version
 from fastft.report.installation import print_diagnoses
 
 
@@ -36,7 +36,7 @@ def prove(say: Say) -> list[Diagnosis]:
         except Exception as error:  # a broken package breaks its import in any way there is
             traceback.print_exc()
             detail = f"{selected()} cannot be started: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            return [Diagnosis("engine", "broken", detail, mend([blamed(error) or selected()]))]
+            return [Diagnosis("engine", "broken", detail, fix_command([guilty_package(error) or selected()]))]
         return checks.examine(Path(folder), selected(), say)
 
 

@@ -6,21 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastft.console import Say, library_output_to, private_console
+from fastft.console import Say, Writing, library_output_to, private_console, write_silently
 from fastft.engine_choice import select
 from fastft.errors import Problem, UsageError, Where, nearest
 from fastft.exports.card import card_facts
-from fastft.exports.job import ADAPTER, FOLDERS, MERGED, Job, rehearse, wanted_kinds
+from fastft.exports.job import ADAPTER, MERGED, Job, rehearse, wanted_kinds
 from fastft.exports.push import push
+from fastft.recipe.export_formats import GGUF, export_formats
 from fastft.report.export import print_exports
+from fastft.report.units import size
+from fastft.report.written import show_bytes
 from fastft.runs.manifest import Manifest
-from fastft.runs.result import Result
 from fastft.stages.weights import WeightsPath, find_base, find_weights, held_out
 
 if TYPE_CHECKING:
     from fastft.engine.export import Exported
-
-FORMATS = (*FOLDERS, "gguf")
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class ExportRequest:
     """The Hub repository to upload to."""
 
 
-def export(path: Path, request: ExportRequest, say: Say) -> Exported:
+def export(path: Path, request: ExportRequest, say: Say, writing: Writing = write_silently) -> Exported:
     """Write what is asked for of the weights at `path`, proven against them; with `push`, upload what passed.
 
     Raises:
@@ -48,7 +48,7 @@ def export(path: Path, request: ExportRequest, say: Say) -> Exported:
     kinds = _kinds(weights, request)
     run = weights.run
     manifest = None if run is None else run.read(Manifest)
-    result = None if run is None else run.read(Result)
+    result = None if run is None else run.result
     if weights.kind == "adapter":
         (name, base), adapter = find_base(weights, request.base, say), weights.path
     else:
@@ -57,7 +57,7 @@ def export(path: Path, request: ExportRequest, say: Say) -> Exported:
     kept = held_out(weights, base, adapter)
     job = Job(base, adapter, out, kinds, weights.name, kept.end_ids, request.llama_cpp)
     sizes = rehearse(job, adapter_exists=adapter is not None)
-    say(f"{', '.join(f'{kind} ({size / 2**20:,.0f} MiB)' for kind, size in sizes.items())} to {out}")
+    say(f"{', '.join(f'{kind} ({size(count)})' for kind, count in sizes.items())} to {out}")
     recipe = None if run is None else run.recipe.read_text(encoding="utf-8")
     data_sha256 = None if manifest is None else manifest.data.train_sha256
     card = card_facts(name, base, data_sha256, recipe, {} if result is None else result.card_figures())
@@ -70,18 +70,27 @@ def export(path: Path, request: ExportRequest, say: Say) -> Exported:
         model, tokenizer = load_trained(base, adapter)
         reference = trained_reference(model, tokenizer, kept.conversations, kept.end_ids, say)
         del model
-        done = export_weights(job, reference, card, say)
+        done = export_weights(job, reference, card, say, writing)
     if request.push is not None:
         for artefact in done.artefacts:
             say(f"{artefact.kind} is at {push(artefact, request.push)}")
     return done
 
 
+def export_with_progress(path: Path, request: ExportRequest) -> Exported:
+    """As `export`, with progress on standard error."""
+    with private_console() as console:
+        return export(
+            path,
+            request,
+            lambda text: console.print(f"• {text}", markup=False),
+            lambda name: show_bytes(console, name),
+        )
+
+
 def export_in_terminal(path: Path, request: ExportRequest) -> None:
     """Export, with progress on standard error, and print the table of what was written."""
-    with private_console() as console:
-        done = export(path, request, lambda text: console.print(f"• {text}", markup=False))
-    print_exports(done.record)
+    print_exports(export_with_progress(path, request).record.parent)
 
 
 def _kinds(weights: WeightsPath, request: ExportRequest) -> tuple[str, ...]:
@@ -90,11 +99,11 @@ def _kinds(weights: WeightsPath, request: ExportRequest) -> tuple[str, ...]:
             str(weights.path), "a GGUF file is the end of the way", "name the run or the adapter it was made of"
         )
     for wanted in request.formats:
-        if wanted not in FORMATS:
-            close = nearest(wanted, FORMATS)
-            instead = f"did you mean {close}?" if close else f"write one of {', '.join(FORMATS)}"
+        if wanted not in export_formats():
+            close = nearest(wanted, export_formats())
+            instead = f"did you mean {close}?" if close else f"write one of {', '.join(export_formats())}"
             raise _cannot("--to", f"there is no format {wanted}", instead)
-    if request.quantizations and "gguf" not in request.formats:
+    if request.quantizations and GGUF not in request.formats:
         raise _cannot("--quant", "quantizations are for GGUF files", "add --to gguf")
     if weights.kind == "model" and {ADAPTER, MERGED} & set(request.formats):
         wrong = "these are a whole model's weights: there is no adapter, and nothing to merge"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastft.errors import Problem, UsageError, Where
+from fastft.files.atomic import write_text
 from fastft.recipe.starter import starter, starter_rows
 
 
@@ -20,8 +21,8 @@ def init_in_terminal(name: str) -> None:
         if path.exists():
             raise UsageError(Problem(Where(str(path)), "", "exists already", "give another name: fastft init NAME"))
     try:
-        recipe.write_text(starter(Path(stem).name), encoding="utf-8")
-        rows.write_text(starter_rows(), encoding="utf-8")
+        write_text(recipe, starter(Path(stem).name))
+        write_text(rows, starter_rows())
     except OSError as error:
         wrong = f"cannot be written: {error.strerror}"
         raise UsageError(Problem(Where(str(recipe)), "", wrong, "name a file in a folder that exists")) from None

@@ -36,12 +36,14 @@ class Question:
     price_per_hour: float | None = None
 
 
-def answer(loaded: LoadedRecipe, question: Question) -> Plan:
+def plan(recipe: Path, overrides: Sequence[str], question: Question) -> Plan:
     """The plan of a recipe, with real token lengths where the tokenizer is here.
 
     Raises:
-        FastftError: the device, the data, the template or the base model cannot be used.
+        FastftError: the recipe, the device, the data, the template or the base model cannot be used.
     """
+    loaded = load(recipe, overrides)
+    check(loaded)
     return _plan(loaded, _facts(loaded, question), question)
 
 
@@ -101,17 +103,17 @@ def plan_in_terminal(
     recipe: Path, overrides: Sequence[str], question: Question, *, what_if: str | None, calls: bool, as_json: bool
 ) -> None:
     """Print the plan, or with `what_if` one line for each value of a key."""
-    loaded = load(recipe, overrides)
-    check(loaded)
     console = Console(highlight=False)
     if what_if is not None:
+        loaded = load(recipe, overrides)
+        check(loaded)
         field, plans = compare(loaded, what_if, question)
         if as_json:
             print(json.dumps([{"value": value, **made.as_json()} for value, made in plans], indent=2))
         else:
             console.print(what_if_page(field, plans), crop=False)
         return
-    made = answer(loaded, question)
+    made = plan(recipe, overrides, question)
     if as_json:
         print(json.dumps(made.as_json(), indent=2))
     else:

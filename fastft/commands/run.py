@@ -10,11 +10,8 @@ from pathlib import Path
 from rich.console import Console
 
 from fastft.console import private_console
-from fastft.errors import (
-    DataError,
-    MachineError,
-    RecipeError,
-)
+from fastft.engine_choice import started
+from fastft.errors import DataError, MachineError, Problem, RecipeError
 from fastft.planning.check import check
 from fastft.planning.facts import find_facts
 from fastft.planning.plan import make_plan
@@ -28,7 +25,6 @@ from fastft.runs.directory import (
     next_run_dir,
     run_name,
 )
-from fastft.runs.result import Result
 from fastft.stages.attempt import run_attempt
 
 
@@ -54,6 +50,10 @@ def run(recipe: Path, overrides: Sequence[str], runs_dir: Path, *, resume: bool,
     plan = make_plan(loaded, facts, str(folder.path))
     if plan.obstacles:
         raise MachineError(plan.obstacles)
+    if started() not in (None, plan.engine):  # a program that exported or trained before, such as a notebook
+        wrong = f"this process has started {started()}, and one process has one engine"
+        instead = "run it in a new process, in a notebook after a restart"
+        raise MachineError(Problem(loaded.where("model.engine"), "model.engine", wrong, instead, plan.engine))
     revision, where = loaded.recipe.model.revision, loaded.where("model.id")
     model = fetch(facts.base_model, revision, where, lambda text: console.print(f"• {text}"))
     facts = dataclasses.replace(facts, base_model=model)
@@ -68,10 +68,14 @@ def run(recipe: Path, overrides: Sequence[str], runs_dir: Path, *, resume: bool,
     return folder
 
 
+def run_with_progress(recipe: Path, overrides: Sequence[str], runs_dir: Path, *, resume: bool) -> RunDir:
+    """As `run`, with progress on standard error."""
+    with private_console() as console:
+        return run(recipe, overrides, runs_dir, resume=resume, console=console)
+
+
 def run_in_terminal(recipe: Path, overrides: Sequence[str], runs_dir: Path, *, resume: bool) -> None:
     """Run with progress on standard error, and print what changed."""
-    with private_console() as console:
-        folder = run(recipe, overrides, runs_dir, resume=resume, console=console)
-    result = folder.read(Result)
-    if result is not None:
-        print_result(Console(), result, str(folder.path))
+    folder = run_with_progress(recipe, overrides, runs_dir, resume=resume)
+    if folder.result is not None:
+        print_result(Console(), folder.result, str(folder.path))

@@ -1,1 +1,1 @@
-"""What it learns from: readers and formats make one Example a row; rendering decides which tokens carry loss."""
+"""Training rows: readers and formats make one Example a row; rendering decides which tokens carry loss."""

@@ -1,7 +1,7 @@
-"""Prepared rows on disk: written batch by batch while they are made, then mapped, by this run and later ones.
+"""Prepared rows on disk: written in batches while they are made, then mapped by this run and later ones.
 
-The key is made of contents, never of paths and times: the bytes of the data files, the tokenizer, the chat template and
-every setting that changes a token. The files are Arrow streams in the form of `datasets`:
+The key depends on contents, not on times: the bytes of the data files, the tokenizer, the chat template and every
+setting that changes a token. The files are Arrow streams in the form of `datasets`:
 `Dataset.from_file(folder / "train.arrow")` gives the columns input_ids, labels, length, path and line without a copy,
 and eval.arrow the column example too.
 """
@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 import tempfile
 from array import array
 from collections.abc import Callable
@@ -24,33 +22,34 @@ from typing import TYPE_CHECKING, Any
 from fastft import __version__
 from fastft.data.rows import Block, Integers, Overlong, Rows, RowSet, RowWriter
 from fastft.errors import Problem, Where
+from fastft.files.atomic import publish
 
 if TYPE_CHECKING:
     from fastft.data.render import Renderer
     from fastft.recipe.model import DataSection
 
-# Raised when the same key would stand for other tokens.
+# Increase it when the same key would lead to other tokens.
 FORMAT = 2
 ACCOUNT = "account.json"
-# Makes the writer of the rows of that name.
+# Makes the writer for the row set of that name.
 WriterOf = Callable[[str], RowWriter]
 
 
 def cache_key(
     data: DataSection, renderer: Renderer, digests: list[str], max_seq_length: int, seed: int, recipe_dir: Path
 ) -> str:
-    """The name of the cache folder: SHA-256 over everything that the prepared rows depend on."""
+    """The name of the cache folder: the SHA-256 of everything that the prepared rows depend on."""
     facts, template = renderer.tokenizer, renderer.template
     parts = {
         "format": [FORMAT, __version__],
         "data": data.model_dump(mode="json"),
-        # Rows name their file, so that the same file under another path is prepared again.
+        # Rows contain the path of their file, so that the same file in another folder is prepared again.
         "folder": str(recipe_dir.resolve()),
         "contents": digests,
         "tokenizer": [facts.sha256, facts.bos_token, facts.eos_token, facts.unk_token, facts.pad_token],
         "stops": [facts.stop_tokens, facts.adds_bos],
         "template": template.sha256 if template else None,
-        # A template that asks for the date writes other text tomorrow.
+        # A template that uses the date writes other text tomorrow.
         "today": date.today().isoformat() if template and "strftime_now" in template.source else None,
         "settings": [max_seq_length, seed],
     }
@@ -58,37 +57,30 @@ def cache_key(
 
 
 def save(folder: Path, make: Callable[[WriterOf], dict[str, RowSet]]) -> dict[str, RowSet]:
-    """What `make` gives, mapped from `folder`, which then is there whole or not at all.
+    """Write the row sets of `make` to `folder`, whole or not at all. Returns them, mapped from there.
 
-    The rows of the sets must have been written with the writers that `make` is given, under the name of the set.
+    `make` must write the rows of each set with the writer of the set's name.
 
     Raises:
         OSError: the folder cannot be written.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
-    try:
+    with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder.parent, ignore_cleanup_errors=True) as scratch:
+        made = Path(scratch) / folder.name
+        made.mkdir(mode=0o700)  # rows may be private
         sets = make(lambda name: ArrowWriter(made / f"{name}.arrow"))
         for file in made.iterdir():
-            if file.stem not in sets:  # held only while the sets were made
+            if file.stem not in sets:  # only needed to make the sets
                 file.unlink()
         account = {name: _account(rows) for name, rows in sets.items()}
         (made / ACCOUNT).write_text(json.dumps(account), encoding="utf-8")
-        for file in made.iterdir():
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
-        if folder.exists():
-            if load(folder) is not None:  # another run was faster; what it wrote is the same
-                return sets
-            shutil.rmtree(folder)
-        made.rename(folder)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+        if load(folder) is None:  # else another run was faster; what it wrote is the same
+            publish(made, folder)
     return sets
 
 
 def load(folder: Path) -> dict[str, RowSet] | None:
-    """The row sets of `folder`, mapped, or None when it is not there or not whole."""
+    """The row sets of `folder`, mapped, or None when it is missing or damaged."""
     try:
         account = json.loads((folder / ACCOUNT).read_text(encoding="utf-8"))
         return {name: _row_set(folder / f"{name}.arrow", entry) for name, entry in account.items()}
@@ -97,7 +89,7 @@ def load(folder: Path) -> dict[str, RowSet] | None:
 
 
 class ArrowWriter(RowWriter):
-    """Writes each full block to an Arrow stream, as a record batch of its own, and maps the file in the end."""
+    """Writes each full block to an Arrow stream as one record batch, and maps the file at the end."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -127,14 +119,14 @@ class ArrowWriter(RowWriter):
         self._stream.write_batch(batch)
 
     def _stored(self) -> list[Block]:
-        if self._stream is None:  # a file without rows has columns too
+        if self._stream is None:  # a file without rows needs columns too
             self._store(Block(array("i"), array("i"), array("i", [0]), array("i"), []))
         self._stream.close()
         return _blocks(self._path)
 
 
 def as_arrow(values: Integers) -> Any:
-    """The integers as an Arrow array on the same memory."""
+    """The integers as an Arrow array, without a copy."""
     import pyarrow
 
     return pyarrow.Array.from_buffers(pyarrow.int32(), len(values), [None, pyarrow.py_buffer(values)])
@@ -148,13 +140,13 @@ def _blocks(path: Path) -> list[Block]:
         return buffer[values.offset : values.offset + len(values)]
 
     def block(batch: Any) -> Block:
-        # A list array's own numbers are where each list ends.
+        # The second buffer of a list array has the end of each list.
         ends = memoryview(batch["input_ids"].buffers()[1]).cast("i")[: len(batch) + 1]
         ids, labels = view(batch["input_ids"].values), view(batch["labels"].values)
         examples = batch["example"] if "example" in batch.schema.names else ()
         return Block(ids, labels, ends, view(batch["line"]), batch["path"], examples)
 
-    # pyarrow.lib.ArrowInvalid, raised for a damaged file, is a ValueError.
+    # For a damaged file pyarrow raises ArrowInvalid, which is a ValueError.
     with pyarrow.ipc.open_stream(pyarrow.memory_map(str(path))) as reader:
         return [block(batch) for batch in reader if len(batch)]
 
@@ -174,7 +166,7 @@ def _account(rows: RowSet) -> dict[str, Any]:
 
 def _row_set(path: Path, entry: dict[str, Any]) -> RowSet:
     rows = Rows(_blocks(path), entry["trained_tokens"])
-    if len(rows) != entry["rows"]:  # a stream that is cut between two batches reads as whole
+    if len(rows) != entry["rows"]:  # a stream that is cut between two batches reads without an error
         raise ValueError(f"{path} has {len(rows)} rows instead of {entry['rows']}")
     return RowSet(
         rows=rows,

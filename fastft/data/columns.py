@@ -1,4 +1,4 @@
-"""Which format a row has, told from the names of its columns."""
+"""Detect the format of a row from the names of its columns."""
 
 from __future__ import annotations
 
@@ -6,26 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastft.errors import DataError, Problem, Where, nearest
+from fastft.recipe.data_formats import DATA_FORMATS
 
 Columns = Mapping[str, Any]
 
-# Columns that a format cannot do without.
-NEEDS = {
-    "messages": ("messages",),
-    "sharegpt": ("conversations",),
-    "belle": ("instruction", "output"),
-    "alpaca": ("instruction", "output"),
-    "prompt_completion": ("prompt", "completion"),
-    "classification": ("text", "label"),
-    "text": ("text",),
-}
-
 
 def rename(row: Columns, columns: Mapping[str, str], where: Where) -> Columns:
-    """The row with the file's columns under the names that `data.columns` gives them.
+    """The row with its columns renamed as `data.columns` says.
 
     Raises:
-        DataError: a column that `data.columns` names is not there.
+        DataError: the row has no column that `data.columns` names.
     """
     if not columns:
         return row
@@ -40,8 +30,8 @@ def rename(row: Columns, columns: Mapping[str, str], where: Where) -> Columns:
 
 
 def detect(row: Columns) -> str | None:
-    """The format that `row` has, the more telling columns first, or None."""
-    found = [name for name, needed in NEEDS.items() if row.keys() >= set(needed)]
+    """The first format of DATA_FORMATS whose columns `row` has, or None."""
+    found = [name for name, needed in DATA_FORMATS.items() if row.keys() >= set(needed)]
     instruction = row.get("instruction")
     if "belle" in found and not (isinstance(instruction, str) and instruction.startswith(("Human:", "Human："))):
         found.remove("belle")
@@ -49,24 +39,24 @@ def detect(row: Columns) -> str | None:
 
 
 def detect_or_fail(row: Columns, where: Where, chosen: str = "auto") -> str:
-    """The format of `row`: `chosen`, whose columns must be there, or what the columns say.
+    """The format of `row`: `chosen`, or for "auto" the one that its columns fit.
 
     Raises:
-        DataError: a column is missing, or the columns fit no format.
+        DataError: a column of `chosen` is missing, or the columns fit no format.
     """
     present = ", ".join(row) or "none"
     if chosen == "auto":
         found = detect(row)
         if found is None:
-            fits = (f"{', '.join(needed)} ({name})" for name, needed in NEEDS.items() if name != "belle")
-            instead = f"name yours in data.columns as one of: {'; '.join(fits)}"
+            fits = (f"{', '.join(needed)} ({name})" for name, needed in DATA_FORMATS.items() if name != "belle")
+            instead = f"map them in data.columns to one of: {'; '.join(fits)}"
             raise DataError(Problem(where, "data.format", "these columns fit no known format", instead, got=present))
         return found
-    missing = [name for name in NEEDS[chosen] if name not in row]
+    missing = [name for name in DATA_FORMATS[chosen] if name not in row]
     if missing:
         near = nearest(missing[0], row)
         found = detect(row)
-        hint = f'did you mean "{near}"?' if near else "give the column, or set data.format"
+        hint = f'did you mean "{near}"?' if near else "add the column, or set data.format"
         instead = f'{hint} The columns fit format = "{found}"' if found else hint
         raise DataError(Problem(where, "data.format", f'no column "{missing[0]}" for {chosen}', instead, got=present))
     return chosen

@@ -1,7 +1,7 @@
-"""The contract of a row, checked on the very arrays that are trained.
+"""The contract of a row, checked on the arrays that are trained.
 
-The renderer makes rows that hold it. It is checked again on the arrays, whoever made or changed them: a collator that
-masks padding by its token id, for instance, would take the loss from every real end-of-turn token.
+The renderer makes rows that keep it. This checks the arrays again, in case a later step changed them: a collator that
+masks padding by its token id, for example, would remove the loss from every real end-of-turn token.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from fastft.errors import Problem
 
 
 def check_encoded(row: Encoded, renderer: Renderer, *, plain_text: bool = False) -> Problem | None:
-    """What is wrong with the row, or None: loss on something, each answer ended, one BOS, labels equal to ids."""
+    """What is wrong with the row, or None: some tokens carry loss, each answer ends, one BOS, labels equal ids."""
     ids, labels, facts = row.input_ids, row.labels, renderer.tokenizer
     if len(ids) != len(labels):
-        return _broken(row, f"{len(ids)} tokens have {len(labels)} labels", "make them equally many")
+        return _broken(row, f"{len(ids)} tokens have {len(labels)} labels", "each token needs one label")
     runs = _runs(labels)
     if not runs:
         return _broken(row, "no token carries loss", "the row teaches nothing: was its answer cut off?")
     if labels != labels_with_loss_on(ids, runs):
-        return _broken(row, "a label is not the token it stands on", "labels are input_ids or -100, never shifted")
+        return _broken(row, "a label is not the token at its position", "labels are input_ids or -100, never shifted")
     bos = facts.id_of(facts.bos_token) if facts.bos_token else None
     if bos is not None and ids[:2].tolist() == [bos, bos]:
         return _broken(row, f"begins with two {facts.bos_token}", "write it once")
     if facts.adds_bos and ids[0] != bos:
-        return _broken(row, f"does not begin with {facts.bos_token}", "this model wants it before every text")
+        return _broken(row, f"does not begin with {facts.bos_token}", "this model needs it before every text")
     if plain_text or renderer.train_on == "all":
         return None
     return _check_answers(row, renderer, runs)
@@ -47,7 +47,7 @@ def _runs(labels: array[int]) -> list[tuple[int, int]]:
 
 
 def _check_answers(row: Encoded, renderer: Renderer, runs: list[tuple[int, int]]) -> Problem | None:
-    """Each unbroken run of tokens with loss is one answer: something is said in it, and its last token ends it."""
+    """What is wrong, or None: each unbroken run of tokens with loss is one answer with text and its end token."""
     stops = renderer.stop_ids
     name = renderer.end_of_turn[0]
     for start, end in runs:
@@ -58,9 +58,9 @@ def _check_answers(row: Encoded, renderer: Renderer, runs: list[tuple[int, int]]
             )
             return _broken(row, wrong, "was it cut off, or its end masked as padding?")
         if len(answer) == 1:
-            return _broken(row, f"the answer at token {start} is nothing but {name}", "was the mask shifted?")
+            return _broken(row, f"the answer at token {start} is only {name}", "was the mask shifted?")
         if not renderer.control_ids.isdisjoint(answer[:-1]):
-            wrong = f"the loss at tokens {start} to {end - 1} runs on into another turn"
+            wrong = f"the loss at tokens {start} to {end - 1} continues into another turn"
             return _broken(row, wrong, "end every answer with its own token, and train answers only")
     return None
 

@@ -1,6 +1,6 @@
-"""Token ids and labels of examples, a batch at a time.
+"""Token ids and labels of examples, in batches.
 
-Rendering and tokenizing overlap: while the tokenizer's threads work on one batch, the next one is rendered.
+Rendering and tokenizing overlap: this renders the next batch while the tokenizer's threads work on one.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 
 NO_LOSS = -100
 _NO_LOSS_TOKEN = array("i", [NO_LOSS])
-# In the bytes of labels, the one of each token that holds the sign, and what it says: 1 where a token carries loss.
+# The byte of each 32-bit label that contains its sign, and the translation of that byte: 1 where a token carries loss.
 _SIGN_BYTES = slice(3 if sys.byteorder == "little" else 0, None, 4)
 _CARRIES_LOSS = bytes(byte < 128 for byte in range(256))
 # The text of an example and its spans with loss, or why it has none.
-_Drawn = tuple[str, list[Span]] | Problem
+_Rendered = tuple[str, list[Span]] | Problem
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
     """One example as the model sees it. input_ids and labels: (length,), int32; labels are -100 where there is no loss.
 
-    Arrays, which are cut, compared and searched without a Python object for each token.
+    Arrays, because they slice, compare and search without a Python object for each token.
     """
 
     input_ids: array[int]
@@ -47,12 +47,12 @@ class Encoded:
 
 
 def carries_loss(labels: array[int]) -> bytes:
-    """One byte a token: 1 where a label is a token, 0 where it is below 0, as -100 is."""
+    """One byte a token: 1 where its label is a token, 0 where it is negative, as -100 is."""
     return labels.tobytes()[_SIGN_BYTES].translate(_CARRIES_LOSS)
 
 
 def labels_with_loss_on(ids: array[int], runs: Iterable[Span]) -> array[int]:
-    """The labels of a row whose tokens carry loss in `runs`, each (start, end), and nowhere else."""
+    """The labels of a row with loss only in `runs`, each (start, end)."""
     labels = _NO_LOSS_TOKEN * len(ids)
     for start, end in runs:
         labels[start:end] = ids[start:end]
@@ -63,7 +63,7 @@ def encode(example: Example, renderer: Renderer) -> Encoded:
     """The ids and labels of one example.
 
     Raises:
-        DataError: the example cannot be rendered, or its loss mask cannot be proven right.
+        DataError: the example cannot be rendered, or its loss mask cannot be proven.
     """
     made = encode_batch([example], renderer)[0]
     if isinstance(made, Problem):
@@ -77,39 +77,39 @@ def encode_batch(examples: Sequence[Example], renderer: Renderer) -> list[Encode
 
 
 def encode_batches(batches: Iterable[Sequence[Example]], renderer: Renderer) -> Iterator[list[Encoded | Problem]]:
-    """As `encode_batch`, for batch after batch; a thousand examples each are fastest."""
+    """As `encode_batch`, for many batches; a thousand examples each are fastest."""
     with ThreadPoolExecutor(1) as pool:
-        before: tuple[Sequence[Example], list[_Drawn], Future[Iterator[Encoding]]] | None = None
+        before: tuple[Sequence[Example], list[_Rendered], Future[Iterator[Encoding]]] | None = None
         for examples in batches:
-            drawn = [_draw(example, renderer, with_spans=not renderer.prompt_ids) for example in examples]
-            encodings = pool.submit(_tokenize, drawn, renderer, with_offsets=not renderer.prompt_ids)
+            rendered = [_render(example, renderer, with_spans=not renderer.prompt_ids) for example in examples]
+            encodings = pool.submit(_tokenize, rendered, renderer, with_offsets=not renderer.prompt_ids)
             if before is not None:
                 yield _finish(before[0], before[1], before[2].result(), renderer)
-            before = examples, drawn, encodings
+            before = examples, rendered, encodings
         if before is not None:
             yield _finish(before[0], before[1], before[2].result(), renderer)
 
 
-def _draw(example: Example, renderer: Renderer, *, with_spans: bool) -> _Drawn:
+def _render(example: Example, renderer: Renderer, *, with_spans: bool) -> _Rendered:
     try:
         return render(example, renderer, with_spans=with_spans)
     except DataError as error:
         return error.problems[0]
 
 
-def _tokenize(drawn: Sequence[_Drawn], renderer: Renderer, *, with_offsets: bool) -> Iterator[Encoding]:
-    texts = [entry[0] for entry in drawn if not isinstance(entry, Problem)]
+def _tokenize(rendered: Sequence[_Rendered], renderer: Renderer, *, with_offsets: bool) -> Iterator[Encoding]:
+    texts = [entry[0] for entry in rendered if not isinstance(entry, Problem)]
     tokenizer = renderer.tokenizer.tokenizer
-    # The fast form leaves out where each token stands in the text, and takes a quarter less time.
+    # The fast form leaves out the offsets of the tokens and takes a quarter less time.
     work = tokenizer.encode_batch if with_offsets else tokenizer.encode_batch_fast
     return iter(work(texts, add_special_tokens=False))
 
 
 def _finish(
-    examples: Sequence[Example], drawn: Sequence[_Drawn], encodings: Iterator[Encoding], renderer: Renderer
+    examples: Sequence[Example], rendered: Sequence[_Rendered], encodings: Iterator[Encoding], renderer: Renderer
 ) -> list[Encoded | Problem]:
     made: list[Encoded | Problem] = []
-    for example, entry in zip(examples, drawn, strict=True):
+    for example, entry in zip(examples, rendered, strict=True):
         if isinstance(entry, Problem):
             made.append(entry)
             continue
@@ -130,11 +130,11 @@ def _finish(
 
 
 def _answers_by_tokens(example: Example, renderer: Renderer, ids: array[int]) -> list[Span] | None:
-    """The token runs of the trained answers, each from behind a generation prompt to the token that ends the turn.
+    """The token runs of the trained answers, each from the end of a generation prompt to the token that ends the turn.
 
-    The ids of the generation prompt begin with a control token, so that they stand only where the template wrote it. If
-    there is not one for each answer, for instance because an answer's first letters share a token with it, None: then
-    the characters must tell.
+    The ids of the generation prompt begin with a control token, so that they occur only where the template wrote it.
+    None when the row does not have one for each answer, for example because an answer's first letters share a token
+    with it; `_by_offsets` then finds the answers by their characters.
     """
     row = ids.tobytes()
     prompt = renderer.prompt_bytes
@@ -157,9 +157,9 @@ def _answers_by_tokens(example: Example, renderer: Renderer, ids: array[int]) ->
 
 
 def _find(row: bytes, tokens: bytes, start: int) -> int:
-    """Where `tokens` stand first in `row` from token `start` on; the number of its tokens where they do not.
+    """The position of the first `tokens` in `row` from token `start` on; the number of its tokens if there is none.
 
-    Both are the bytes of 32-bit ids: searching them takes a tenth of the time of comparing Python integers.
+    Both are the bytes of 32-bit ids: a search in bytes takes a tenth of the time of comparing Python integers.
     """
     at = row.find(tokens, 4 * start)
     while at >= 0 and at % 4:  # begins within a token
@@ -168,12 +168,12 @@ def _find(row: bytes, tokens: bytes, start: int) -> int:
 
 
 def _by_offsets(example: Example, renderer: Renderer) -> Encoded | Problem:
-    """The same from the characters, for one example."""
-    drawn = _draw(example, renderer, with_spans=True)
-    if isinstance(drawn, Problem):
-        return drawn
-    encoding = next(_tokenize([drawn], renderer, with_offsets=True))
-    return _labelled(example, renderer, encoding, drawn[1])
+    """One example with its answers found by their characters."""
+    rendered = _render(example, renderer, with_spans=True)
+    if isinstance(rendered, Problem):
+        return rendered
+    encoding = next(_tokenize([rendered], renderer, with_offsets=True))
+    return _labelled(example, renderer, encoding, rendered[1])
 
 
 def _labelled(example: Example, renderer: Renderer, encoding: Encoding, spans: list[Span]) -> Encoded | Problem:
@@ -189,7 +189,7 @@ def _labelled(example: Example, renderer: Renderer, encoding: Encoding, spans: l
 
 
 def _token_at(encoding: Encoding, position: int, step: int, limit: int) -> int | None:
-    """The token over the character at `position`, or over the next one towards `limit` that any token covers.
+    """The token at the character `position`, or at the next character towards `limit` that has one.
 
     Some tokenizers leave white space out of their offsets.
     """

@@ -1,4 +1,4 @@
-"""What one row becomes, whatever its format was: a list of messages, or plain text."""
+"""The Example: what a row of any format becomes, a list of messages or plain text."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from fastft.errors import Where
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn: who speaks (`system`, `user`, `assistant` or `tool`), and what is said."""
+    """One turn: the speaker (`system`, `user`, `assistant` or `tool`) and the text."""
 
     role: str
     content: str
-    # What a chat template may ask for besides: tool_calls, tool_call_id, name, reasoning_content.
+    # Other keys for chat templates: tool_calls, tool_call_id, name, reasoning_content.
     extra: Mapping[str, Any] = field(default_factory=dict)
-    # False where the row says `"weight": 0` (OpenAI's way to keep an answer out of the loss).
+    # False for `"weight": 0` in the row (OpenAI's way to keep an answer out of the loss).
     trained: bool = True
 
     def as_template_value(self) -> dict[str, Any]:
-        """The dict that chat templates are written for."""
+        """The message as the dict that chat templates expect."""
         return {"role": self.role, "content": self.content, **self.extra}
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One row, understood: a conversation with at least one answer, or (`text`) plain text without turns."""
+    """One parsed row: a conversation with at least one answer, or (`text`) plain text without turns."""
 
     where: Where
     messages: tuple[Message, ...] = ()
@@ -37,11 +37,11 @@ class Example:
 
     @property
     def characters(self) -> int:
-        """How much is said, control tokens and tools aside."""
+        """The length of the text, without control tokens and tools."""
         return len(self.text) if self.text is not None else sum([len(message.content) for message in self.messages])
 
     def as_json(self) -> str:
-        """All of it, for `from_json`."""
+        """The whole example as JSON, for `from_json`."""
         messages = [[m.role, m.content, dict(m.extra), m.trained] for m in self.messages]
         tools = [dict(tool) for tool in self.tools]
         return json.dumps({"where": asdict(self.where), "messages": messages, "tools": tools, "text": self.text})

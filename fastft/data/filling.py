@@ -1,4 +1,4 @@
-"""Rows of a source on their way: read, understood, rendered, tokenized, checked, and handed to where they are kept."""
+"""Fill row sets from sources: read, parse, render, tokenize, check and write each row."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from fastft.errors import DataError, Problem, Where
 if TYPE_CHECKING:
     from fastft.recipe.model import DataSection
 
-# Measured: batches of 1,000 through the tokenizer run a quarter faster than one call for all, in flat memory.
+# Measured: batches of 1,000 are a quarter faster in the tokenizer than one call for all, in flat memory.
 BATCH_ROWS = 1000
-# The tokenizer holds some 100 bytes a token while it works, so that long rows go in smaller batches. Measured: half a
-# million characters are as fast as four times as many, an eighth of a million a fifth slower.
+# The tokenizer needs some 100 bytes a token while it works, so that long rows need smaller batches. Measured: half a
+# million characters are as fast as two million; an eighth of a million are a fifth slower.
 BATCH_CHARACTERS = 2**19
 LISTED_PROBLEMS = 20
 OnRows = Callable[[int], None]
@@ -36,20 +36,20 @@ OnRows = Callable[[int], None]
 
 @dataclass
 class Target:
-    """A row set in the making: its account, and where its rows go. `held_out` rows keep their examples."""
+    """A row set that is being filled: its account and the writer of its rows. `held_out` rows keep their examples."""
 
     account: RowSet
     writer: RowWriter
     held_out: bool = False
 
 
-# An example, the target that takes it, and how often it stands there.
-_Understood = tuple[Example, Target, int]
+# An example, its target, and how often it is written there.
+_Parsed = tuple[Example, Target, int]
 
 
 @dataclass
 class Filler:
-    """Reads sources into row sets, one batch at a time."""
+    """Reads sources into row sets, in batches."""
 
     data: DataSection
     renderer: Renderer
@@ -66,8 +66,8 @@ class Filler:
         """Read `source` into `target`, and the rows whose number over all sources is in `chosen` into `other`."""
         data_format = format_of(source, self.data, self.recipe_dir)
         before = target.writer.rows
-        # What each batch of examples becomes, in step with `encode_batches`, which works one batch ahead.
-        waiting: deque[tuple[list[_Understood], int]] = deque()
+        # The batches that `encode_batches`, which reads one batch ahead, has not returned yet.
+        waiting: deque[tuple[list[_Parsed], int]] = deque()
 
         def read() -> Iterator[list[Example]]:
             for batch in self._batches(source, data_format, target, other, chosen):
@@ -75,34 +75,34 @@ class Filler:
                 yield [example for example, _, _ in batch]
 
         for made in encode_batches(read(), self.renderer):
-            understood, seen = waiting.popleft()
-            for (example, taker, times), encoded in zip(understood, made, strict=True):
-                self._keep(example, encoded, taker, times)
+            parsed, seen = waiting.popleft()
+            for (example, receiver, times), encoded in zip(parsed, made, strict=True):
+                self._keep(example, encoded, receiver, times)
             if self.progress is not None:
                 self.progress(seen)
         target.account.by_source[source.name] = target.writer.rows - before
 
     def _batches(
         self, source: Source, data_format: str, target: Target, other: Target | None, chosen: frozenset[int]
-    ) -> Iterator[list[_Understood]]:
-        """The rows that can be understood, as many at once as the tokenizer should have; the others are rejected."""
+    ) -> Iterator[list[_Parsed]]:
+        """The valid rows, in batches of the right size for the tokenizer; rejects the others."""
         repeats = copies(source, self.recipe_dir, self.seed)
-        batch: list[_Understood] = []
+        batch: list[_Parsed] = []
         rows = characters = 0
         for where, row in source.rows(self.recipe_dir):
-            taker = other if other is not None and self.seen in chosen else target
+            receiver = other if other is not None and self.seen in chosen else target
             self.seen += 1
             rows += 1
             times = next(repeats)
             if times:
-                taker.account.read += 1
+                receiver.account.read += 1
                 try:
-                    example = _understood(row, where, data_format, self.data)
+                    example = _parsed(row, where, data_format, self.data)
                 except DataError as error:
-                    taker.account.rejected.append(error.problems[0])
+                    receiver.account.rejected.append(error.problems[0])
                 else:
-                    # Held-out rows stand once, however often the source is trained.
-                    batch.append((example, taker, times if taker is target else 1))
+                    # The weight of a source repeats training rows, not held-out rows.
+                    batch.append((example, receiver, times if receiver is target else 1))
                     characters += example.characters
             if rows == BATCH_ROWS or characters >= BATCH_CHARACTERS:
                 yield batch
@@ -130,7 +130,7 @@ class Filler:
                 target.writer.append(part, example if target.held_out else None)
 
     def _without_repeats(self, example: Example, parts: list[Encoded], account: RowSet) -> list[Encoded]:
-        """The parts that data.deduplicate leaves of a training row."""
+        """The parts of a training row that data.deduplicate keeps."""
         if self.data.deduplicate == "exact":
             return [part for part in parts if not self._is_repeated(part, account)]
         if self.data.deduplicate == "near" and parts:
@@ -139,7 +139,7 @@ class Filler:
             if first is not None:
                 account.repeated.append((example.where, first))
                 return []
-            self.near.remember(sketch, example.where)
+            self.near.add(sketch, example.where)
         return parts
 
     def _is_repeated(self, row: Encoded, account: RowSet) -> bool:
@@ -151,12 +151,12 @@ class Filler:
 
     @cached_property
     def near(self) -> NearRepeats:
-        """What near repeats are told by; made when it is first needed, as its package is not always there."""
+        """The index of near repeats; made on first use, because its package is optional."""
         return NearRepeats()
 
 
 def format_of(source: Source, data: DataSection, recipe_dir: Path) -> str:
-    """The format of the first row that can be read.
+    """The format of a source, from the first row that can be read.
 
     Raises:
         DataError: none of the first rows can be read, or their columns fit no format.
@@ -170,7 +170,7 @@ def format_of(source: Source, data: DataSection, recipe_dir: Path) -> str:
     raise DataError(broken[:LISTED_PROBLEMS])
 
 
-def _understood(row: dict[str, Any] | Problem, where: Where, data_format: str, data: DataSection) -> Example:
+def _parsed(row: dict[str, Any] | Problem, where: Where, data_format: str, data: DataSection) -> Example:
     if isinstance(row, Problem):
         raise DataError(row)
     return to_example(rename(row, data.columns, where), data_format, where)

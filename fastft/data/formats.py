@@ -1,4 +1,4 @@
-"""What a row means in its format: the one Example that it becomes."""
+"""Convert a row of any format to an Example."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fastft.data.columns import NEEDS, Columns
+from fastft.data.columns import Columns
 from fastft.data.example import Example, Message
 from fastft.errors import DataError, Problem, Where, nearest
+from fastft.recipe.data_formats import DATA_FORMATS
 
-# Names that data sets in use give to the four roles that chat templates know.
+# The names in real data sets for the four roles of chat templates.
 ROLES = {
     "system": "system",
     "developer": "system",
@@ -27,11 +28,11 @@ ROLES = {
     "ipython": "tool",
     "observation": "tool",
 }
-# What chat templates ask for besides role and content.
+# The keys that chat templates use besides role and content.
 EXTRAS = ("tool_calls", "tool_call_id", "name", "reasoning_content")
 _EXTRAS = frozenset(EXTRAS)
 EMPTY = ("is empty", "write text, or remove the row")
-# Who may speak after whom; None is the beginning.
+# The roles that may follow each role; None is the beginning.
 FOLLOWS: dict[str | None, tuple[str, ...]] = {
     None: ("system", "user"),
     "system": ("user",),
@@ -46,12 +47,12 @@ BELLE_TURN = re.compile(r"^(Human|Assistant)[:：]", re.MULTILINE)
 
 
 def to_example(row: Columns, data_format: str, where: Where) -> Example:
-    """The Example that `row`, read as `data_format`, stands for.
+    """The Example of `row` in the format `data_format`.
 
     Raises:
-        DataError: the row is not what the format says, or nothing can be learnt from it.
+        DataError: the row does not fit the format, or nothing can be learnt from it.
     """
-    for name in NEEDS[data_format]:
+    for name in DATA_FORMATS[data_format]:
         if name not in row:
             near = nearest(name, row)
             instead = f'did you mean "{near}"?' if near else f"every row of the {data_format} format needs it"
@@ -119,7 +120,7 @@ def _from_prompt_completion(row: Columns, where: Where) -> list[Message]:
 
 
 def _from_classification(row: Columns, where: Where) -> list[Message]:
-    """The model is asked with the text and answers with the label, as words: numbers are written out."""
+    """The text is the question, the label is the answer; a whole number becomes text."""
     label = row["label"]
     if isinstance(label, int) and not isinstance(label, bool):
         label = str(label)
@@ -151,24 +152,21 @@ def _messages(value: object, where: Where, field: str) -> list[Message]:
 
 
 def _message(turn: object, where: Where, field: str) -> Message:
-    if not isinstance(turn, (dict, Mapping)):  # a dict is told ten times as fast
+    if not isinstance(turn, (dict, Mapping)):  # the check for dict is ten times as fast
         instead = 'write {"role": "user", "content": "..."}'
         raise DataError(Problem(where, field, "not a message", instead, got=_kind(turn)))
     role_key, content_key = ("from", "value") if "from" in turn else ("role", "content")
     if role_key not in turn:
-        instead = 'say who speaks: {"role": "user", "content": "..."}'
+        instead = 'name the speaker: {"role": "user", "content": "..."}'
         raise DataError(Problem(where, field, 'no "role"', instead, got=", ".join(map(str, turn)) or "an empty object"))
     given = turn[role_key]
     role = ROLES.get(given) if isinstance(given, str) else None
     if role is None:
-        near = nearest(given, ROLES) if isinstance(given, str) else None
-        instead = f'did you mean "{near}"?' if near else "write system, user, assistant or tool"
-        got = f'"{given}"' if isinstance(given, str) else _kind(given)
-        raise DataError(Problem(where, f"{field}.{role_key}", "unknown role", instead, got=got))
+        raise DataError(_unknown_role(given, where, f"{field}.{role_key}"))
     extra = {name: turn[name] for name in EXTRAS if turn.get(name) is not None} if not _EXTRAS.isdisjoint(turn) else {}
     calls = bool(extra.get("tool_calls"))
     if content_key not in turn and not calls:
-        raise DataError(Problem(where, field, f'no "{content_key}"', "give the text of the message"))
+        raise DataError(Problem(where, field, f'no "{content_key}"', "add the text of the message"))
     content = turn.get(content_key)
     text = "" if content is None and calls else _text(_joined(content, where, field), where, f"{field}.{content_key}")
     weight = turn.get("weight", 1)
@@ -179,8 +177,15 @@ def _message(turn: object, where: Where, field: str) -> Message:
     return Message(role, text, extra, trained=weight != 0)
 
 
+def _unknown_role(given: object, where: Where, field: str) -> Problem:
+    near = nearest(given, ROLES) if isinstance(given, str) else None
+    instead = f'did you mean "{near}"?' if near else "write system, user, assistant or tool"
+    got = f'"{given}"' if isinstance(given, str) else _kind(given)
+    return Problem(where, field, "unknown role", instead, got=got)
+
+
 def _joined(content: object, where: Where, field: str) -> object:
-    """The text of OpenAI content parts; anything else as it is."""
+    """The joined text of OpenAI content parts; any other content unchanged."""
     if not isinstance(content, list):
         return content
     parts = []
@@ -220,14 +225,14 @@ def _text(value: object, where: Where, field: str) -> str:
     if not isinstance(value, str):
         raise DataError(Problem(where, field, "not text", "write a string", got=_kind(value)))
     if "\x00" in value:
-        raise DataError(Problem(where, field, "holds a NUL character", "remove it: the text is damaged"))
+        raise DataError(Problem(where, field, "contains a NUL character", "remove it: the text is damaged"))
     if not value.isascii():
         try:
             value.encode("utf-8")
         except UnicodeEncodeError as error:
-            wrong = f"holds half a character at position {error.start}"
+            wrong = f"contains half a character at position {error.start}"
             raise DataError(
-                Problem(where, field, wrong, "write the whole character: a lone surrogate is no text")
+                Problem(where, field, wrong, "write the whole character: a lone surrogate is not text")
             ) from error
     return value
 
@@ -239,10 +244,10 @@ def _list(value: object, where: Where, field: str) -> Sequence[Any]:
 
 
 def _check_turns(messages: Sequence[Message], where: Where) -> None:
-    """Every turn says something, follows one that it may follow, and an answer is among them.
+    """Check that every turn has text and may follow the turn before it, and that there is a trained answer.
 
     Raises:
-        DataError: at the first turn that does not.
+        DataError: for the first turn that breaks a rule.
     """
     before: str | None = None
     answers = trained = 0
@@ -266,6 +271,6 @@ def _check_turns(messages: Sequence[Message], where: Where) -> None:
 
 
 def _kind(value: object) -> str:
-    """What `value` is, in JSON's words."""
+    """The kind of `value` in JSON's terms."""
     kinds = {type(None): "null", bool: "true or false", list: "a list", dict: "an object", str: "a string"}
     return kinds.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)

@@ -1,4 +1,4 @@
-"""The rows that are evaluated and never trained: which ones they are, and none that stands in the training rows too."""
+"""Held-out rows, which are evaluated and never trained: choose them, and remove those that are also training rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def held_out_rows(data: DataSection, seed: int, recipe_dir: Path, locate: Callab
     """The numbers, from 0 over all sources, of the training rows that `eval_fraction` holds out.
 
     Raises:
-        DataError: nothing would be left to train on, or a source cannot be read.
+        DataError: no row would be left to train on, or a source cannot be read.
         MachineError: a Hub dataset cannot be reached.
     """
     if data.eval_fraction is None:
@@ -31,15 +31,15 @@ def held_out_rows(data: DataSection, seed: int, recipe_dir: Path, locate: Callab
     count = max(1, round(total * data.eval_fraction))
     if count >= total:
         wrong = f"{data.eval_fraction} of {total} rows leaves nothing to train on"
-        raise DataError(Problem(locate("data.eval_fraction"), "data.eval_fraction", wrong, "give more rows"))
-    # Not for secrets: the same seed must hold out the same rows.
+        raise DataError(Problem(locate("data.eval_fraction"), "data.eval_fraction", wrong, "add rows"))
+    # Seeded, because the same seed must hold out the same rows.
     return frozenset(random.Random(seed).sample(range(total), count))  # noqa: S311
 
 
 def without_leaks(train: Rows, held_out: RowSet, writer: RowWriter) -> RowSet:
-    """`held_out` without the rows that stand in `train` too, which would only measure memory; `writer` takes the rest.
+    """`held_out` without rows that are also in `train`, which would only measure memory; `writer` writes the rest.
 
-    What is remembered is a digest for each held-out row, so that both may be larger than memory.
+    Keeps one digest for each held-out row, so that both sets can be larger than memory.
     """
     digests = list(held_out.rows.digests())
     trained = dict.fromkeys(digests)  # the number of the first training row with these tokens

@@ -1,4 +1,4 @@
-"""Rows of a Hub dataset, through `datasets`; the only place of the data layer that needs the network."""
+"""Rows of a Hub dataset, through `datasets`; the only module of the data layer that uses the network."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from typing import Any
 from fastft.data.json_rows import Row
 from fastft.errors import DataError, MachineError, Problem, Where
 
-# One answer within this time says that the Hub is there; the libraries' own retries take a minute and a half to say
-# that it is not.
+# Without an answer within this time, only the cache is used: the libraries' own retries take a minute and a half.
 REACHABLE_WITHIN_SECONDS = 5.0
 
 
 def read_hub_rows(source: str, field: str = "data.train") -> Iterator[Row]:
     """The rows of `org/name`, `org/name:split` or `org/name/configuration:split` (split "train" when not given).
 
-    Where `HF_HUB_OFFLINE` is set or the Hub does not answer, only what is cached is read.
+    Reads only the cache when `HF_HUB_OFFLINE` is set or the Hub does not answer.
 
     Raises:
         DataError: there is no such dataset, configuration or split.
@@ -30,26 +29,26 @@ def read_hub_rows(source: str, field: str = "data.train") -> Iterator[Row]:
 
 
 def hub_sha256(source: str, field: str = "data.train") -> str:
-    """What tells the rows of this revision of a Hub dataset from any others, as 64 hexadecimal digits.
+    """A SHA-256 that identifies this revision of a Hub dataset, as 64 hexadecimal digits.
 
     Raises:
         DataError, MachineError: as `read_hub_rows`.
     """
-    # No public name for it; `datasets` makes it of the dataset's id, configuration, commit and split.
+    # There is no public name for it; `datasets` makes it from the dataset's id, configuration, commit and split.
     fingerprint: str = _loaded(source, field)._fingerprint
     return hashlib.sha256(f"{source}\n{fingerprint}".encode()).hexdigest()
 
 
 @lru_cache(maxsize=16)
 def _loaded(source: str, field: str) -> Any:
-    """The dataset, mapped. Loaded once a process: its rows are read several times, and a branch can move meanwhile."""
+    """The mapped dataset. Cached, because its rows are read several times and a branch can move in between."""
     dataset_id, _, split = source.partition(":")
     organisation, name, *configuration = dataset_id.split("/")
     where = Where(source)
     try:
         import datasets
     except ImportError as error:
-        wrong = "Hub datasets need the package datasets"
+        wrong = "a Hub dataset needs the package datasets"
         raise MachineError(Problem(where, field, wrong, 'pip install "fastft[train]"')) from error
     reachable = _is_reachable(f"{organisation}/{name}", where, field)
     before = datasets.config.HF_HUB_OFFLINE
@@ -60,7 +59,7 @@ def _loaded(source: str, field: str) -> Any:
         if reachable:
             raise DataError(Problem(where, field, f"cannot be loaded: {_line(error)}", "check the id")) from error
         wrong = "the Hub cannot be reached, and this dataset is not in its cache"
-        instead = "write a local file, or fetch it once where there is a network"
+        instead = "use a local file, or download it once with a network"
         raise MachineError(Problem(where, field, wrong, instead)) from error
     except ValueError as error:
         wrong = f"cannot be loaded: {_line(error)}"
@@ -74,7 +73,7 @@ def _is_reachable(dataset_id: str, where: Where, field: str) -> bool:
     """Whether the Hub answers for this dataset.
 
     Raises:
-        DataError: the Hub answers that there is none, or not for this user.
+        DataError: the Hub answers that the dataset does not exist or that this user has no access.
     """
     import huggingface_hub
     from huggingface_hub import constants, errors
@@ -87,8 +86,8 @@ def _is_reachable(dataset_id: str, where: Where, field: str) -> bool:
         wrong = "no such Hub dataset, or it is private or gated"
         raise DataError(Problem(where, field, wrong, "check the id, and log in with `hf auth login`")) from error
     except Exception:
-        # Whatever the network library raises (no name, no route, time-out, proxy): the cache is asked next, and what is
-        # not there is reported by the caller.
+        # Any error of the network library (no name, no route, time-out, proxy): the caller tries the cache next, and
+        # reports what is missing there.
         return False
     return True
 

@@ -1,7 +1,6 @@
-"""What is odd about a data set as a whole: repeats, leaks, contradictions, imbalance, outliers, with row numbers.
+"""Problems of a data set as a whole: repeats, leaks, contradictions, imbalance, outliers, with row numbers.
 
-Nothing here changes what is trained (data.deduplicate does). Figures come from the rows as they are written, before any
-chat template.
+Nothing here changes what is trained (data.deduplicate does). Figures come from the rows before any chat template.
 """
 
 from __future__ import annotations
@@ -28,16 +27,16 @@ if TYPE_CHECKING:
 Kind = Literal[
     "exact_repeats", "near_repeats", "leaked_rows", "leaked_prompts", "contradictions", "repeated_answers", "outliers"
 ]
-# With at most this many different answers, each given this often on average, answers are labels.
+# Answers are labels when there are at most this many different ones, each with this many rows on average.
 MOST_LABELS = 50
 ROWS_PER_LABEL = 5
-# An answer that this share of the rows gives (and at least ten) is worth a look.
+# Report an answer that at least this share of the rows gives (and at least ten rows).
 REPEATED_ANSWER_SHARE = 0.02
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One group of rows that belong together for one reason; the first row is the one that the others repeat."""
+    """A group of rows with one problem. For repeats and leaks, the first row is the one that the others repeat."""
 
     kind: Kind
     rows: tuple[Where, ...]
@@ -54,13 +53,13 @@ class Hygiene:
     findings: tuple[Finding, ...]
     sources: dict[str, int]
     labels: dict[str, int]
-    # Different first three words of a question, per row: 1 where no two questions begin alike.
+    # Distinct first three words of questions, per row: 1 where no two questions begin with the same words.
     prompt_diversity: float
     # Characters of a row: least, quarter, half, three quarters, most.
     lengths: tuple[int, int, int, int, int]
 
     def count(self, kind: Kind) -> int:
-        """How many rows repeat, leak, contradict and so on: the first of a group of repeats is not counted."""
+        """How many rows have findings of `kind`, without the first row of each group of repeats or leaks."""
         groups = [finding.rows for finding in self.findings if finding.kind == kind]
         first = 1 if kind in ("exact_repeats", "near_repeats", "leaked_rows", "leaked_prompts") else 0
         return sum(len(rows) - first for rows in groups)
@@ -68,7 +67,7 @@ class Hygiene:
 
 @dataclass
 class _Seen:
-    """What is remembered of each row: digests and lengths, not texts, so that memory stays small."""
+    """What is kept of each row: digests, answers and lengths, not whole texts, so that memory stays small."""
 
     where: list[Where] = field(default_factory=list)
     whole: dict[bytes, list[int]] = field(default_factory=lambda: defaultdict(list))
@@ -98,14 +97,14 @@ def examine(data: DataSection, recipe_dir: Path) -> Hygiene:
             sketch = near.sketch(example)
             if (found := near.first_like(sketch)) is not None:
                 findings.append(Finding("near_repeats", (found, example.where)))
-            near.remember(sketch, example.where)
+            near.add(sketch, example.where)
         by_source[source.name] = len(seen.where) - before
     evaluation = evaluation_source(data)
     if evaluation is not None:
         for example in _examples(evaluation, data, recipe_dir, held_out):
             _remember(held_out, example)
             if (found := near.first_like(near.sketch(example))) is not None:
-                note = "an evaluation row is nearly a trained one"
+                note = "an evaluation row is nearly the same as a trained one"
                 findings.append(Finding("leaked_rows", (found, example.where), note))
     findings = [*_repeats(seen), *findings, *_leaks(seen, held_out), *_contradictions(seen)]
     labels = _labels(seen)
@@ -123,14 +122,14 @@ def examine(data: DataSection, recipe_dir: Path) -> Hygiene:
 
 
 def _examples(source: Source, data: DataSection, recipe_dir: Path, seen: _Seen) -> Iterator[Example]:
-    """The rows that can be understood; the others are counted, and `fastft check --data` lists them."""
+    """The examples of the valid rows; counts the others, which `fastft check --data` lists."""
     found = data.format
     for where, row in source.rows(recipe_dir):
         try:
             if isinstance(row, Problem):
-                raise DataError(row)  # noqa: TRY301 -- one way for all that is wrong with a row
+                raise DataError(row)  # noqa: TRY301 -- so that all broken rows are counted in one place
             renamed = rename(row, data.columns, where)
-            found = detect_or_fail(renamed, where, found) if found == "auto" else found  # type: ignore[assignment]
+            found = detect_or_fail(renamed, where, found) if found == "auto" else found
             yield to_example(renamed, found, where)
         except DataError:
             seen.unreadable += 1
@@ -199,7 +198,7 @@ def _repeated_answers(seen: _Seen) -> Iterator[Finding]:
 
 
 def _outliers(seen: _Seen) -> Iterator[Finding]:
-    """Rows far outside the middle half (more than three times its width, Tukey's far-out fence)."""
+    """Rows far above the middle half: by more than three times its width (Tukey's far-out fence)."""
     if len(seen.lengths) < 20:
         return
     _, low, _, high, _ = _five_numbers(seen.lengths)
@@ -211,7 +210,7 @@ def _outliers(seen: _Seen) -> Iterator[Finding]:
 
 
 def _without_doubles(findings: Iterable[Finding]) -> Iterator[Finding]:
-    """Exact findings stand before near ones, which would only say the same again."""
+    """The findings without near ones that repeat an exact one; exact ones come first."""
     exact = {row for finding in findings if finding.kind == "exact_repeats" for row in finding.rows[1:]}
     leaked = {f.rows[-1] for f in findings if f.kind == "leaked_rows" and "nearly" not in f.note}
     for finding in findings:
@@ -225,7 +224,7 @@ def _without_doubles(findings: Iterable[Finding]) -> Iterator[Finding]:
 
 
 def _plain(text: str) -> str:
-    """Lower case, words and numbers only, single spaces: what people would call the same text."""
+    """`text` in lower case with only words and numbers, joined by single spaces."""
     return " ".join(re.findall(r"\w+", text.lower()))
 
 

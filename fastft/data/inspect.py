@@ -1,4 +1,4 @@
-"""What can be said of `[data]` at once: files, columns and templates, from the first rows and without a tokenizer."""
+"""A quick check of `[data]`: files, columns and templates, from the first rows and without a tokenizer."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from fastft.errors import DataError, FastftError, Problem, Where
 if TYPE_CHECKING:
     from fastft.recipe.model import DataSection
 
-# Enough to meet a row that can be read, few enough to cost nothing.
-ROWS_LOOKED_AT = 20
+# Enough to find a row that can be read, few enough to be quick.
+INSPECTED_ROWS = 20
 
 
 @dataclass(frozen=True)
 class SourceFacts:
-    """What the first rows of a source say."""
+    """Facts about a source, from its first rows."""
 
     key: str
     source: str
     files: tuple[Path, ...]
     bytes: int
-    # None for a Hub dataset, which is not looked at.
+    # None for a Hub dataset, which is not read.
     format: str | None
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found, and every problem by the kind of error that it is."""
+    """The sources of `[data]`, and every problem by the kind of error."""
 
     sources: tuple[SourceFacts, ...]
     recipe_problems: tuple[Problem, ...]
@@ -43,14 +43,14 @@ class Inspection:
 
 
 def inspect(data: DataSection, recipe_dir: Path, locate: Callable[[str], Where]) -> Inspection:
-    """What the first rows and the names in `[data]` show; `locate` tells where the recipe sets a key."""
+    """The facts and problems of `[data]`, from its names and first rows; `locate` gives the place of a recipe key."""
     sources: list[SourceFacts] = []
     wrong_recipe: list[Problem] = []
     wrong_data: list[Problem] = []
     held_out = evaluation_source(data)
     for source in (*training_sources(data), *([held_out] if held_out else [])):
         try:
-            sources.append(_look_at(source, data, recipe_dir))
+            sources.append(_inspect_source(source, data, recipe_dir))
         except DataError as error:
             wrong_data.extend(_placed(problem, source.key, locate) for problem in error.problems)
         except FastftError as error:  # a package that this kind of file needs is not installed
@@ -64,15 +64,15 @@ def inspect(data: DataSection, recipe_dir: Path, locate: Callable[[str], Where])
     return Inspection(tuple(sources), tuple(wrong_recipe), tuple(wrong_data))
 
 
-def _look_at(source: Source, data: DataSection, recipe_dir: Path) -> SourceFacts:
+def _inspect_source(source: Source, data: DataSection, recipe_dir: Path) -> SourceFacts:
     if is_hub_data(source.path, recipe_dir):
         return SourceFacts(source.key, source.path, (), 0, None)
     files = find_files(source.path, recipe_dir, source.key)
     found = None
     for file in files:
-        # A broken row is the business of the full check; here one that can be read says what the columns are.
+        # `check --data` reports broken rows; here one readable row is enough for the columns.
         first: Problem | None = None
-        for where, row in islice(read_file(file), ROWS_LOOKED_AT):
+        for where, row in islice(read_file(file), INSPECTED_ROWS):
             if not isinstance(row, Problem):
                 found = detect_or_fail(rename(row, data.columns, where), where, data.format)
                 break
@@ -84,7 +84,7 @@ def _look_at(source: Source, data: DataSection, recipe_dir: Path) -> SourceFacts
 
 
 def _placed(problem: Problem, key: str, locate: Callable[[str], Where]) -> Problem:
-    """A problem of the source as a whole, put at the line of the recipe that names it."""
+    """The problem, at the line of the recipe when it is about the source as a whole."""
     if problem.field != key:
         return problem
     return replace(problem, where=locate(key), got=problem.got or str(problem.where))

@@ -1,4 +1,4 @@
-"""Rows of JSON: one object a line, or the objects of one array, which is never read whole."""
+"""Rows of JSON: one object a line, or the objects of one array, streamed."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Row = tuple[Where, "dict[str, Any] | Problem"]
 
 UTF8_BOM = b"\xef\xbb\xbf"
 CHUNK_BYTES = 2**16
-# An error so near the end of what was read may be nothing but the end: half an escape, half a `-Infinity`.
-HALF_A_TOKEN = 12
+# An error within this many characters of the end may come from a value that is cut off, such as half an escape.
+UNFINISHED_CHARACTERS = 12
 
 
 def read_json_lines(lines: Iterable[bytes], shown: str, first: int = 1) -> Iterator[Row]:
-    """The object of each line that is not blank; `first` is the number of the first line."""
+    """The object, or the problem, of each line that is not blank; `first` is the number of the first line."""
     for number, raw in enumerate(lines, start=first):
         line = raw.removeprefix(UTF8_BOM) if number == 1 else raw
         if line.isspace() or not line:
@@ -36,10 +36,10 @@ def read_json_lines(lines: Iterable[bytes], shown: str, first: int = 1) -> Itera
 
 
 def read_json(stream: IO[bytes], shown: str) -> Iterator[Row]:
-    """The objects of one JSON array; a file of JSON lines that is named `.json` is read as such.
+    """The objects of one JSON array, or of JSON lines in a `.json` file.
 
     Raises:
-        DataError: it is neither, or broken: where an array is, nothing says where its next row begins.
+        DataError: it is neither, or an array is broken, because then the start of its next row is unknown.
     """
     head = stream.read(CHUNK_BYTES).removeprefix(UTF8_BOM)
     while head.isspace() and (more := stream.read(CHUNK_BYTES)):
@@ -69,36 +69,36 @@ _SPACE, _OPENING, _BETWEEN = re.compile(r"\s*"), re.compile(r"\["), re.compile(r
 
 
 class _Text:
-    """The text of a stream from where it is read on: of a file of any size, little more than one value is held."""
+    """The text of a stream, read in parts: keeps little more than one value of a file of any size."""
 
     def __init__(self, stream: IO[bytes], head: bytes, shown: str) -> None:
         self._stream, self._shown = stream, shown
         self._decoder = codecs.getincrementaldecoder("utf-8")()
         self._at_end = False
         self.line = 1
-        # Characters of the line before `_position`, and bytes of a line before what is decoded next.
+        # Characters of the line before `_position`, and bytes of the line before the next part.
         self._column = self._bytes = 0
-        # What is held, from `_position` on not yet read.
-        self._held, self._position = "", 0
+        # Decoded text; the characters from `_position` on are not yet consumed.
+        self._buffer, self._position = "", 0
         self._decode(head)
 
     def peek(self) -> str:
         """The next character, "" at the end."""
-        while self._position == len(self._held) and not self._at_end:
-            self._read_on()
-        return self._held[self._position : self._position + 1]
+        while self._position == len(self._buffer) and not self._at_end:
+            self._read_more()
+        return self._buffer[self._position : self._position + 1]
 
     def ahead(self, count: int) -> str:
         """At most the next `count` characters."""
-        return self._held[self._position : self._position + count].strip()
+        return self._buffer[self._position : self._position + count].strip()
 
     def skip(self, pattern: re.Pattern[str]) -> None:
-        """Go on behind what `pattern` matches here."""
+        """Skip what `pattern` matches here."""
         while self.peek():
-            found = pattern.match(self._held, self._position)
+            found = pattern.match(self._buffer, self._position)
             end = found.end() if found else self._position
             self._go_to(end)
-            if end < len(self._held):
+            if end < len(self._buffer):
                 return
 
     def value(self) -> Any:
@@ -109,9 +109,10 @@ class _Text:
         """
         while True:
             try:
-                value, end = _DECODER.raw_decode(self._held, self._position)
+                value, end = _DECODER.raw_decode(self._buffer, self._position)
             except json.JSONDecodeError as error:
-                unfinished = error.pos + HALF_A_TOKEN > len(self._held) or error.msg.startswith("Unterminated string")
+                near_end = error.pos + UNFINISHED_CHARACTERS > len(self._buffer)
+                unfinished = near_end or error.msg.startswith("Unterminated string")
                 if self._at_end or not unfinished:
                     line, column = self._place(error.pos)
                     wrong = f"not valid JSON: {error.msg} at column {column}"
@@ -122,38 +123,38 @@ class _Text:
             except RecursionError as error:
                 raise DataError(_too_deep(Where(self._shown, self.line))) from error
             else:
-                # A number may go on in what follows.
-                if end < len(self._held) or self._at_end:
+                # A number can continue in the next part.
+                if end < len(self._buffer) or self._at_end:
                     self._go_to(end)
                     return value
-            self._read_on()
+            self._read_more()
 
     def _go_to(self, position: int) -> None:
         self.line, self._column = self._place(position)
         self._column -= 1
         self._position = position
         if position > CHUNK_BYTES:
-            self._held, self._position = self._held[position:], 0
+            self._buffer, self._position = self._buffer[position:], 0
 
     def _place(self, position: int) -> tuple[int, int]:
-        """Line and column, both from 1, of a place in what is held that is not before the current one."""
-        breaks = self._held.count("\n", self._position, position)
+        """The line and column, both from 1, of a position in the buffer at or after the current one."""
+        breaks = self._buffer.count("\n", self._position, position)
         if not breaks:
             return self.line, self._column + position - self._position + 1
-        return self.line + breaks, position - self._held.rfind("\n", 0, position)
+        return self.line + breaks, position - self._buffer.rfind("\n", 0, position)
 
-    def _read_on(self) -> None:
-        """Twice as much as is held of one value, so that a long one is not tried again and again."""
-        self._decode(self._stream.read(max(CHUNK_BYTES, len(self._held) - self._position)))
+    def _read_more(self) -> None:
+        """Double what is buffered of one value, so that a long one needs few attempts."""
+        self._decode(self._stream.read(max(CHUNK_BYTES, len(self._buffer) - self._position)))
 
     def _decode(self, raw: bytes) -> None:
         self._at_end = not raw
         waiting = self._decoder.getstate()[0]
         try:
-            self._held = self._held + self._decoder.decode(raw, final=self._at_end)
+            self._buffer = self._buffer + self._decoder.decode(raw, final=self._at_end)
         except UnicodeDecodeError as error:
             read = waiting + raw
-            line = self._place(len(self._held))[0] + read.count(b"\n", 0, error.start)
+            line = self._place(len(self._buffer))[0] + read.count(b"\n", 0, error.start)
             column = error.start - read.rfind(b"\n", 0, error.start)
             column += 0 if b"\n" in read[: error.start] else self._bytes - len(waiting)
             raise DataError(_not_utf8(Where(self._shown, line), read[error.start], column)) from error
@@ -175,7 +176,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) != len(pairs):
         names = [name for name, _ in pairs]
         doubled = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f'the key "{doubled}" stands twice in one object')
+        raise ValueError(f'the key "{doubled}" is in one object twice')
     return made
 
 
@@ -190,7 +191,7 @@ def _not_json(where: Where, error: ValueError) -> Problem:
     if isinstance(error, json.JSONDecodeError):
         wrong = f"not valid JSON: {error.msg} at column {error.colno}"
         return Problem(where, "", wrong, "write one complete JSON object a line")
-    return Problem(where, "", str(error), "keep one value of each, in plain JSON")
+    return Problem(where, "", str(error), "write standard JSON, with each key once")
 
 
 def _too_deep(where: Where) -> Problem:

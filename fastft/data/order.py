@@ -1,4 +1,4 @@
-"""The order in which the trainer will take the rows, told without torch: the very one, not one like it."""
+"""The exact order in which the trainer takes the rows, computed without torch."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ MEGA_BATCHES = 50
 def shuffled(count: int, seed: int, first: int | None = None) -> list[int]:
     """The numbers 0 to `count` - 1 in the order of `torch.randperm(count)` after `manual_seed(seed)` on a CPU.
 
-    With `first`, only that many of them: the beginning of the same order, for the price of the beginning.
+    With `first`, only that many numbers from the beginning of the same order, in less time.
 
-    Torch draws 32 bits a place from MT19937, seeded as its inventors seed it, and swaps as Fisher and Yates do
-    (ATen/native/TensorFactories.cpp, randperm_cpu). Python has the same generator under another seeding.
+    Torch draws 32 bits for each place from MT19937 with its original seeding, and swaps as Fisher and Yates do
+    (ATen/native/TensorFactories.cpp, randperm_cpu). Python has the same generator with another seeding.
     """
     draw = _mersenne_twister(seed).getrandbits
     order = list(range(count))
@@ -27,9 +27,9 @@ def shuffled(count: int, seed: int, first: int | None = None) -> list[int]:
 
 
 def grouped(lengths: Sequence[int], order: Sequence[int], rows_per_step: int) -> list[int]:
-    """`order` (or the beginning of it), sorted by length in mega-batches of up to 50 times `rows_per_step`.
+    """`order` (or its beginning), sorted by length in mega-batches of up to 50 times `rows_per_step`.
 
-    The longest row of all comes first, so that what does not fit into memory fails in the first step.
+    The longest row of all comes first, so that a batch that does not fit into memory fails in the first step.
 
     The same as get_length_grouped_indices of transformers, which `train_sampling_strategy="group_by_length"` calls.
     """

@@ -1,4 +1,4 @@
-"""What becomes of a row that is longer than max_seq_length, so that no answer is ever cut in two."""
+"""Drop, truncate or split a row that is longer than max_seq_length, without ever cutting an answer in two."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OverlongChoice = Literal["drop", "truncate", "split", "error"]
 
 
 def fit(example: Example, encoded: Encoded, renderer: Renderer, limit: int, choice: OverlongChoice) -> list[Encoded]:
-    """The rows of at most `limit` tokens that `encoded`, which has more, is trained as; none when it is dropped."""
+    """The rows of at most `limit` tokens that replace `encoded`, which has more; none when it is dropped."""
     if choice == "truncate":
         return _truncated(example, encoded, renderer, limit)
     if choice == "split":
@@ -23,7 +23,7 @@ def fit(example: Example, encoded: Encoded, renderer: Renderer, limit: int, choi
 
 
 def _truncated(example: Example, encoded: Encoded, renderer: Renderer, limit: int) -> list[Encoded]:
-    """Up to the last end of an answer that fits; plain text up to the limit."""
+    """The row up to the last end of an answer that fits; plain text up to the limit."""
     end = limit
     if example.text is None:
         ends = [
@@ -45,7 +45,7 @@ def _split_text(encoded: Encoded, limit: int) -> list[Encoded]:
 
 
 def _split_turns(example: Example, renderer: Renderer, limit: int) -> list[Encoded]:
-    """Rows of whole exchanges, each led by the system turn; an exchange that is too long by itself is left out."""
+    """Rows of whole exchanges, each with the system turn first; leaves out an exchange that is too long by itself."""
     system = [message for message in example.messages[:1] if message.role == "system"]
     turns = example.messages[len(system) :]
     starts = [index for index, message in enumerate(turns) if message.role == "user"]

@@ -1,21 +1,21 @@
-"""Which examples share a packed row: best-fit decreasing over the whole data set, on a histogram of lengths.
+"""Choose which examples share a packed row: best-fit decreasing over the whole data set, on a histogram of lengths.
 
-Equal lengths are placed together, so that the work follows the number of different lengths and not of examples
-(best-fit decreasing: Johnson 1973; for training: Ding et al. 2024, arXiv 2404.10830). No example is ever cut.
+It places equal lengths together, so that the time depends on the number of different lengths, not of examples
+(best-fit decreasing: Johnson 1973; for training: Ding et al. 2024, arXiv 2404.10830). It never cuts an example.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-# The lengths in one bin, newest first: (length, how many of it, what was in it before).
+# The lengths in one row, newest first: (length, how many of it, the earlier content).
 _Content = tuple[int, int, "_Content"] | None
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """The indices of `lengths` (tokens) that share each packed row of at most `capacity` tokens.
+    """For each packed row of at most `capacity` tokens, the indices of its examples in `lengths` (tokens).
 
-    Every index stands in exactly one row, so tokens in are tokens out. Within a row the longest example comes first.
+    Every index is in exactly one row. Within a row the longest example comes first.
 
     Raises:
         ValueError: an example is longer than `capacity`, or not longer than 0.
@@ -39,7 +39,7 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 def _fill(histogram: dict[int, int], capacity: int) -> list[tuple[_Content, int]]:
-    """Kinds of rows and how many of each: what stands in it, and in how many rows."""
+    """The kinds of rows: the content of each kind, and how many rows have it."""
     open_rows: dict[int, list[tuple[_Content, int]]] = {capacity: []}
     # Bit s is set where rows with s free tokens are open: the tightest fit is its lowest bit from the length on.
     spaces = 0
@@ -54,7 +54,7 @@ def _fill(histogram: dict[int, int], capacity: int) -> list[tuple[_Content, int]
                     spaces &= ~(1 << space)
             else:
                 space, content, count = capacity, None, -(-left // (capacity // length))
-            # Best fit puts equal examples into one row until no more fits, then into the next.
+            # Best fit puts equal examples into one row until no more fit, then into the next.
             each = space // length
             full = min(count, left // each)
             parts = [(full, each)]

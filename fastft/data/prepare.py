@@ -1,4 +1,4 @@
-"""From the recipe's `[data]` to the rows that are trained: read, understood, rendered, counted, nothing lost unseen."""
+"""Prepare the rows of the recipe's `[data]`: read, parse, render and tokenize them, and account for every row."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything that training needs to know of the data."""
+    """The prepared data: everything that training needs."""
 
     train: RowSet
     eval: RowSet | None
@@ -32,7 +32,7 @@ class Prepared:
     renderer: Renderer
     train_sha256: str
     eval_sha256: str | None
-    # Where train.arrow and eval.arrow lie, in the form of `datasets`; None without a cache.
+    # The folder of train.arrow and eval.arrow, in the form of `datasets`; None without a cache.
     folder: Path | None = None
 
     @property
@@ -42,7 +42,7 @@ class Prepared:
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """Every row that is not trained because something is wrong with it, training rows first."""
+        """The problem of every broken or leaked row, training rows first."""
         sets = (self.train,) if self.eval is None else (self.train, self.eval)
         return tuple(problem for rows in sets for problem in (*rows.rejected, *rows.leaked))
 
@@ -59,17 +59,17 @@ def prepare(
     cache_dir: Path | None = None,
     refuse_broken: bool = True,
 ) -> Prepared:
-    """The rows of `[data]`, rendered and tokenized; `locate` tells where the recipe sets a key.
+    """The rows of `[data]`, rendered and tokenized; `locate` gives the place of a recipe key.
 
-    `progress` is called with the number of rows read so far. With `cache_dir` the rows are written there as Arrow files
-    (which needs pyarrow) while they are made, and a later call with the same contents and settings maps them: memory
-    does not grow with their tokens. Without, they are held in memory, 8 bytes a token.
+    Calls `progress` with the number of rows read so far. With `cache_dir` it writes the rows there as Arrow files
+    (which needs pyarrow) while it makes them, and a later call with the same contents and settings maps them: memory
+    does not grow with their tokens. Without, it keeps them in memory, 8 bytes a token.
 
     Raises:
         DataError: a source cannot be read; or, with `refuse_broken`, more than data.max_reject_fraction of its rows are
-            broken, rows are too long and data.overlong is "error", or none is left.
+            broken, rows are too long and data.overlong is "error", or no row is left.
         RecipeError: the chat template is unknown or does not fit the tokenizer.
-        MachineError: a Hub dataset cannot be reached, or `cache_dir` cannot be written.
+        MachineError: a Hub dataset cannot be reached, a package is missing, or `cache_dir` cannot be written.
     """
     opened = _open(data, tokenizer, recipe_dir, locate)
     filler = Filler(data, opened.renderer, max_seq_length, seed, recipe_dir, progress)
@@ -89,7 +89,7 @@ def prepare(
 
 @dataclass(frozen=True)
 class _Opened:
-    """What is known before the rows are read: formats, the renderer, and the digests of the sources, training first."""
+    """What is known before reading the rows: format, renderer, and the digests of the sources, training first."""
 
     format: str
     renderer: Renderer
@@ -97,7 +97,7 @@ class _Opened:
     has_evaluation_source: bool
 
     def prepared(self, train: RowSet, held_out: RowSet | None, folder: Path | None) -> Prepared:
-        """The result for these rows."""
+        """The prepared data with these rows."""
         trained = self.digests[:-1] if self.has_evaluation_source else self.digests
         return Prepared(
             train=train,
@@ -117,7 +117,7 @@ def _open(data: DataSection, tokenizer: TokenizerFacts, recipe_dir: Path, locate
     formats = [format_of(source, data, recipe_dir) for source in sources]
     if "text" in formats and set(formats) != {"text"}:
         wrong = f"plain text and conversations are mixed: {', '.join(sorted(set(formats)))}"
-        raise DataError(Problem(locate("data.format"), "data.format", wrong, "give rows of one kind"))
+        raise DataError(Problem(locate("data.format"), "data.format", wrong, "use rows of one kind"))
     template = None
     if "text" not in formats:
         template = load_template(data.chat_template, recipe_dir, tokenizer.chat_template, where)
@@ -153,7 +153,9 @@ def _saved(folder: Path, filler: Filler, locate: Callable[[str], Where]) -> dict
         return cache.save(folder, lambda writer_of: _filled(filler, locate, writer_of))
     except OSError as error:
         wrong = f"the prepared rows cannot be written: {error}"
-        raise MachineError(Problem(Where(str(folder.parent)), "", wrong, "make room or write access there")) from error
+        raise MachineError(
+            Problem(Where(str(folder.parent)), "", wrong, "free space there, or allow writing")
+        ) from error
 
 
 def _joint(digests: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""A look at the very arrays that are trained: their text, token by token, and which of it carries loss."""
+"""The text of the arrays that are trained, token by token, and which tokens carry loss."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from fastft.errors import Where
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-# A character has at most 4 bytes in UTF-8, so that byte tokens beyond that are no character.
+# A character has at most 4 bytes in UTF-8: more byte tokens are not a character.
 LONGEST_CHARACTER_TOKENS = 4
 UNFINISHED = "\ufffd"
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A readable piece of the row: its text, the tokens it is made of, and whether they carry loss.
+    """A readable piece of the row: its text, its tokens, and whether they carry loss.
 
     It is one token, or as many as one character needs.
     """
@@ -45,7 +45,7 @@ class PreviewRow:
         return "".join(piece.text for piece in self.pieces)
 
     def marked(self, begin: str = "⟦", end: str = "⟧") -> str:
-        """The whole text with marks around what carries loss, for where there is no colour."""
+        """The whole text with marks around the parts that carry loss, for output without colour."""
         parts = []
         before = False
         for piece in self.pieces:
@@ -56,7 +56,7 @@ class PreviewRow:
         return "".join(parts) + (end if before else "")
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, for `--json`: where, ids, labels and pieces."""
+        """The whole row for `--json`: place, counts, ids, labels and pieces."""
         ids = [token for piece in self.pieces for token in piece.ids]
         labels = [token if piece.trained else NO_LOSS for piece in self.pieces for token in piece.ids]
         counts = {"tokens": self.tokens, "trained_tokens": self.trained_tokens, "dropped_tokens": self.dropped_tokens}
@@ -65,14 +65,14 @@ class PreviewRow:
 
 
 def preview(row: Encoded, tokenizer: Tokenizer, dropped_tokens: int = 0) -> PreviewRow:
-    """What `row`, as it is trained, says."""
+    """`row` in readable pieces."""
     pieces = tuple(_pieces(row, tokenizer))
     return PreviewRow(row.where, pieces, len(row.input_ids), row.trained_tokens, dropped_tokens)
 
 
 def _pieces(row: Encoded, tokenizer: Tokenizer) -> Iterator[Piece]:
-    # Decoders may drop a space at the very beginning of what they are given, so that each piece is what the text gains
-    # when its tokens are added behind the ones before.
+    # A piece is what decoding gains when its tokens follow the previous ones: decoders can drop a space at the start
+    # of their input.
     before: list[int] = []
     waiting: list[int] = []
     trained = False

@@ -1,7 +1,7 @@
-"""Rows of files and Hub datasets, one at a time, each with the file and line it stands in.
+"""Read rows of files and Hub datasets, one at a time, each with its file and line.
 
-A row that cannot be read comes out as a `Problem` in its place, so that the caller can count it, list it and go on; a
-file that cannot be read at all is a `DataError`.
+A row that cannot be read is a `Problem` in its place, so that the caller can count it, list it and continue; a file
+that cannot be read at all is a `DataError`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(/[\w.-]+)?(:[\w.%\[\
 
 
 def file_kind(path: str) -> str | None:
-    """The extension that says how to read `path`, compression aside, or None when it is none that fastft reads."""
+    """The extension of `path` without compression, or None when fastft cannot read it."""
     name = path.lower()
     for compression in COMPRESSIONS:
         name = name.removesuffix(compression)
@@ -37,17 +37,17 @@ def file_kind(path: str) -> str | None:
 
 
 def is_hub_data(source: str, recipe_dir: Path) -> bool:
-    """Whether `source` names a Hub dataset rather than files: it looks like an id, and no such path is here."""
+    """Whether `source` is a Hub dataset rather than files: it looks like an id, and there is no such path."""
     if file_kind(source) or any(character in source for character in "*?\\") or source.startswith((".", "/", "~")):
         return False
     return HUB_ID.fullmatch(source) is not None and not (recipe_dir / source).exists()
 
 
 def find_files(source: str, recipe_dir: Path, field: str = "data.train") -> list[Path]:
-    """The files that `source` (a path, a glob, or a folder of data files, relative to the recipe) stands for, sorted.
+    """The files of `source` (a path, a glob, or a folder of data files, relative to the recipe), sorted.
 
     Raises:
-        DataError: nothing is there, or what is there is no kind of file that fastft reads.
+        DataError: there are no files, or one is not a kind of file that fastft reads.
     """
     path = recipe_dir / Path(source).expanduser()
     if path.is_file():
@@ -55,7 +55,7 @@ def find_files(source: str, recipe_dir: Path, field: str = "data.train") -> list
     elif path.is_dir():
         files = sorted(child for child in path.iterdir() if child.is_file() and file_kind(child.name))
     else:
-        # Path.glob takes no absolute pattern.
+        # Path.glob does not accept an absolute pattern.
         files = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())  # noqa: PTH207
     if not files:
         raise DataError(_nothing_found(source, path, field))
@@ -63,7 +63,7 @@ def find_files(source: str, recipe_dir: Path, field: str = "data.train") -> list
         if file_kind(file.name) is None:
             kinds = ", ".join(FILE_KINDS)
             raise DataError(
-                Problem(Where(_shown(file)), field, "not a kind of file that fastft reads", f"give one of {kinds}")
+                Problem(Where(_shown(file)), field, "not a kind of file that fastft reads", f"use one of {kinds}")
             )
     return files
 
@@ -72,7 +72,7 @@ def read_rows(source: str, recipe_dir: Path, field: str = "data.train") -> Itera
     """Every row of `source`, streamed: `(where, columns)`, or `(where, problem)` for a row that cannot be read.
 
     Raises:
-        DataError: the source or one of its files cannot be read at all, or holds no rows.
+        DataError: the source or one of its files cannot be read at all, or has no rows.
         MachineError: the Hub cannot be reached, or `datasets` is not installed.
     """
     if is_hub_data(source, recipe_dir):
@@ -88,7 +88,7 @@ def read_file(file: Path) -> Iterator[Row]:
     """Every row of one file.
 
     Raises:
-        DataError: the file is empty, damaged or not what its name says.
+        DataError: the file is empty, damaged, or not of the kind that its name says.
     """
     kind = file_kind(file.name)
     shown = _shown(file)
@@ -102,11 +102,11 @@ def read_file(file: Path) -> Iterator[Row]:
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(Problem(Where(shown), "", f"cannot be read: {error}", "check the file")) from error
     if rows == 0:
-        raise DataError(Problem(Where(shown), "", "holds no rows", "give a file with at least one row"))
+        raise DataError(Problem(Where(shown), "", "has no rows", "use a file with at least one row"))
 
 
 def count_rows(source: str, recipe_dir: Path, field: str = "data.train") -> int | None:
-    """How many rows `source` holds, broken ones too, without parsing JSON lines; None for a Hub dataset.
+    """How many rows `source` has, with broken ones, without parsing JSON lines; None for a Hub dataset.
 
     Raises:
         DataError: as `read_rows`.
@@ -127,7 +127,7 @@ def count_rows(source: str, recipe_dir: Path, field: str = "data.train") -> int 
 
 
 def files_digest(files: Iterable[Path]) -> str:
-    """SHA-256 of the contents, in hex: of the bytes for one file, of the digests in order for several."""
+    """The SHA-256 in hex: of the bytes for one file, of the digests in order for several."""
     digests = []
     for file in files:
         with file.open("rb") as stream:
@@ -145,7 +145,7 @@ def _open(file: Path) -> IO[bytes]:
 
 
 def _arrow(needed_by: str) -> Any:
-    """pyarrow, loaded only where a file needs it.
+    """pyarrow, imported only when a file needs it.
 
     Raises:
         MachineError: it is not installed.
@@ -160,7 +160,7 @@ def _arrow(needed_by: str) -> Any:
 
 
 def _shown(file: Path) -> str:
-    """The path as a user would type it here: relative where the file is below the current directory."""
+    """The path to show: relative where the file is below the current directory."""
     absolute = os.path.abspath(file)  # noqa: PTH100 -- Path.resolve would follow links and show another name
     below = os.path.relpath(absolute)
     return absolute if below.startswith("..") else below
@@ -218,11 +218,11 @@ def _read_csv(stream: IO[bytes], shown: str) -> Iterator[Row]:
 
 
 def _read_parquet(stream: IO[bytes], shown: str) -> Iterator[Row]:
-    """The rows of a Parquet file; the line of a row is its number, counted from 1."""
+    """The rows of a Parquet file; the line of a row is its number from 1."""
     pyarrow = _arrow("Parquet files")
     try:
         number = 0
-        # Small batches: a row group, which a writer may make as large as the file, is not held as Python objects.
+        # Small batches, because a row group can be as large as the file, and Python objects take much memory.
         for batch in pyarrow.parquet.ParquetFile(stream).iter_batches(batch_size=1000):
             for row in batch.to_pylist():
                 number += 1
@@ -235,7 +235,7 @@ def _read_parquet(stream: IO[bytes], shown: str) -> Iterator[Row]:
 def _csv_row(where: Where, columns: list[str], cells: list[str]) -> dict[str, Any] | Problem:
     if len(cells) != len(columns):
         wrong = f"the row has {len(cells)} cells, the header names {len(columns)} columns"
-        return Problem(where, "", wrong, "quote cells that hold a comma or a line break")
+        return Problem(where, "", wrong, "quote cells that contain a comma or a line break")
     for name, cell in zip(columns, cells, strict=True):
         if not cell.isascii():
             try:

@@ -1,8 +1,8 @@
-"""The one place that turns an Example into text and says which of it carries loss; `encode` makes tokens of it.
+"""Render an Example as text with the spans that carry loss; `encode` tokenizes it.
 
-Which tokens the assistant must produce is told by the template's `{% generation %}` blocks where it has them. Where it
-has none it is derived: an answer begins where the text rendered up to its generation prompt ends, which must be a
-prefix of the whole text, and ends with the first control token that the template writes after an answer.
+The spans of the answers are the template's `{% generation %}` blocks where it has them. Where it has none, an answer
+begins at the end of the text rendered up to its generation prompt, which must be a prefix of the whole text, and ends
+with the first control token that the template writes after an answer.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from fastft.errors import DataError, Problem, RecipeError, Where
 
 TrainOn = Literal["assistant", "all"]
 
-# Stand-ins that no template changes and no real text holds, to learn how a template frames an answer.
+# Words that no template changes and no real text contains, to find out how a template frames an answer.
+TEMPLATE_FIELD = "data.chat_template"
 _PROBE = ("fastftquestionone", "fastftanswerone", "fastftquestiontwo", "fastftanswertwo")
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """The last question of a conversation as the model is asked it, and the answer that the row gives."""
+    """The prompt of a conversation up to its last answer, and that answer as the reference."""
 
     text: str
     input_ids: list[int]
@@ -37,21 +38,21 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Renderer:
-    """A tokenizer and a chat template that were proven to fit each other (`make_renderer`), or text alone."""
+    """A tokenizer and a chat template that fit each other (`make_renderer` proves it), or no template for text."""
 
     tokenizer: TokenizerFacts
     template: ChatTemplate | None
     train_on: TrainOn
     # The control tokens that end an answer under this template, the usual one first.
     end_of_turn: tuple[str, ...]
-    # What the template writes between a question and its answer.
+    # The text that the template writes between a question and its answer.
     header: str = ""
-    # What it adds to a question for `add_generation_prompt`.
+    # The text that `add_generation_prompt` adds after a question.
     generation_prompt: str = ""
-    # Its ids, where it stands only before answers: it begins with a control token, which no message may hold. Empty
-    # where the template marks the answers itself.
+    # The ids of the generation prompt if they occur only before answers: it begins with a control token, which no
+    # message may contain. Empty where the template marks the answers itself.
     prompt_ids: tuple[int, ...] = ()
-    # The control tokens that frame turns and end none: no answer may hold one.
+    # The control tokens that frame turns without ending them: no answer may contain one.
     frame_ids: frozenset[int] = frozenset()
 
     @cached_property
@@ -62,7 +63,7 @@ class Renderer:
 
     @cached_property
     def control_ids(self) -> frozenset[int]:
-        """The control tokens that frame or end turns: inside an answer, before its last token, stands none of them."""
+        """The control tokens that frame or end turns: an answer has none of them before its last token."""
         return self.stop_ids | self.frame_ids
 
     @cached_property
@@ -77,7 +78,7 @@ class Renderer:
 
     @property
     def writes_prompt(self) -> bool:
-        """Whether the template leads to an answer that is not there yet, as `add_generation_prompt` asks."""
+        """Whether the template obeys `add_generation_prompt`, or needs no header before an answer."""
         return bool(self.generation_prompt) or not self.header.strip()
 
 
@@ -87,15 +88,13 @@ def make_renderer(
     """The renderer for conversations, or for plain text when `template` is None.
 
     Raises:
-        RecipeError: the template cannot be trained with: it fails on a plain conversation, drops an answer, or writes
-            no control token of this tokenizer after one, so that the model would never learn to stop.
+        RecipeError: the template fails on a plain conversation, does not write each message once and in order, or
+            writes no control token of this tokenizer after an answer, so that the model would never learn to stop.
     """
     if template is None:
         return Renderer(tokenizer, None, train_on, ())
-    question, answer, question_two, answer_two = _PROBE
     turns = tuple(Message(role, text) for role, text in zip(("user", "assistant") * 2, _PROBE, strict=True))
     tokens = tokenizer.template_tokens
-    field = "data.chat_template"
     try:
         first_question = template.render(turns[:1], tokens, where=where)
         first_answer = template.render(turns[:2], tokens, where=where)
@@ -103,24 +102,9 @@ def make_renderer(
         whole = template.render(turns, tokens, where=where)
     except DataError as error:
         problem = error.problems[0]
-        raise RecipeError(Problem(where, field, problem.wrong, "correct the template")) from error
-    lost = next((text for text in _PROBE if whole.count(text) != 1), None)
-    if (
-        lost is not None
-        or whole.index(answer) > whole.index(question_two)
-        or whole.index(question) > whole.index(answer)
-    ):
-        wrong = "the template does not write each message of a conversation once, in order"
-        raise RecipeError(Problem(where, field, wrong, "correct the template", got=template.name))
-    tails = (whole.split(answer)[1].split(question_two)[0], whole.split(answer_two)[1])
-    ends = [_first_token(tail, tokenizer) for tail in tails]
-    if None in ends:
-        tail = tails[ends.index(None)].strip()
-        wrong = "the template writes no control token of this model after an answer, so the model would never stop"
-        instead = 'use the model\'s own template ("model") or one that ends answers with a token of its tokenizer'
-        raise RecipeError(Problem(where, field, wrong, instead, got=repr(tail[:40]) if tail else "nothing"))
-    found = [end for end in ends if end is not None]
-    header = first_answer[len(first_question) : first_answer.index(answer)]
+        raise RecipeError(Problem(where, TEMPLATE_FIELD, problem.wrong, "correct the template")) from error
+    found = _end_tokens(whole, template.name, tokenizer, where)
+    header = first_answer[len(first_question) : first_answer.index(_PROBE[1])]
     if not first_answer.startswith(first_question):
         header = ""
     stops = [token for token in tokenizer.stop_tokens if token != tokenizer.bos_token]
@@ -137,13 +121,38 @@ def make_renderer(
     )
 
 
-def render(example: Example, renderer: Renderer, *, with_spans: bool = True) -> tuple[str, list[Span]]:
-    """The text of an example, begun with the BOS token where the model wants one, and its spans that carry loss.
-
-    No spans for plain text and where every token carries loss, nor without `with_spans`.
+def _end_tokens(whole: str, name: str, tokenizer: TokenizerFacts, where: Where) -> list[str]:
+    """The control token after each answer of the rendered _PROBE.
 
     Raises:
-        DataError: the template refuses the example, or a span cannot be proven right.
+        RecipeError: there is none, or `whole` does not hold each message once, in order.
+    """
+    question, answer, question_two, answer_two = _PROBE
+    in_order = all(whole.count(text) == 1 for text in _PROBE) and (
+        whole.index(question) < whole.index(answer) < whole.index(question_two)
+    )
+    if not in_order:
+        wrong = "the template does not write each message of a conversation once, in order"
+        raise RecipeError(Problem(where, TEMPLATE_FIELD, wrong, "correct the template", got=name))
+    found = []
+    for tail in (whole.split(answer)[1].split(question_two)[0], whole.split(answer_two)[1]):
+        end = _first_token(tail, tokenizer)
+        if end is None:
+            wrong = "the template writes no control token of this model after an answer, so the model would never stop"
+            instead = 'use the model\'s own template ("model") or one that ends answers with a token of its tokenizer'
+            got = repr(tail.strip()[:40]) if tail.strip() else "nothing"
+            raise RecipeError(Problem(where, TEMPLATE_FIELD, wrong, instead, got=got))
+        found.append(end)
+    return found
+
+
+def render(example: Example, renderer: Renderer, *, with_spans: bool = True) -> tuple[str, list[Span]]:
+    """The text of an example, with the BOS token first where the model needs one, and its spans that carry loss.
+
+    No spans for plain text, where every token carries loss, or without `with_spans`.
+
+    Raises:
+        DataError: the template refuses the example, or a span cannot be proven.
     """
     facts = renderer.tokenizer
     spans: list[Span] = []
@@ -171,7 +180,7 @@ def render(example: Example, renderer: Renderer, *, with_spans: bool = True) -> 
 
 
 def render_prompt(example: Example, renderer: Renderer) -> Prompt:
-    """What the model is asked with before the last assistant turn, and the answer of that turn.
+    """The prompt before the last assistant turn, and the answer of that turn.
 
     Raises:
         DataError: the example has no assistant turn, or the template refuses it.
@@ -189,7 +198,7 @@ def render_prompt(example: Example, renderer: Renderer) -> Prompt:
 
 
 def _derived_spans(example: Example, renderer: Renderer, text: str) -> list[Span]:
-    """The character span of each trained answer, its end-of-turn token included, in the rendered `text`."""
+    """The character span of each trained answer with its end-of-turn token in the rendered `text`."""
     where, messages = example.where, example.messages
     answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
     starts = [_answer_start(example, renderer, text, index) for index in answers]
@@ -210,22 +219,22 @@ def _derived_spans(example: Example, renderer: Renderer, text: str) -> list[Span
 
 
 def _answer_start(example: Example, renderer: Renderer, text: str, index: int) -> int:
-    """Where the answer `index` begins in `text`: where the prompt for it, which must be a prefix, ends."""
+    """Where answer `index` begins in `text`: at the end of its prompt, which must be a prefix."""
     prompt = _prompt_text(example, renderer, index)
     if text.startswith(prompt):
         return len(prompt)
     history = _rendered(example, renderer, index, add_generation_prompt=False)
     if renderer.header and text.startswith(history + renderer.header):
         return len(history) + len(renderer.header)
-    wrong = "the template writes what leads to this answer differently once it is given, so its beginning is unclear"
+    wrong = "the template writes the text before this answer differently with and without it, so its start is unclear"
     instead = 'put {% generation %} marks into the template, or set data.train_on = "all"'
     raise DataError(Problem(example.where, f"message {index + 1} (assistant)", wrong, instead))
 
 
 def _proven_spans(example: Example, renderer: Renderer, text: str, marked: list[Span]) -> list[Span]:
-    """The template's own spans, each held against the prompt before it and ended with its end-of-turn token.
+    """The template's own spans of the trained answers, each checked against its prompt and ended at its end token.
 
-    A span may begin behind white space that the format puts before an answer; what follows its end token is cut off.
+    A span may begin after white space that the format puts before an answer.
     """
     where = example.where
     answers = [index for index, message in enumerate(example.messages) if message.role == "assistant"]
@@ -250,7 +259,7 @@ def _proven_spans(example: Example, renderer: Renderer, text: str, marked: list[
 
 
 def _prompt_text(example: Example, renderer: Renderer, index: int) -> str:
-    """What the model is given before it writes answer `index`, written out for templates that leave it out."""
+    """The prompt of answer `index`, with the header for templates that ignore `add_generation_prompt`."""
     text = _rendered(example, renderer, index, add_generation_prompt=True)
     return text if renderer.writes_prompt else text + renderer.header
 
@@ -268,7 +277,7 @@ def _rendered(example: Example, renderer: Renderer, count: int, *, add_generatio
 
 
 def _refuse_control_tokens(example: Example, facts: TokenizerFacts) -> None:
-    """Fail where the text of a message would become a control token."""
+    """Raise DataError where the text of a message or tool would become a control token."""
     for number, message in enumerate(example.messages, start=1):
         _refuse_forged(message.content, example, facts, number)
         if message.extra:
@@ -278,17 +287,17 @@ def _refuse_control_tokens(example: Example, facts: TokenizerFacts) -> None:
 
 
 def _refuse_forged(text: str, example: Example, facts: TokenizerFacts, number: int | None = None) -> None:
-    if not _holds_any(text, facts.special_letters) or not _holds_any(text, facts.special_openings):
+    if not _contains_any(text, facts.special_letters) or not _contains_any(text, facts.special_openings):
         return
     forged = _first_of(text, tuple(facts.special_tokens), 0)
     if forged is not None:
         field = "tools" if number is None else f"message {number} ({example.messages[number - 1].role})"
-        wrong = f"the text holds {text[forged[0] : forged[1]]}, which this tokenizer reads as a control token"
+        wrong = f"the text contains {text[forged[0] : forged[1]]}, which this tokenizer reads as a control token"
         raise DataError(Problem(example.where, field, wrong, "remove it, or write it with a space inside"))
 
 
-def _holds_any(text: str, parts: frozenset[str]) -> bool:
-    # A loop: any() over a generator takes three times as long, and this looks at every message.
+def _contains_any(text: str, parts: frozenset[str]) -> bool:
+    # A loop, because any() over a generator takes three times as long, and this checks every message.
     for part in parts:  # noqa: SIM110
         if part in text:
             return True
@@ -307,7 +316,7 @@ def _prompt_ids(generation_prompt: str, facts: TokenizerFacts) -> tuple[int, ...
 
 
 def _first_token(text: str, facts: TokenizerFacts) -> str | None:
-    """The first token in `text` that can stop the model: a control or added one, not the one that begins texts."""
+    """The first token in `text` that can stop the model: a control or added token, except BOS unless it is a stop."""
     added = {token.content for token in facts.tokenizer.get_added_tokens_decoder().values() if token.content.strip()}
     candidates = (added | facts.special_tokens) - ({facts.bos_token} - set(facts.stop_tokens))
     found = _first_of(text, tuple(token for token in candidates if token), 0)
@@ -315,7 +324,7 @@ def _first_token(text: str, facts: TokenizerFacts) -> str | None:
 
 
 def _first_of(text: str, tokens: Sequence[str], start: int) -> Span | None:
-    """The span of the first of `tokens` in `text` from `start` on, the longest where several begin there."""
+    """The span of the first of `tokens` in `text` from `start` on, the longest where several begin at one place."""
     best: Span | None = None
     for token in tokens:
         at = text.find(token, start)

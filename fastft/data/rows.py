@@ -1,4 +1,4 @@
-"""Encoded rows in blocks of flat storage, and the account of what became of every row that was read."""
+"""Encoded rows in blocks of flat storage, and the account of every row that was read."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from fastft.data.encode import Encoded
 from fastft.data.example import Example
 from fastft.errors import Problem, Where
 
-# What is held in memory before it is stored: 2 MiB of ids and labels.
+# Stored when it is full: 2 MiB of ids and labels.
 BLOCK_TOKENS = 2**18
-# 32-bit integers, in memory of our own or in a file that is mapped.
+# 32-bit integers, in own memory or in a mapped file.
 Integers = array | memoryview  # type: ignore[type-arg]
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Rows side by side: row n has ids[ends[n]:ends[n + 1]] and the same of `labels`; `paths` and `lines` say where it
-    stands, line 0 for none."""
+    """Rows side by side: row n has ids[ends[n]:ends[n + 1]] and the same of `labels`; `paths` and `lines` are its
+    place, with line 0 for none."""
 
     ids: Integers
     labels: Integers
     ends: Integers
     lines: Integers
-    # Strings, or what an Arrow column gives for them.
+    # Strings, or an Arrow column of them.
     paths: Sequence[Any]
-    # For held-out rows, one for each: Example.as_json.
+    # For held-out rows: Example.as_json of each.
     examples: Sequence[Any] = ()
 
     def __len__(self) -> int:
@@ -39,7 +39,7 @@ class Block:
 
 
 class Rows(Sequence[Encoded]):
-    """Encoded examples, read-only: 8 bytes a token, in memory or in a file that is mapped (fastft.data.cache)."""
+    """Encoded examples, read-only: 8 bytes a token, in memory or in a mapped file (fastft.data.cache)."""
 
     def __init__(self, blocks: Iterable[Block] = (), trained_tokens: int = 0) -> None:
         self.blocks = tuple(blocks)
@@ -64,7 +64,7 @@ class Rows(Sequence[Encoded]):
         return Encoded(ids, labels, self.where(index))
 
     def where(self, index: int) -> Where:
-        """Where the row stands in its file."""
+        """The file and line of the row."""
         block, place = self.place(index)
         return Where(str(block.paths[place]), block.lines[place] or None)
 
@@ -85,7 +85,7 @@ class Rows(Sequence[Encoded]):
         return sum(len(block.ids) for block in self.blocks)
 
     def digests(self) -> Iterator[bytes]:
-        """What tells each row's tokens from any others: 16 bytes a row."""
+        """A digest of each row's tokens: 16 bytes a row."""
         for block in self.blocks:
             ids = memoryview(block.ids)
             for start, end in pairwise(block.ends.tolist()):
@@ -93,7 +93,7 @@ class Rows(Sequence[Encoded]):
 
 
 class Examples(Sequence[Example]):
-    """The examples of held-out rows, each read when it is asked for; none for training rows."""
+    """The examples of held-out rows, each read on access; empty for training rows."""
 
     def __init__(self, rows: Rows) -> None:
         self._rows = rows
@@ -113,12 +113,12 @@ class Examples(Sequence[Example]):
 
 
 def digest(ids: Integers) -> bytes:
-    """16 bytes that tell these token ids from any others (BLAKE2b)."""
+    """The 16-byte BLAKE2b digest of token ids."""
     return hashlib.blake2b(ids, digest_size=16).digest()
 
 
 class RowWriter:
-    """Takes encoded rows one by one and stores them block by block: in memory, or where a subclass puts them."""
+    """Takes encoded rows one by one and stores them in blocks: in memory, or where a subclass stores them."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -128,7 +128,7 @@ class RowWriter:
         self._begin()
 
     def append(self, row: Encoded, example: Example | None = None) -> None:
-        """Add one row at the end; of a held-out row, with the example that it was made of."""
+        """Add one row at the end; a held-out row with its example."""
         self._ids.extend(row.input_ids)
         self._labels.extend(row.labels)
         self._ends.append(len(self._ids))
@@ -142,7 +142,7 @@ class RowWriter:
             self._end()
 
     def finish(self) -> Rows:
-        """The rows that were appended; none can be after this."""
+        """The appended rows; append no more after this."""
         if self._lines:
             self._end()
         return Rows(self._stored(), self._trained_tokens)
@@ -166,7 +166,7 @@ class RowWriter:
 
 @dataclass(frozen=True)
 class Overlong:
-    """A row that is longer than max_seq_length: its own tokens, and how many of them are trained after all."""
+    """A row that is longer than max_seq_length: its tokens, and how many of them are still trained."""
 
     where: Where
     tokens: int
@@ -175,7 +175,7 @@ class Overlong:
 
 @dataclass
 class RowSet:
-    """The training or the evaluation rows, and what became of every row that was read."""
+    """The training or the evaluation rows, and what happened to every row that was read."""
 
     rows: Rows = field(default_factory=Rows)
     read: int = 0
@@ -184,14 +184,14 @@ class RowSet:
     rejected: list[Problem] = field(default_factory=list)
     # Left out of the training rows by data.deduplicate, and the row that each repeats.
     repeated: list[tuple[Where, Where]] = field(default_factory=list)
-    # Left out of the evaluation rows because they stand in the training rows.
+    # Left out of the evaluation rows because they are also training rows.
     leaked: list[Problem] = field(default_factory=list)
     # Rows by source name, in the recipe's order.
     by_source: dict[str, int] = field(default_factory=dict)
 
     @property
     def examples(self) -> Examples:
-        """Of evaluation rows only, in the order of `rows`: what the model is asked, and the right answer."""
+        """The examples of evaluation rows, in the order of `rows`; empty for training rows."""
         return Examples(self.rows)
 
 

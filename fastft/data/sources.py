@@ -1,4 +1,4 @@
-"""Which rows are trained and how often: the sources of a recipe, their limits and weights."""
+"""The data sources of a recipe: which rows are trained and how often, by their limits and weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Source:
-    """Rows that the recipe names: `key` is the recipe's, `weight` is how often a row stands in one epoch."""
+    """One source of rows. `key`: its key in the recipe. `weight`: how often each row is used in one epoch."""
 
     path: str
     key: str
@@ -31,17 +31,17 @@ class Source:
         return islice(read_rows(self.path, recipe_dir, self.key), self.limit)
 
     def count(self, recipe_dir: Path) -> int | None:
-        """How many rows `rows` gives; None for a Hub dataset without a limit that could tell."""
+        """How many rows `rows` gives; None for a Hub dataset."""
         total = count_rows(self.path, recipe_dir, self.key)
         if total is None or self.limit is None:
             return total
         return min(total, self.limit)
 
     def sha256(self, recipe_dir: Path) -> str:
-        """Of the files' contents; for a Hub dataset of its revision, which says what it holds.
+        """The SHA-256 of the files' contents; for a Hub dataset, of its revision.
 
         Raises:
-            DataError: the source is not there.
+            DataError: the source does not exist.
             MachineError: the Hub cannot be reached, or `datasets` is not installed.
         """
         if is_hub_data(self.path, recipe_dir):
@@ -62,15 +62,15 @@ def training_sources(data: DataSection) -> tuple[Source, ...]:
 
 
 def evaluation_source(data: DataSection) -> Source | None:
-    """The source of the held-out rows, None when there is none of its own."""
+    """The source of `data.eval`, or None."""
     return None if data.eval is None else Source(data.eval, "data.eval", data.eval)
 
 
 def count_training_rows(data: DataSection, recipe_dir: Path) -> int | None:
-    """How many training rows one epoch has before any is dropped, `eval_fraction` taken off; None for Hub datasets.
+    """How many training rows one epoch has before any is dropped, without `eval_fraction`; None for Hub datasets.
 
     Raises:
-        DataError: a source is not there.
+        DataError: a source does not exist.
     """
     total = 0
     for source in training_sources(data):
@@ -84,7 +84,7 @@ def count_training_rows(data: DataSection, recipe_dir: Path) -> int | None:
 
 
 def copies(source: Source, recipe_dir: Path, seed: int) -> Iterator[int]:
-    """How often each row of `source`, in order, stands in one epoch; the same for the same seed."""
+    """How often each row of `source`, in order, is used in one epoch; the same for the same seed."""
     whole, part = divmod(source.weight, 1)
     if not part:
         while True:
@@ -92,7 +92,7 @@ def copies(source: Source, recipe_dir: Path, seed: int) -> Iterator[int]:
     total = source.count(recipe_dir)
     if total is None:
         total = sum(1 for _ in source.rows(recipe_dir))
-    # Not for secrets: the same seed must draw the same rows.
+    # Seeded, because the same seed must draw the same rows.
     drawn = set(random.Random(seed).sample(range(total), round(total * part)))  # noqa: S311
     for number in range(total):
         yield int(whole) + (number in drawn)

@@ -1,4 +1,4 @@
-"""Chat templates: found by name, file or model, and rendered as transformers renders them, in jinja2's sandbox."""
+"""Chat templates: loaded by name, file or model, and rendered as in transformers, in jinja2's sandbox."""
 
 from __future__ import annotations
 
@@ -21,21 +21,40 @@ FOLDER = Path(__file__).with_name("templates")
 Span = tuple[int, int]
 
 
-def known_templates() -> tuple[str, ...]:
-    """The names of the chat templates that fastft brings, sorted."""
-    return tuple(sorted(path.stem for path in FOLDER.glob("*.jinja")))
+# The chat templates that fastft brings (templates/NAME.jinja), each with the model families that were trained with it;
+# without one, models of any family were.
+TEMPLATES: Mapping[str, tuple[str, ...]] = {
+    "alpaca": (),
+    "baichuan2": ("baichuan",),
+    "chatml": (),
+    "gemma": ("gemma",),
+    "llama-3": ("llama",),
+    "llama-3.1": ("llama",),
+    "mistral": ("mistral", "mixtral"),
+    "phi": ("phi",),
+    "phi-4": ("phi",),
+    "qwen2.5": ("qwen",),
+    "qwen3": ("qwen",),
+    "vicuna": ("vicuna", "llama"),
+    "zephyr": ("zephyr", "mistral", "stablelm"),
+}
+
+
+def known_families() -> tuple[str, ...]:
+    """The model families that can be recognised: those of the templates, and SmolLM, which has none of its own here."""
+    return tuple(dict.fromkeys(family for families in (*TEMPLATES.values(), ("smollm",)) for family in families))
 
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """The Jinja source that turns messages into text, and where it came from ("model", a known name, or a file)."""
+    """The Jinja source that turns messages into text, and its name: "model", a known name, or a file."""
 
     name: str
     source: str
 
     @property
     def sha256(self) -> str:
-        """Of the source: the same text for the same messages."""
+        """The SHA-256 of the source."""
         return hashlib.sha256(self.source.encode()).hexdigest()
 
     @cached_property
@@ -53,13 +72,13 @@ class ChatTemplate:
             where = Where(self.name, error.lineno)
             wrong = f"the chat template is not valid Jinja: {error.message}"
             raise RecipeError(Problem(where, "data.chat_template", wrong, "correct the template")) from error
-        # jinja2 keeps them in a ChainMap and copies that for each rendering: a quarter of the time of a short row.
+        # jinja2 copies its ChainMap for each rendering, which takes a quarter of the time of a short row.
         made.globals = dict(made.globals)
         return made
 
     @cached_property
     def marks_answers(self) -> bool:
-        """Whether the template itself says, by `{% generation %}`, what the assistant generates."""
+        """Whether the template marks the answers with `{% generation %}` blocks."""
         import re
 
         return re.search(r"\{%-?\s*generation\s*-?%\}", self.source) is not None
@@ -76,7 +95,7 @@ class ChatTemplate:
         """The text of `messages`; `tokens` are the control tokens by name.
 
         Raises:
-            DataError: the template refuses these messages (its own reason is told), or fails on them.
+            DataError: the template refuses these messages (the message quotes its reason), or fails on them.
         """
         values = _values(messages, tools, tokens, add_generation_prompt)
         try:
@@ -88,7 +107,7 @@ class ChatTemplate:
         """The text of `example`, and the character spans inside `{% generation %}` blocks.
 
         Raises:
-            DataError: the template refuses these messages, or a block's place in the text cannot be told.
+            DataError: the template refuses these messages, or the place of a block in the text is unknown.
         """
         spans: list[Span] = []
         pieces: list[str] = []
@@ -111,9 +130,9 @@ class ChatTemplate:
         finally:
             environment.on_generation_block = None
         text = "".join(pieces)
-        # Inside a macro or a filter the text is put together later, and the place is not the block's own.
+        # A block inside a macro or a filter is written later, so that its place is unknown.
         if any(text[start:end] != block for (start, end), block in zip(spans, blocks, strict=True)):
-            wrong = "a {% generation %} block stands where its place in the text cannot be told"
+            wrong = "the place of a {% generation %} block in the text is unknown"
             raise DataError(Problem(example.where, "", wrong, "move it out of macros and filters of the template"))
         return text, spans
 
@@ -122,13 +141,13 @@ def load_template(choice: str, recipe_dir: Path, model_template: str | None, whe
     """The chat template that `data.chat_template` names: "model", a known name, or a `.jinja` file.
 
     Raises:
-        RecipeError: it is unknown, missing or not valid Jinja, or the model has none of its own.
+        RecipeError: it is unknown, missing or not valid Jinja, or "model" was chosen and the model has none.
     """
     field = "data.chat_template"
     if choice == "model":
         if model_template is None:
             wrong = "this model has no chat template of its own"
-            instead = f"name the one it was trained with: {', '.join(known_templates())}"
+            instead = f"set the one that it was trained with: {', '.join(TEMPLATES)}"
             raise RecipeError(Problem(where, field, wrong, instead, got='"model"'))
         template = ChatTemplate("model", model_template)
     elif choice.endswith(".jinja"):
@@ -138,13 +157,11 @@ def load_template(choice: str, recipe_dir: Path, model_template: str | None, whe
             instead = f"did you mean {near}?" if near else "paths are relative to the recipe"
             raise RecipeError(Problem(where, field, "no such file", instead, got=choice))
         template = ChatTemplate(choice, path.read_text(encoding="utf-8"))
-    elif choice in known_templates():
+    elif choice in TEMPLATES:
         template = ChatTemplate(choice, (FOLDER / f"{choice}.jinja").read_text(encoding="utf-8"))
     else:
-        near = nearest(choice.lower(), known_templates())
-        instead = (
-            f'did you mean "{near}"?' if near else f"known: model, {', '.join(known_templates())}, or a .jinja file"
-        )
+        near = nearest(choice.lower(), TEMPLATES)
+        instead = f'did you mean "{near}"?' if near else f"known: model, {', '.join(TEMPLATES)}, or a .jinja file"
         raise RecipeError(Problem(where, field, "unknown chat template", instead, got=f'"{choice}"'))
     _ = template.compiled
     return template
@@ -175,14 +192,14 @@ _DICT_ATTRIBUTES = frozenset(dir(dict))
 
 @lru_cache(maxsize=1)
 def _environment() -> Environment:
-    """A sandbox with exactly what transformers gives a chat template (its apply_chat_template, checked by a test)."""
+    """A sandbox with exactly what transformers' apply_chat_template gives a template (a test compares them)."""
     from jinja2 import TemplateError, nodes
     from jinja2.ext import Extension, loopcontrols
     from jinja2.parser import Parser
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """`{% generation %} ... {% endgeneration %}`: prints its body and reports it to `on_generation_block`."""
+        """`{% generation %} ... {% endgeneration %}`: writes its body and passes it to `on_generation_block`."""
 
         tags = {"generation"}  # noqa: RUF012 -- jinja2's own way to declare it
 
@@ -199,10 +216,10 @@ def _environment() -> Environment:
             return block
 
     class Sandbox(ImmutableSandboxedEnvironment):
-        """The same sandbox, quicker with the values that templates are given: dicts."""
+        """The same sandbox, faster with dicts, which templates mostly get."""
 
         def getattr(self, obj: Any, attribute: str) -> Any:
-            # jinja2 tries the attribute first, and raises and catches an error before it looks for the key.
+            # jinja2 tries the attribute first, and catches an error before it tries the key.
             if type(obj) is dict and attribute in obj and attribute not in _DICT_ATTRIBUTES:
                 return obj[attribute]
             return super().getattr(obj, attribute)
@@ -217,7 +234,7 @@ def _environment() -> Environment:
         separators: tuple[str, str] | None = None,
         sort_keys: bool = False,
     ) -> str:
-        # jinja2's own filter escapes HTML, which would teach the model to.
+        # jinja2's own filter escapes HTML, which the model would learn.
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
     def strftime_now(pattern: str) -> str:

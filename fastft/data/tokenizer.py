@@ -1,4 +1,4 @@
-"""What a model folder says about its tokenizer, read without transformers."""
+"""The tokenizer of a model folder and its control tokens, loaded without transformers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TokenizerFacts:
-    """The tokenizer that training uses, and the control tokens that its folder names."""
+    """The tokenizer that training uses, and the control tokens of its folder."""
 
     tokenizer: Tokenizer
     bos_token: str | None
@@ -26,42 +26,42 @@ class TokenizerFacts:
     unk_token: str | None
     # The model's own chat template, None for a base model without one.
     chat_template: str | None
-    # What ends a generation: the eos_token_id list of generation_config.json, else of config.json, else eos_token.
+    # The tokens that end a generation: eos_token_id of generation_config.json, else of config.json, else eos_token.
     stop_tokens: tuple[str, ...]
-    # Every string that the tokenizer turns into one control token wherever it stands in a text.
+    # Every string that the tokenizer turns into one control token anywhere in a text.
     special_tokens: frozenset[str]
     # Whether the tokenizer itself puts bos_token before a plain text.
     adds_bos: bool
-    # Of tokenizer.json: the same ids for the same text.
+    # SHA-256 of tokenizer.json.
     sha256: str
 
     def id_of(self, token: str) -> int | None:
-        """The id of a token of the vocabulary, None when there is none."""
+        """The id of a token of the vocabulary, or None."""
         found: int | None = self.tokenizer.token_to_id(token)
         return found
 
     @property
     def template_tokens(self) -> dict[str, str]:
-        """The control tokens under the names that chat templates use; those that the model lacks are absent."""
+        """The control tokens of the model, by their names in chat templates."""
         named = {"bos_token": self.bos_token, "eos_token": self.eos_token}
         named |= {"pad_token": self.pad_token, "unk_token": self.unk_token}
         return {name: token for name, token in named.items() if token is not None}
 
     @cached_property
     def special_openings(self) -> frozenset[str]:
-        """The first two characters of each special token: a text without any of them holds no special token."""
+        """The first two characters of each special token: a text without any of them has no special token."""
         return frozenset(token[:2] for token in self.special_tokens)
 
     @cached_property
     def special_letters(self) -> frozenset[str]:
-        """The first characters of the special tokens: a text without any of them is told faster still."""
+        """The first character of each special token: an even faster check."""
         return frozenset(token[:1] for token in self.special_tokens)
 
     @property
     def end_of_text(self) -> str | None:
-        """The token after which this model stops; eos_token where that is one of them.
+        """A token after which this model stops: eos_token if it is one of `stop_tokens`, else the first of them.
 
-        A converted GGUF file may name an eos_token that never stops its model, so generation_config.json goes first.
+        A converted GGUF file can have an eos_token that never stops its model, so generation_config.json wins.
         """
         if self.eos_token in self.stop_tokens or not self.stop_tokens:
             return self.eos_token
@@ -87,7 +87,7 @@ def load_tokenizer(folder: Path) -> TokenizerFacts:
     except Exception as error:  # tokenizers raises plain Exception
         wrong = f"damaged: {' '.join(str(error).split())[:200]}"
         raise MachineError(Problem(Where(str(path)), "model.id", wrong, "fetch the model again")) from error
-    # A truncation or padding that was left in the file would change what is trained.
+    # A truncation or padding setting in the file would change what is trained.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     config = _json(folder / "tokenizer_config.json")
@@ -148,13 +148,13 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _token(value: object) -> str | None:
-    """The text of a token, which is written as a string or as an object with `content`."""
+    """The text of a token, which is a string or an object with `content` in the file."""
     content = value.get("content") if isinstance(value, dict) else value
     return content if isinstance(content, str) and content else None
 
 
 def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
-    """The default chat template: the file of its own first, as transformers does."""
+    """The default chat template: chat_template.jinja first, as in transformers."""
     file = folder / "chat_template.jinja"
     if file.is_file():
         return file.read_text(encoding="utf-8")

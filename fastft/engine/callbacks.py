@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from fastft.engine.memory import peak_memory
-from fastft.runs.metrics import StepMetrics
+from fastft.runs.metrics import EvaluationMetrics, StepMetrics
 
 if TYPE_CHECKING:
     from fastft.engine.trainer import RunTrainer
@@ -22,7 +22,7 @@ class StepReporter(TrainerCallback):
         self,
         trainer: RunTrainer,
         step: Callable[[StepMetrics], None],
-        evaluation: Callable[[Mapping[str, Any]], None],
+        evaluation: Callable[[EvaluationMetrics], None],
     ) -> None:
         self._trainer, self._step, self._evaluation = trainer, step, evaluation
         self.seconds = 0.0
@@ -43,7 +43,7 @@ class StepReporter(TrainerCallback):
         if "eval_loss" in logs:
             # TRL counts eval_num_tokens anew in each attempt; the lines of the steps have the true counts.
             figures = {name: value for name, value in logs.items() if name != "eval_num_tokens"}
-            self._evaluation({"step": state.global_step, **figures})
+            self._evaluation(EvaluationMetrics(state.global_step, figures))
         if "loss" not in logs:
             return
         norm = logs.get("grad_norm")

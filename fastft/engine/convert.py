@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ from gguf import GGUFReader
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from fastft.errors import MachineError, Problem, Where
-from fastft.files.seal import seal
+from fastft.files.seal import sealed_folder
 
 
 def convert_gguf(gguf: Path, folder: Path) -> None:
@@ -24,33 +22,29 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     Raises:
         MachineError: transformers cannot read the file, or the disk is full.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=".partial", dir=folder.parent))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent,
-            gguf_file=gguf.name,
-            quantization_config=GgufConfig(dequantize=True),
-            dtype=torch.float32,
-        )
-        # The model's end token is right in its own metadata; transformers 5.17 takes the tokenizer's from elsewhere.
-        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(model.config.eos_token_id)
-        tokenizer.pad_token = tokenizer.eos_token
-        model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        reader = GGUFReader(gguf)
-        _restore_pre_tokenizer(partial / "tokenizer.json", reader)
-        licence = reader.get_field("general.license")
-        if licence is not None:
-            (partial / "README.md").write_text(f"---\nlicense: {licence.contents()}\n---\n", encoding="utf-8")
-        seal(partial, folder)
+        with sealed_folder(folder) as stage:
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            model = AutoModelForCausalLM.from_pretrained(
+                gguf.parent,
+                gguf_file=gguf.name,
+                quantization_config=GgufConfig(dequantize=True),
+                dtype=torch.float32,
+            )
+            # The model's end token is right in its metadata; transformers 5.17 takes the tokenizer's from elsewhere.
+            tokenizer.eos_token = tokenizer.convert_ids_to_tokens(model.config.eos_token_id)
+            tokenizer.pad_token = tokenizer.eos_token
+            model.save_pretrained(stage)
+            tokenizer.save_pretrained(stage)
+            reader = GGUFReader(gguf)
+            _restore_pre_tokenizer(stage / "tokenizer.json", reader)
+            licence = reader.get_field("general.license")
+            if licence is not None:
+                (stage / "README.md").write_text(f"---\nlicense: {licence.contents()}\n---\n", encoding="utf-8")
     except Exception as error:  # a damaged file breaks its reader in any way there is: struct.error, IndexError, ...
         wrong = f"the GGUF file cannot be converted: {' '.join(str(error).split())[:300]}"
         instead = "check the file and the free space of the cache, or name a safetensors model"
         raise MachineError(Problem(Where(str(gguf)), "model.id", wrong, instead)) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 # How byte-level BPE tokenizers cut text before merging, by the name that llama.cpp gives it (`tokenizer.ggml.pre`).

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from fastft.data.render import Prompt
+from fastft.engine.model import Model, Tokenizer
 from fastft.runs.held_out import Answers
 
 # Prompts that are generated for at once. Sorted by length first, so that little is padding.
@@ -16,8 +15,8 @@ BATCH = 25
 
 
 def answer(
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
+    model: Model,
+    tokenizer: Tokenizer,
     prompts: Sequence[Prompt],
     stop_ids: Sequence[int],
     max_new_tokens: int,
@@ -50,7 +49,7 @@ def answer(
     return Answers(tuple(texts), exact)
 
 
-def _inference_mode(model: Any, *, on: bool) -> None:
+def _inference_mode(model: Model, *, on: bool) -> None:
     """Unsloth's models switch kernels and caches between the two modes; others only drop-out."""
     switch = getattr(model, "for_inference" if on else "for_training", None)
     if switch is not None:
@@ -61,7 +60,7 @@ def _inference_mode(model: Any, *, on: bool) -> None:
 
 
 def _generate(
-    model: Any, tokenizer: PreTrainedTokenizerBase, ids: Sequence[Sequence[int]], stop_ids: Sequence[int], limit: int
+    model: Model, tokenizer: Tokenizer, ids: Sequence[Sequence[int]], stop_ids: Sequence[int], limit: int
 ) -> list[str]:
     """The answers to one batch of prompts, padded on the left so that all end at the same place."""
     width = max(len(row) for row in ids)
@@ -81,7 +80,7 @@ def _generate(
     return [_cut(row[width:].tolist(), stop_ids, tokenizer) for row in out]
 
 
-def _cut(ids: list[int], stop_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
+def _cut(ids: list[int], stop_ids: Sequence[int], tokenizer: Tokenizer) -> str:
     stop = next((index for index, token in enumerate(ids) if token in stop_ids), len(ids))
     text: str = tokenizer.decode(ids[:stop], skip_special_tokens=False)
     return text

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from fastft.console import BytesWritten, Say, Writing, ignore_bytes, write_silently
 from fastft.data.render import Prompt
 from fastft.engine.evaluate import answer
 from fastft.engine.memory import free_memory
+from fastft.engine.model import Model, Tokenizer
 from fastft.engine.reference import check_adapter, check_merged, device_map, make_reference
 from fastft.errors import ExportError, MachineError, Problem, Where
 from fastft.exports.card import CardFacts
@@ -46,13 +47,13 @@ class Exported:
 
 
 def trained_reference(
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
+    model: Model,
+    tokenizer: Tokenizer,
     conversations: Sequence[ChatMessages],
     end_ids: Sequence[int],
-    say: Callable[[str], None],
+    say: Say,
 ) -> Reference | None:
-    """What the trained PEFT `model` says on held-out `conversations`, for exports to be held against.
+    """What the trained PEFT `model` says on held-out `conversations`, which exports are compared with.
 
     Without conversations, on the answers that it gives to QUESTIONS itself. A model without a chat template cannot be
     asked: then None, which is said.
@@ -66,10 +67,12 @@ def trained_reference(
     return make_reference(model, tokenizer, conversations, end_ids)
 
 
-def export_weights(job: Job, reference: Reference | None, card: CardFacts, say: Callable[[str], None]) -> Exported:
-    """Write each artefact of `job` and hold it against `reference`; None compares nothing, as the model card then says.
+def export_weights(
+    job: Job, reference: Reference | None, card: CardFacts, say: Say, writing: Writing = write_silently
+) -> Exported:
+    """Write each artefact of `job` and compare it with `reference`; None compares nothing, as the model card then says.
 
-    The trained model should be let go before: an artefact needs its place in memory.
+    Release the trained model before: an artefact needs its place in memory. `writing` shows how far each one is.
 
     Raises:
         ExportError: an artefact does not say what the trained model says; it is kept, marked FAILED.
@@ -79,7 +82,8 @@ def export_weights(job: Job, reference: Reference | None, card: CardFacts, say: 
     artefacts, verdicts = [], []
     for kind in job.kinds:
         say(f"writing {kind} to {job.place(kind)}")
-        artefact = write_artefact(job, kind)
+        with writing(kind) as on_bytes:
+            artefact = write_artefact(job, kind, on_bytes)
         artefacts.append(artefact)
         for note in artefact.notes:
             say(f"{kind}: {note}")
@@ -97,7 +101,7 @@ def export_weights(job: Job, reference: Reference | None, card: CardFacts, say: 
     return Exported(record, final, tuple(verdicts))
 
 
-def load_trained(base: Path, adapter: Path | None) -> tuple[Any, PreTrainedTokenizerBase]:
+def load_trained(base: Path, adapter: Path | None) -> tuple[Model, Tokenizer]:
     """The 16-bit base with its adapter in PEFT, as a user would load them, and the tokenizer that came with it.
 
     In float32 on a CPU, in the base's own type on a GPU; `adapter` None loads a whole model.
@@ -119,10 +123,10 @@ def load_trained(base: Path, adapter: Path | None) -> tuple[Any, PreTrainedToken
         raise MachineError(
             Problem(Where(str(adapter or base)), "", wrong, "give the base it was trained on: --base")
         ) from error
-    return model.eval(), tokenizer
+    return Model(model.eval()), Tokenizer(tokenizer)
 
 
-def own_answers(model: Any, tokenizer: PreTrainedTokenizerBase, end_ids: Sequence[int]) -> list[ChatMessages]:
+def own_answers(model: Model, tokenizer: Tokenizer, end_ids: Sequence[int]) -> list[ChatMessages]:
     """QUESTIONS, each with the answer that the model gives greedily, up to OWN_ANSWER_TOKENS tokens."""
     asked = [[{"role": "user", "content": question}] for question in QUESTIONS]
     special = {"bos_token": str(tokenizer.bos_token or ""), "eos_token": str(tokenizer.eos_token or "")}
@@ -135,13 +139,13 @@ def own_answers(model: Any, tokenizer: PreTrainedTokenizerBase, end_ids: Sequenc
     return [[*messages, {"role": "assistant", "content": text}] for messages, text in zip(asked, given, strict=True)]
 
 
-def write_artefact(job: Job, kind: str) -> Artefact:
+def write_artefact(job: Job, kind: str, on_bytes: BytesWritten = ignore_bytes) -> Artefact:
     """As `fastft.exports.job.write`, for the kind too that needs torch."""
     if kind == MERGED_4BIT:
         from fastft.engine.quantize import write_merged_4bit
 
-        return write_merged_4bit(job, kind)
-    return write(job, kind)
+        return write_merged_4bit(job, kind, on_bytes)
+    return write(job, kind, on_bytes)
 
 
 def compare(job: Job, artefact: Artefact, reference: Reference) -> Verdict:

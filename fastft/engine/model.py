@@ -2,42 +2,58 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NewType
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+from fastft.engine.memory import free_memory
 from fastft.errors import Problem, TrainingError, Where
-from fastft.files.seal import seal
+from fastft.files.atomic import remove_leftovers
+from fastft.files.seal import sealed_folder
 from fastft.planning.plan import Plan
 from fastft.recipe.rules import is_hub_id
 from fastft.runs.directory import RunDir
 
 
-def load_model(plan: Plan, chat_template: str | None) -> tuple[Any, PreTrainedTokenizerBase]:
+class _Untyped:
+    """What a library without types hands out: each attribute is Any, but the object itself has a type."""
+
+    def __getattr__(self, name: str) -> Any: ...
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+
+# torch and transformers are not type-checked, so their objects would be Any, and arguments that are swapped would pass.
+# At run time these names are the libraries' own objects.
+Model = NewType("Model", _Untyped)
+Tokenizer = NewType("Tokenizer", _Untyped)
+
+
+def load_model(plan: Plan, chat_template: str | None) -> tuple[Model, Tokenizer]:
     """The model that is trained (base and adapter, or all weights) and its tokenizer with `chat_template`.
 
     Raises:
         TrainingError: the loader or the adapter refused, in the library's own words.
     """
-    load = plan.calls[0]
+    free_memory()  # of an earlier run in this process
+    load = plan.calls.load
     try:
         model, tokenizer = _load(plan, load.kwargs)
         tokenizer.chat_template = chat_template or tokenizer.chat_template
-        if any(call.name.endswith(("get_peft_model", "LoraConfig")) for call in plan.calls):
-            model = _attach(plan, model)
+        if plan.calls.adapter is not None:
+            model = _attach(plan, plan.calls.adapter.kwargs, model)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
         wrong = f"{load.name} or its adapter failed: {' '.join(str(error).split())[:300]}"
         raise TrainingError(Problem(Where(plan.recipe), "model.id", wrong, "see the log of this attempt")) from error
-    return model, tokenizer
+    return Model(model), Tokenizer(tokenizer)
 
 
-def _load(plan: Plan, kwargs: Mapping[str, Any]) -> tuple[Any, PreTrainedTokenizerBase]:
+def _load(plan: Plan, kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
     values = {**kwargs, "dtype": getattr(torch, kwargs["dtype"])}
     if plan.engine == "unsloth":
         from unsloth import FastLanguageModel
@@ -58,26 +74,25 @@ def _load(plan: Plan, kwargs: Mapping[str, Any]) -> tuple[Any, PreTrainedTokeniz
     return model, tokenizer
 
 
-def _attach(plan: Plan, model: Any) -> Any:
+def _attach(plan: Plan, kwargs: Mapping[str, Any], model: Any) -> Any:
     if plan.engine == "unsloth":
         from unsloth import FastLanguageModel
 
-        return FastLanguageModel.get_peft_model(model, **plan.call("get_peft_model").kwargs)
+        return FastLanguageModel.get_peft_model(model, **kwargs)
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
-    checkpointing = plan.choices["train.gradient_checkpointing"].value is not False
-    if plan.calls[0].kwargs.get("quantization_config"):
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)
-    torch.manual_seed(plan.call("SFTConfig").kwargs["seed"])
-    return get_peft_model(model, LoraConfig(**plan.call("LoraConfig").kwargs))
+    if plan.calls.load.kwargs.get("quantization_config"):
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=plan.choices.recomputes)
+    torch.manual_seed(plan.calls.trainer.kwargs["seed"])
+    return get_peft_model(model, LoraConfig(**kwargs))
 
 
-def is_in_4bit(model: Any) -> bool:
+def is_in_4bit(model: Model) -> bool:
     """Whether bitsandbytes holds the base in 4 bits; transformers sets the attribute on such models alone."""
     return bool(getattr(model, "is_loaded_in_4bit", False))
 
 
-def trained_weights(model: Any) -> tuple[int, int]:
+def trained_weights(model: Model) -> tuple[int, int]:
     """The number of weights that are trained, and of all. A 4-bit weight counts as one."""
     trained = total = 0
     for parameter in model.parameters():
@@ -89,7 +104,7 @@ def trained_weights(model: Any) -> tuple[int, int]:
     return trained, total
 
 
-def save_weights(model: Any, tokenizer: PreTrainedTokenizerBase, plan: Plan, run: RunDir) -> Path:
+def save_weights(model: Model, tokenizer: Tokenizer, plan: Plan, run: RunDir) -> Path:
     """Write the trained weights and the tokenizer, read them back, and return their folder.
 
     An adapter goes to `adapter/`; with full fine-tuning the whole model goes to `exports/merged_16bit/`.
@@ -97,36 +112,34 @@ def save_weights(model: Any, tokenizer: PreTrainedTokenizerBase, plan: Plan, run
     Raises:
         TrainingError: what was written does not hold the trained weights.
     """
-    adapted = any(call.name.endswith(("get_peft_model", "LoraConfig")) for call in plan.calls)
+    adapted = plan.calls.adapter is not None
     final = run.adapter if adapted else run.exports / "merged_16bit"
-    final.parent.mkdir(parents=True, exist_ok=True)
-    partial = final.with_name(final.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    remove_leftovers(final)  # the run is locked
     try:
-        if adapted:
-            # A name that others can load; a folder or a converted file keeps its path.
-            name = plan.base_model if is_hub_id(plan.base_model) else None
-            model.peft_config["default"].base_model_name_or_path = name or _model_path(plan)
-        else:
-            # The folder promises 16 bits; training is over, so that nothing is lost but the last digits.
-            model.to(torch.bfloat16)
-        model.save_pretrained(partial, safe_serialization=True)
-        tokenizer.save_pretrained(partial)
+        with sealed_folder(final) as stage:
+            if adapted:
+                # A name that others can load; a folder or a converted file keeps its path.
+                name = plan.base_model if is_hub_id(plan.base_model) else None
+                model.peft_config["default"].base_model_name_or_path = name or _model_path(plan)
+            else:
+                # The folder promises 16 bits; training is over, so that nothing is lost but the last digits.
+                model.to(torch.bfloat16)
+            model.save_pretrained(stage, safe_serialization=True)
+            tokenizer.save_pretrained(stage)
+            if adapted:
+                _prove_adapter(model, stage, final)
     except OSError as error:
         wrong = f"the weights could not be written: {error}"
-        raise TrainingError(Problem(Where(str(partial)), "", wrong, "free some space, then use --resume")) from error
-    if adapted:
-        _prove_adapter(model, partial)
-    seal(partial, final)
+        raise TrainingError(Problem(Where(str(final)), "", wrong, "free some space, then use --resume")) from error
     return final
 
 
 def _model_path(plan: Plan) -> str:
-    load = plan.calls[0].kwargs
+    load = plan.calls.load.kwargs
     return str(load.get("model_name") or load["pretrained_model_name_or_path"])
 
 
-def _prove_adapter(model: Any, folder: Path) -> None:
+def _prove_adapter(model: Model, folder: Path, final: Path) -> None:
     """Compare the adapter on disk with the one in memory: an empty or unchanged file must not pass for a result."""
     from peft import get_peft_model_state_dict
 
@@ -145,4 +158,4 @@ def _prove_adapter(model: Any, folder: Path) -> None:
         wrong = "the saved adapter is not the trained one"
     else:
         return
-    raise TrainingError(Problem(Where(str(folder)), "", wrong, "see the log of this attempt"))
+    raise TrainingError(Problem(Where(str(final)), "", wrong, "see the log of this attempt"))

@@ -10,6 +10,7 @@ from bitsandbytes.functional import quantize_4bit
 from safetensors.torch import save_file
 from transformers import BitsAndBytesConfig
 
+from fastft.console import BytesWritten, ignore_bytes
 from fastft.exports.job import Artefact, Job
 from fastft.exports.merged import (
     choose_dtype,
@@ -22,7 +23,7 @@ from fastft.exports.merged import (
     write_index,
 )
 from fastft.exports.trained import TrainedWeights
-from fastft.files.staging import staged_folder
+from fastft.files.atomic import staged_folder
 
 # What is held in memory before it is written as one file.
 SHARD_BYTES = 1 << 30
@@ -30,8 +31,10 @@ SHARD_BYTES = 1 << 30
 Tensors = dict[str, torch.Tensor]
 
 
-def write_merged_4bit(job: Job, kind: str) -> Artefact:
+def write_merged_4bit(job: Job, kind: str, on_bytes: BytesWritten = ignore_bytes) -> Artefact:
     """Write base + adapter to `job.place(kind)`, matrix by matrix; memory holds one shard of 1 GiB.
+
+    `on_bytes` learns how far the tensors are; the bytes in all are an estimate until the end.
 
     Raises:
         FastftError: as `fastft.exports.merged.write_merged`.
@@ -49,7 +52,7 @@ def write_merged_4bit(job: Job, kind: str) -> Artefact:
         )
         with staged_folder(place, needed) as stage:
             file_of: dict[str, str] = {}
-            for number, shard in enumerate(_shards(trained, dtype), start=1):
+            for number, shard in enumerate(_shards(trained, dtype, needed, on_bytes), start=1):
                 file = f"model-{number:05d}.safetensors"
                 save_file(shard, stage / file, metadata={"format": "pt"})
                 file_of |= dict.fromkeys(shard, file)
@@ -62,15 +65,20 @@ def write_merged_4bit(job: Job, kind: str) -> Artefact:
     return Artefact(kind, place, size, time.monotonic() - start, tuple(notes))
 
 
-def _shards(trained: TrainedWeights, dtype: torch.dtype) -> Iterator[Tensors]:
+def _shards(trained: TrainedWeights, dtype: torch.dtype, estimate: int, on_bytes: BytesWritten) -> Iterator[Tensors]:
     shard: Tensors = {}
+    done = 0
     for name in trained.names:
         if shard and sum(tensor.nbytes for tensor in shard.values()) > SHARD_BYTES:
             yield shard
             shard = {}
         values = torch.from_numpy(trained.floats(name)).to(dtype)
-        shard |= _quantized(name, values) if is_layer_matrix(trained, name) else {name: values}
+        made = _quantized(name, values) if is_layer_matrix(trained, name) else {name: values}
+        shard |= made
+        done += sum(tensor.nbytes for tensor in made.values())
+        on_bytes(done, max(done, estimate))
     yield shard
+    on_bytes(done, done)
 
 
 def _quantized(name: str, values: torch.Tensor) -> Tensors:

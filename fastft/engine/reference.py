@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastft.engine.model import Model, Tokenizer
 from fastft.errors import FastftError, MachineError, Problem, RecipeError, Where
 from fastft.exports.merged import stopping_ids
 from fastft.exports.parity import ChatMessages, Passage, Reading, Reference, Verdict, judge, unreadable
@@ -22,7 +23,7 @@ LOGITS_BYTES = 256 * 2**20
 
 
 def make_reference(
-    model: Any, tokenizer: Any, conversations: Sequence[ChatMessages], end_tokens: Sequence[int]
+    model: Model, tokenizer: Tokenizer, conversations: Sequence[ChatMessages], end_tokens: Sequence[int]
 ) -> Reference:
     """Run the trained `model` over held-out conversations and, where it is a PEFT one, its base without the adapter.
 
@@ -102,13 +103,13 @@ def _check_folder(folder: Path, kind: str, reference: Reference, load: Callable[
     return judge(folder.name, kind, reference, reading, time.monotonic() - start)
 
 
-def _stops(folder: Path, model: Any) -> list[int]:
+def _stops(folder: Path, model: Model) -> list[int]:
     file = folder / "generation_config.json"
     ends = stopping_ids(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else []
     return ends or stopping_ids({"eos_token_id": model.generation_config.eos_token_id})
 
 
-def _read_folder(model: Any, tokenizer: Any, reference: Reference, ends: Sequence[int]) -> Reading:
+def _read_folder(model: Model, tokenizer: Tokenizer, reference: Reference, ends: Sequence[int]) -> Reading:
     template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
     special = {"bos_token": tokenizer.bos_token or "", "eos_token": tokenizer.eos_token or ""}
     prompts = tuple(
@@ -122,18 +123,20 @@ def _read_folder(model: Any, tokenizer: Any, reference: Reference, ends: Sequenc
     return Reading(prompts, logits, template or None, ends[0] if ends else -1, stops)
 
 
-def _passage(tokenizer: Any, conversation: ChatMessages, special: dict[str, str], end_tokens: Sequence[int]) -> Passage:
+def _passage(
+    tokenizer: Tokenizer, conversation: ChatMessages, special: dict[str, str], end_tokens: Sequence[int]
+) -> Passage:
     prompt = _ids(tokenizer, render_chat(tokenizer.chat_template, conversation[:-1], special))
     answer = [*_ids(tokenizer, conversation[-1]["content"]), *list(end_tokens)[:1]]
     return Passage(tuple(dict(message) for message in conversation), (*prompt, *answer), len(prompt))
 
 
-def _ids(tokenizer: Any, text: str) -> list[int]:
+def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
 
 
-def _logits(model: Any, passage: Passage, most: int) -> Floats:
+def _logits(model: Model, passage: Passage, most: int) -> Floats:
     """(answer tokens up to `most`, vocabulary) of the next token's logits in float32."""
     tokens = torch.tensor([passage.tokens], device=next(model.parameters()).device)
     with torch.inference_mode():

@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerBase
 
+from fastft.engine.model import Model, Tokenizer
 from fastft.inference.conversation import next_token
 
 
@@ -22,8 +21,8 @@ class TorchModel:
 
     def __init__(
         self,
-        model: Any,
-        tokenizer: PreTrainedTokenizerBase,
+        model: Model,
+        tokenizer: Tokenizer,
         source: Path,
         ends: Sequence[int],
         *,

@@ -11,7 +11,6 @@ from typing import Any
 import datasets
 import pyarrow
 from datasets.fingerprint import generate_random_fingerprint
-from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig
 
 from fastft.data.cache import as_arrow
@@ -20,6 +19,7 @@ from fastft.data.rows import Rows
 from fastft.engine.callbacks import EarlyStopping
 from fastft.engine.evaluate import answer
 from fastft.engine.memory import peak_memory
+from fastft.engine.model import Model, Tokenizer
 from fastft.engine.trainer import Hooks, RunTrainer
 from fastft.errors import OutOfMemoryError, Problem, Where
 from fastft.planning.plan import Plan
@@ -45,8 +45,8 @@ class Material:
 
 def train(
     plan: Plan,
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
+    model: Model,
+    tokenizer: Tokenizer,
     material: Material,
     run: RunDir,
     hooks: Hooks,
@@ -82,9 +82,7 @@ def train(
     raise _out_of_memory(plan, said)
 
 
-def _before(
-    trainer: RunTrainer, tokenizer: PreTrainedTokenizerBase, material: Material, run: RunDir, hooks: Hooks
-) -> Evaluation:
+def _before(trainer: RunTrainer, tokenizer: Tokenizer, material: Material, run: RunDir, hooks: Hooks) -> Evaluation:
     """What the untrained model does with the held-out rows: measured once a run, and kept for its later attempts."""
     known = run.read(Untrained)
     if known is not None:
@@ -100,30 +98,29 @@ def _before(
 
 def trainer_steps(plan: Plan) -> str:
     """The planned number of optimizer steps in words."""
-    return "?" if plan.schedule.optimizer_steps is None else str(plan.schedule.optimizer_steps)
+    return str(plan.schedule.optimizer_steps or "?")
 
 
 def make_trainer(
     plan: Plan,
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
+    model: Model,
+    tokenizer: Tokenizer,
     material: Material,
     run: RunDir,
     hooks: Hooks,
 ) -> RunTrainer:
     """The trainer of a run, with the keywords of the plan."""
     patience = material.early_stopping_patience
-    grouped = bool(plan.choices["train.group_by_length"].value)
     return RunTrainer(
         model=model,
-        args=SFTConfig(**plan.call("SFTConfig").kwargs),
+        args=SFTConfig(**plan.calls.trainer.kwargs),
         train_dataset=_dataset(material.train),
         eval_dataset=None if material.eval is None else _dataset(material.eval),
         processing_class=tokenizer,
         callbacks=[] if patience is None else [EarlyStopping(patience)],
         run=run,
         hooks=hooks,
-        lengths=list(material.train.lengths) if grouped else None,
+        lengths=list(material.train.lengths) if plan.choices.group_by_length.value else None,
     )
 
 
@@ -139,9 +136,7 @@ def _dataset(rows: Rows) -> datasets.Dataset:
     return datasets.Dataset(table, fingerprint=generate_random_fingerprint())
 
 
-def _evaluate(
-    trainer: RunTrainer, tokenizer: PreTrainedTokenizerBase, material: Material, hooks: Hooks, when: str
-) -> Evaluation:
+def _evaluate(trainer: RunTrainer, tokenizer: Tokenizer, material: Material, hooks: Hooks, when: str) -> Evaluation:
     """Loss and answers on the held-out rows, as far as the recipe asks for them."""
     loss = answers = None
     if material.eval is not None:
@@ -185,11 +180,11 @@ def _mean_loss(history: Sequence[Mapping[str, Any]]) -> float | None:
 
 
 def _out_of_memory(plan: Plan, said: str) -> OutOfMemoryError:
-    batch, load = plan.schedule.per_device_train_batch_size, plan.calls[0].kwargs
+    batch, load = plan.schedule.per_device_train_batch_size, plan.calls.load.kwargs
     lower = ["a smaller max_seq_length"]
     if not load.get("load_in_4bit") and "quantization_config" not in load:
         lower.append("load_in_4bit = true")
-    if plan.choices["train.gradient_checkpointing"].value is False:
+    if not plan.choices.recomputes:
         lower.append("gradient_checkpointing = true")
     instead = "write " + " or ".join([*lower, "a smaller model"])
     if batch > 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -35,7 +35,7 @@ from fastft.files.records import read_record, write_record
 from fastft.files.seal import seal
 from fastft.runs.checkpoints import STATE, checkpoints, evaluations_at
 from fastft.runs.directory import RunDir
-from fastft.runs.metrics import StepMetrics
+from fastft.runs.metrics import EvaluationMetrics, StepMetrics
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Hooks:
 
     stage: Callable[[str], None]
     step: Callable[[StepMetrics], None]
-    evaluated: Callable[[Mapping[str, Any]], None]
+    evaluated: Callable[[EvaluationMetrics], None]
     stop_asked: Callable[[], bool]
 
 

@@ -121,7 +121,16 @@ def _low_rank(module: str, found: dict[str, TensorInfo], config: dict[str, Any],
     said = _pattern(config.get("rank_pattern"), module, config["r"])
     if rank != said:
         raise _unusable(where, module, f"rank {rank}, but adapter_config.json says {said}", "use its own config")
-    magnitude = found.get("lora_magnitude_vector")
+    magnitude = _magnitude(module, found.get("lora_magnitude_vector"), outputs, embedding, config, where)
+    scale = _pattern(config.get("alpha_pattern"), module, config["lora_alpha"])
+    scale /= math.sqrt(rank) if config.get("use_rslora") else rank
+    return LowRank(a.name, b.name, (outputs, inputs), scale, magnitude, embedding)
+
+
+def _magnitude(
+    module: str, magnitude: TensorInfo | None, outputs: int, embedding: bool, config: dict[str, Any], where: Where
+) -> str | None:
+    """The name of the DoRA magnitudes, one an output; None without DoRA."""
     if (magnitude is None) is (config.get("use_dora") is True) and not embedding:
         wrong = "no DoRA magnitude" if magnitude is None else "a DoRA magnitude that adapter_config.json does not name"
         raise _unusable(where, module, wrong, "use the adapter's own config")
@@ -129,9 +138,7 @@ def _low_rank(module: str, found: dict[str, TensorInfo], config: dict[str, Any],
         raise _unusable(where, module, "DoRA on an embedding cannot be merged", "train without it")
     if magnitude is not None and magnitude.size != outputs:
         raise _unusable(where, module, f"{magnitude.size} DoRA magnitudes for {outputs} outputs", "save it again")
-    scale = _pattern(config.get("alpha_pattern"), module, config["lora_alpha"])
-    scale /= math.sqrt(rank) if config.get("use_rslora") else rank
-    return LowRank(a.name, b.name, (outputs, inputs), scale, magnitude.name if magnitude else None, embedding)
+    return magnitude.name if magnitude else None
 
 
 def _pattern(patterns: dict[str, float] | None, module: str, default: float) -> float:

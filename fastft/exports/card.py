@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fastft.exports.parity import Verdict
 from fastft.probe.base_model import licence
+from fastft.recipe.export_formats import FOLDER_FORMATS, GGUF
 from fastft.recipe.rules import is_hub_id
 
 
@@ -80,7 +81,7 @@ def _proof(verdict: Verdict | None) -> list[str]:
 
 
 def _library(kind: str) -> str:
-    return {"adapter": "peft", "merged_16bit": "transformers", "merged_4bit": "transformers"}.get(kind, "gguf")
+    return FOLDER_FORMATS[kind].library if kind in FOLDER_FORMATS else GGUF
 
 
 def _quoted(text: str) -> str:

@@ -7,11 +7,11 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from fastft.console import BytesWritten, ignore_bytes
 from fastft.errors import FastftError, MachineError, Problem, Where
 from fastft.exports.card import CardFacts, model_card, modelfile
 from fastft.exports.gguf.checkout import check_checkout, convert_with_checkout
@@ -26,13 +26,12 @@ from fastft.exports.merged import (
     write_merged,
 )
 from fastft.exports.parity import Verdict
-from fastft.files.atomic import read_json
-from fastft.files.staging import free_bytes, staged_file, staged_folder
-
-Progress = Callable[[str, int, int], None]
+from fastft.exports.record import RecordedArtefact, add_exports, read_exports
+from fastft.files.atomic import free_bytes, staged_folder, write_text
+from fastft.recipe.export_formats import FOLDER_FORMATS, GGUF
+from fastft.recipe.quantizations import DEFAULT_QUANTIZATION
 
 MERGED, MERGED_4BIT, ADAPTER = "merged_16bit", "merged_4bit", "adapter"
-FOLDERS = (ADAPTER, MERGED, MERGED_4BIT)
 FAILED = ".FAILED"
 
 
@@ -56,7 +55,7 @@ class Job:
 
     def place(self, kind: str) -> Path:
         """Where an artefact of this kind goes."""
-        if kind in FOLDERS:
+        if kind in FOLDER_FORMATS:
             return self.out / kind
         return self.out / "gguf" / f"{self.name}-{kind}.gguf"
 
@@ -74,14 +73,15 @@ class Artefact:
 
 
 def wanted_kinds(formats: Iterable[str], quantizations: Iterable[str]) -> tuple[str, ...]:
-    """The artefacts for `[export] formats` and `quantization` (GGUF without one: q8_0).
+    """The artefacts for `[export] formats` and `quantization` (GGUF without one: DEFAULT_QUANTIZATION).
 
     Raises:
         RecipeError: an unknown quantization.
     """
     kinds: list[str] = []
     for each in formats:
-        kinds += [check_quantization(name) for name in quantizations] or ["q8_0"] if each == "gguf" else [each]
+        types = [check_quantization(name) for name in quantizations] or [DEFAULT_QUANTIZATION]
+        kinds += types if each == GGUF else [each]
     return tuple(dict.fromkeys(kinds))
 
 
@@ -91,7 +91,8 @@ def rehearse(job: Job, adapter_exists: bool = False) -> dict[str, int]:
     Before training there is no adapter: then the base alone is looked at.
 
     Raises:
-        FastftError: with one problem for everything that would fail: architecture, tokenizer, quantizer, names, disk.
+        FastftError: with one problem for everything that would fail: architecture, tokenizer, quantizer, names, disk,
+            a damaged export.json.
     """
     adapter = job.adapter if adapter_exists else None
     sizes: dict[str, int] = {}
@@ -107,6 +108,10 @@ def rehearse(job: Job, adapter_exists: bool = False) -> dict[str, int]:
         except FastftError as error:
             failed = type(error)
             problems += [problem for problem in error.problems if problem not in problems]
+    try:
+        read_exports(job.out)  # what is written is added to it
+    except MachineError as error:
+        problems += error.problems
     needed, free = sum(sizes.values()), free_bytes(job.out)
     if needed > free:
         shares = ", ".join(f"{kind} {size:,}" for kind, size in sizes.items())
@@ -117,59 +122,54 @@ def rehearse(job: Job, adapter_exists: bool = False) -> dict[str, int]:
     return sizes
 
 
-def write(job: Job, kind: str, on_progress: Progress | None = None) -> Artefact:
+def write(job: Job, kind: str, on_bytes: BytesWritten = ignore_bytes) -> Artefact:
     """Write one artefact; raises what its writer raises."""
     place = job.place(kind)
-
-    def progress(done: int, total: int) -> None:
-        if on_progress is not None:
-            on_progress(kind, done, total)
-
     if kind == ADAPTER:
         return _write_adapter(job, place)
     if kind == MERGED:
-        merged = write_merged(job.base, job.adapter, place, end_ids=job.end_ids, on_progress=progress)
+        merged = write_merged(job.base, job.adapter, place, end_ids=job.end_ids, on_bytes=on_bytes)
         notes = (f"{merged.dtype}: {merged.dtype_reason}", *merged.notes)
         return Artefact(kind, place, merged.size_bytes, merged.seconds, notes)
     if job.llama_cpp is not None:
-        return _convert(job, kind, place, job.llama_cpp)
-    written = write_gguf(job.base, job.adapter, place, kind, end_ids=job.end_ids, on_progress=progress)
+        return _convert(job, kind, place, job.llama_cpp, on_bytes)
+    written = write_gguf(job.base, job.adapter, place, kind, end_ids=job.end_ids, on_bytes=on_bytes)
     return Artefact(kind, place, written.size_bytes, written.seconds, written.notes)
 
 
 def finish(
     job: Job, artefacts: Sequence[Artefact], verdicts: Sequence[Verdict], card: CardFacts
 ) -> tuple[Path, tuple[Artefact, ...]]:
-    """(export.json, the artefacts under their final names): marks what failed, writes Modelfile, card and record."""
+    """(export.json, the artefacts under their final names): marks what failed, writes Modelfile, card and record.
+
+    Raises:
+        MachineError: the disk is full, or the export.json of earlier exports is damaged.
+    """
     by_kind = {verdict.kind: verdict for verdict in verdicts}
-    final = tuple(_mark(artefact, by_kind.get(artefact.kind)) for artefact in artefacts)
-    for artefact in final:
-        verdict = by_kind.get(artefact.kind)
-        is_folder = artefact.path.is_dir()
-        folder = artefact.path if is_folder else artefact.path.parent
-        _write_text(
-            folder / ("README.md" if is_folder else f"{job.name}-{artefact.kind}.md"),
-            model_card(card, artefact.kind, artefact.path, verdict),
-        )
-        if not is_folder and (verdict is None or verdict.passed):
-            ends = stop_texts(job)
-            _write_text(folder / f"{artefact.path.stem}.Modelfile", modelfile(artefact.path.name, ends))
-    file = job.out / "export.json"
-    fresh = [_record(job, artefact, by_kind.get(artefact.kind)) for artefact in final]
-    earlier = [entry for entry in _recorded(file) if (job.out / entry["path"]).exists()]
-    entries = [entry for entry in earlier if entry["path"] not in {one["path"] for one in fresh}] + fresh
-    _write_text(file, json.dumps({"artefacts": entries}, indent=2, ensure_ascii=False) + "\n")
-    return file, final
+    try:
+        final = tuple(_mark(artefact, by_kind.get(artefact.kind)) for artefact in artefacts)
+        for artefact in final:
+            _write_beside(job, artefact, by_kind.get(artefact.kind), card)
+        fresh = [
+            RecordedArtefact(one.kind, str(one.path.relative_to(job.out)), one.size_bytes, one.seconds, one.notes,
+                             by_kind.get(one.kind))
+            for one in final
+        ]  # fmt: skip
+        return add_exports(job.out, fresh), final
+    except OSError as error:
+        wrong = f"what belongs beside the weights could not be written: {error.strerror or error}"
+        instead = f"{free_bytes(job.out):,} bytes are free: make room, remove the weights, export again"
+        raise MachineError(Problem(Where(str(job.out)), "", wrong, instead)) from error
 
 
-def _record(job: Job, artefact: Artefact, verdict: Verdict | None) -> dict[str, Any]:
-    parity = None if verdict is None else verdict.as_json()
-    return {**dataclasses.asdict(artefact), "path": str(artefact.path.relative_to(job.out)), "parity": parity}
-
-
-def _recorded(file: Path) -> list[dict[str, Any]]:
-    """What earlier exports into the same folder wrote."""
-    return list((read_json(file) or {}).get("artefacts", []))
+def _write_beside(job: Job, artefact: Artefact, verdict: Verdict | None, card: CardFacts) -> None:
+    """Write the model card, and the Modelfile of a GGUF file that may be used."""
+    is_folder = artefact.path.is_dir()
+    folder = artefact.path if is_folder else artefact.path.parent
+    name = "README.md" if is_folder else f"{job.name}-{artefact.kind}.md"
+    write_text(folder / name, model_card(card, artefact.kind, artefact.path, verdict))
+    if not is_folder and (verdict is None or verdict.passed):
+        write_text(folder / f"{artefact.path.stem}.Modelfile", modelfile(artefact.path.name, stop_texts(job)))
 
 
 def stop_texts(job: Job) -> tuple[str, ...]:
@@ -185,7 +185,7 @@ def stop_texts(job: Job) -> tuple[str, ...]:
 def _estimate(job: Job, kind: str, adapter: Path | None) -> int:
     if kind == MERGED:
         return estimate_merged_bytes(job.base, adapter)
-    if kind not in FOLDERS and job.llama_cpp is not None:
+    if kind not in FOLDER_FORMATS and job.llama_cpp is not None:
         check_checkout(job.llama_cpp, kind)
         return 2 * estimate_merged_bytes(job.base, adapter)
     if kind == MERGED_4BIT:
@@ -199,12 +199,12 @@ def _folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
 
 
-def _convert(job: Job, kind: str, place: Path, checkout: Path) -> Artefact:
+def _convert(job: Job, kind: str, place: Path, checkout: Path, on_bytes: BytesWritten) -> Artefact:
     """A GGUF file by llama.cpp's own converter, from merged weights that lie on the disk meanwhile."""
     start = time.monotonic()
     job.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".merged-", dir=job.out) as folder:
-        merged = write_merged(job.base, job.adapter, Path(folder) / MERGED, end_ids=job.end_ids)
+        merged = write_merged(job.base, job.adapter, Path(folder) / MERGED, end_ids=job.end_ids, on_bytes=on_bytes)
         convert_with_checkout(merged.folder, place, kind, checkout)
     notes = (f"written by the converter in {checkout}", *merged.notes)
     return Artefact(kind, place, place.stat().st_size, time.monotonic() - start, notes)
@@ -233,12 +233,3 @@ def _mark(artefact: Artefact, verdict: Verdict | None) -> Artefact:
     if failed.is_dir():
         shutil.rmtree(failed)  # of an earlier try
     return dataclasses.replace(artefact, path=artefact.path.rename(failed))
-
-
-def _write_text(file: Path, text: str) -> None:
-    """Replace `file` in one step; these small files are rewritten by each export into the same folder."""
-    fresh = file.with_name(f".{file.name}.new")
-    fresh.unlink(missing_ok=True)
-    with staged_file(fresh, len(text.encode())) as stage:
-        stage.write_text(text, encoding="utf-8")
-    fresh.replace(file)

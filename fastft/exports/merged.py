@@ -6,7 +6,7 @@ import json
 import shutil
 import struct
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -14,13 +14,13 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from fastft.console import BytesWritten, ignore_bytes
 from fastft.errors import Problem, RecipeError, Where
 from fastft.exports.trained import EMBEDDING, TrainedWeights, in_order, row_blocks
-from fastft.files.staging import staged_folder
+from fastft.files.atomic import staged_folder
 from fastft.files.tensors import DTYPES, FLOATING, ITEM_BYTES, check_float16, from_float32
 
 Dtype = Literal["auto", "float16", "bfloat16", "float32"]
-Progress = Callable[[int, int], None]
 
 # What the Hub accepts without a warning, and what transformers writes.
 MAX_SHARD_BYTES = 5_000_000_000
@@ -72,12 +72,12 @@ def write_merged(
     end_ids: Sequence[int] = (),
     max_shard_bytes: int = MAX_SHARD_BYTES,
     threads: int | None = None,
-    on_progress: Progress | None = None,
+    on_bytes: BytesWritten = ignore_bytes,
 ) -> MergedReport:
     """Write base + adapter to the new folder `out`; `adapter` None copies the base.
 
     The tokenizer is that of the adapter's folder, else of the base; `chat_template` takes the place of its own.
-    Generation stops at `end_ids` besides where it stopped before. `on_progress` gets (bytes written, bytes in all).
+    Generation stops at `end_ids` besides where it stopped before. `on_bytes` learns how far the weights are.
     `dtype` "auto" keeps the base's 16-bit type; a float32 base becomes float16.
 
     Raises:
@@ -99,8 +99,7 @@ def write_merged(
                     for block in _blocks(trained, shard, threads):
                         stream.write(block.data)
                         done += block.nbytes
-                        if on_progress is not None:
-                            on_progress(done, total)
+                        on_bytes(done, total)
             if len(shards) > 1:
                 write_index(stage, {name: shard.name for shard in shards for name, _ in shard.tensors}, total)
             write_config(stage, trained, chosen)

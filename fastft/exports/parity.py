@@ -6,7 +6,6 @@ predicts the same next tokens, is nearer to the trained model than to the base, 
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,31 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import computed_field
 
 from fastft.data.example import Example
 from fastft.errors import FastftError
 from fastft.files.tensors import Floats
 from fastft.inference.conversation import render_chat
+from fastft.recipe.export_formats import FOLDER_FORMATS
+from fastft.recipe.quantizations import QUANTIZATIONS
 
-# Share of positions whose likeliest next token must be the trained model's, or one that it holds as good as likely (see
-# NEAR_TIE). Types that are not named: DEFAULT_BAR. The quickstart's model on free text: benchmarks/parity.json.
-BARS = {
-    "adapter": 0.99,
-    "merged_16bit": 0.99,
-    "f32": 0.99,
-    "f16": 0.99,
-    "bf16": 0.99,
-    "q8_0": 0.98,
-    "q6_k": 0.97,
-    "q5_k_m": 0.95,
-    "q5_k_s": 0.95,
-    "q4_k_m": 0.92,
-}
-DEFAULT_BAR = 0.85
 # Nats between two tokens of the trained model within which rounding alone decides: a mean KL divergence of 2e-3, which
 # q8_0 has, moves a logit by some sqrt(2 * 2e-3) = 0.06.
 NEAR_TIE = 0.1
-# Held-out conversations that an export is compared on; a hundred answer tokens tell a wrong merge or template apart.
+# Held-out conversations that an export is compared on; a hundred answer tokens show a wrong merge or template.
 COMPARED = 16
 ChatMessages = Sequence[dict[str, str]]
 """Messages with `role` and `content`, the last one an answer."""
@@ -112,19 +99,16 @@ class Verdict:
     """Prompts whose token ids equal those of training."""
     seconds: float = 0.0
 
+    @computed_field  # type: ignore[prop-decorator]  # stands in export.json, for those who read it
     @property
     def passed(self) -> bool:
         """Whether nothing speaks against the artefact."""
         return not self.reasons
 
-    def as_json(self) -> dict[str, Any]:
-        """For `export.json`."""
-        return {**dataclasses.asdict(self), "passed": self.passed}
-
 
 @dataclass(frozen=True)
 class Reading:
-    """How an artefact reads the passages, as its own runtime told."""
+    """How an artefact reads the passages, from its own runtime."""
 
     prompts: tuple[tuple[int, ...], ...]
     """The token ids of each prompt, rendered with the artefact's own template."""
@@ -136,10 +120,19 @@ class Reading:
     """Which of the reference's end ids stop the artefact."""
 
 
+def bar_of(kind: str) -> float:
+    """The share of positions whose likeliest next token must be the trained model's.
+
+    A token that the trained model holds as good as likely counts too (see NEAR_TIE). What each type reaches with the
+    quickstart's model on free text: benchmarks/parity.json.
+    """
+    return FOLDER_FORMATS[kind].bar if kind in FOLDER_FORMATS else QUANTIZATIONS[kind].bar
+
+
 def judge(artefact: str, kind: str, reference: Reference, reading: Reading, seconds: float = 0.0) -> Verdict:
     """Compare what an artefact says with what the trained model says."""
     figures = _figures(reference, reading)
-    bar = BARS.get(kind, DEFAULT_BAR)
+    bar = bar_of(kind)
     reasons = list(_reading_faults(reference, reading))
     # `not >=` and `not <`, so that NaN fails.
     if not figures["agreement"] >= bar:
@@ -157,7 +150,7 @@ def judge(artefact: str, kind: str, reference: Reference, reading: Reading, seco
 
 def unreadable(artefact: str, kind: str, error: FastftError) -> Verdict:
     """The verdict on an artefact that its runtime cannot load."""
-    return Verdict(artefact, kind, (f"cannot be read: {error}",), bar=BARS.get(kind, DEFAULT_BAR))
+    return Verdict(artefact, kind, (f"cannot be read: {error}",), bar=bar_of(kind))
 
 
 def check_gguf(file: Path, kind: str, reference: Reference, threads: int | None = None) -> Verdict:

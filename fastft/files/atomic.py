@@ -1,22 +1,24 @@
-"""Small files that appear whole or not at all."""
+"""Files and folders that appear whole or not at all: written beside their final name, flushed to disk, then renamed."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fastft.errors import MachineError, Problem, RecipeError, Where
+
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all: to a temporary name, flushed to disk, then renamed."""
-    temporary = path.with_name(path.name + ".partial")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    """Write a file whole or not at all, in place of what was there."""
+    with staged(path) as stage:
+        stage.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -31,3 +33,95 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     return value
+
+
+@contextmanager
+def staged(final: Path) -> Iterator[Path]:
+    """A new name beside `final` for a file or folder, which replaces `final` when the block ends well, else is removed.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    # A number of its own, because two containers on one disk may both be process 1.
+    stage = final.with_name(f".{final.name}.partial-{secrets.token_hex(4)}")
+    try:
+        yield stage
+        publish(stage, final)
+    finally:
+        if stage.is_dir():
+            shutil.rmtree(stage, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            stage.unlink()
+
+
+def remove_leftovers(final: Path) -> None:
+    """Remove what killed processes left of `final`; call it only where no other process can be writing it."""
+    for left in final.parent.glob(f".{final.name}.partial-*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def publish(stage: Path, final: Path) -> None:
+    """Flush a file, or a folder with all that is in it, to disk and give it its final name, in place of what had it."""
+    for path in (stage, *stage.rglob("*")):
+        if path.is_file() or path.is_dir():
+            _flush(path)
+    if final.is_dir():
+        shutil.rmtree(final)
+    stage.replace(final)
+    _flush(final.parent)
+
+
+@contextmanager
+def staged_folder(out: Path, needed_bytes: int) -> Iterator[Path]:
+    """A new folder that becomes `out` when the block ends well; raises what `staged_file` raises."""
+    with staged_file(out, needed_bytes) as stage:
+        stage.mkdir()
+        yield stage
+
+
+@contextmanager
+def staged_file(out: Path, needed_bytes: int) -> Iterator[Path]:
+    """A new file's name that becomes `out` when the block ends well, and is removed when it raises.
+
+    Raises:
+        RecipeError: `out` exists.
+        MachineError: fewer than `needed_bytes` are free, or the disk fills up on the way.
+    """
+    _check_room(out, needed_bytes)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with staged(out) as stage:
+            yield stage
+            if out.exists():
+                wrong = "appeared while it was being written"
+                raise RecipeError(Problem(Where(str(out)), "", wrong, "choose another name"))
+    except OSError as error:
+        wrong = f"could not be written: {error.strerror or error}; nothing was left under this name"
+        instead = f"needs {needed_bytes:,} bytes, {free_bytes(out):,} bytes are free"
+        raise MachineError(Problem(Where(str(out)), "", wrong, instead)) from error
+
+
+def free_bytes(path: Path) -> int:
+    """The bytes that this user may still write on the disk that `path` is, or will be, on."""
+    existing = path.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    return shutil.disk_usage(existing).free
+
+
+def _check_room(out: Path, needed_bytes: int) -> None:
+    if out.exists() or out.is_symlink():
+        raise RecipeError(Problem(Where(str(out)), "", "exists already", "choose another name, or remove it first"))
+    free = free_bytes(out)
+    if free < needed_bytes:
+        wrong = f"not enough disk space: needs {needed_bytes:,} bytes, {free:,} bytes are free"
+        instead = f"free {needed_bytes - free:,} bytes, or write to another disk"
+        raise MachineError(Problem(Where(str(out)), "", wrong, instead))
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

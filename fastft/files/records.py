@@ -1,8 +1,7 @@
-"""JSON files that are the records of frozen dataclasses: written whole, and read with one Problem for any damage."""
+"""Typed records on disk: a frozen dataclass as a JSON file with a schema version, written whole, read with care."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -12,48 +11,63 @@ from fastft.files.atomic import write_json
 
 
 class Record(Protocol):
-    """A dataclass that is kept as a JSON object. `SCHEMA` grows when an older fastft would misread the file."""
+    """A frozen dataclass with a schema version, which goes up when a reader of the old fields would go wrong."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
     SCHEMA: ClassVar[int]
 
 
-T = TypeVar("T", bound=Record)
+R = TypeVar("R", bound=Record)
+RESTORE = "restore it from a copy, or move it away"
 
 
-def write_record(path: Path, record: Record) -> None:
-    """Write a record whole or not at all, its schema first."""
-    write_json(path, {"schema": record.SCHEMA, **dataclasses.asdict(record)})
+def read_record(path: Path, kind: type[R], instead: str = RESTORE) -> R | None:
+    """The record in a file, or None when there is no such file.
 
-
-def read_record(path: Path, kind: type[T]) -> T | None:
-    """The record in a file, or None when there is no such file. Unknown keys are ignored, missing ones take defaults.
+    Keys that `kind` does not know are ignored; a file without "schema" is of version 1.
 
     Raises:
-        MachineError: the file cannot be read, is damaged, or was written by a newer fastft.
+        MachineError: the file cannot be read, is no JSON object, lacks a field, has one of a wrong type, or is of a
+            newer schema; `instead` says what to do about damage.
     """
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text)
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise _damaged(path, f"cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError):
-        raise _damaged(path, "is damaged: it holds no JSON") from None
-    if not isinstance(values, dict):
-        raise _damaged(path, "is damaged: it holds no JSON object")
-    if values.get("schema", 1) != kind.SCHEMA:
-        raise _damaged(path, f"has schema {values.get('schema')!r}, this fastft reads {kind.SCHEMA}")
+        raise _fault(path, f"cannot be read: {error.strerror}", "check its permissions") from error
+    except UnicodeDecodeError as error:
+        raise _fault(path, "is damaged: not UTF-8", instead) from error
+    except (ValueError, RecursionError) as error:
+        raise _fault(path, f"is damaged: not JSON ({error})", instead) from error
+    if not isinstance(value, dict):
+        raise _fault(path, "is damaged: not a JSON object", instead)
+    schema = value.get("schema", 1)
+    if type(schema) is not int:
+        raise _fault(path, f"is damaged: schema is {schema!r}, not a number", instead)
+    if schema > kind.SCHEMA:
+        wrong = f"was written by a newer fastft (schema {schema}, this one reads up to {kind.SCHEMA})"
+        raise _fault(path, wrong, "update fastft")
     try:
-        record: T = TypeAdapter(kind).validate_python(values)
+        # From the text: strict JSON takes a list for a tuple, and no text for a number.
+        return TypeAdapter(kind).validate_json(text, strict=True)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise _damaged(path, f"is damaged: {place}: {first['msg'].lower()}") from None
-    return record
+        raise _fault(path, f"is damaged: {place}: {first['msg']}", instead) from error
 
 
-def _damaged(path: Path, wrong: str) -> MachineError:
-    return MachineError(Problem(Where(str(path)), "", wrong, "restore the file, or remove its folder and start anew"))
+def write_record(path: Path, record: Record) -> None:
+    """Write a record as JSON, whole or not at all, with its schema version as the first key."""
+    from pydantic import TypeAdapter
+
+    # As Python values, because pydantic's JSON has null for NaN, which would not be read back as a number.
+    values = TypeAdapter(type(record)).dump_python(record, mode="json")
+    write_json(path, {"schema": record.SCHEMA, **values})
+
+
+def _fault(path: Path, wrong: str, instead: str) -> MachineError:
+    return MachineError(Problem(Where(str(path)), "", wrong, instead))

@@ -3,31 +3,41 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from fastft.files.atomic import read_json, write_json
+from fastft.files.atomic import publish, read_json, staged, write_json
 
 SEAL = "integrity.json"
 
 
-def seal(folder: Path, final: Path) -> None:
-    """Make `folder` durable and give it its final name: hash every file, flush, write the seal, rename.
+@contextmanager
+def sealed_folder(final: Path) -> Iterator[Path]:
+    """A new folder that is sealed and replaces `final` when the block ends well, and is removed when it raises."""
+    with staged(final) as stage:
+        stage.mkdir(parents=True)
+        yield stage
+        _write_seal(stage)
 
-    A folder that has its final name and a seal is whole; a crash at any moment leaves either that or a `.partial` one.
+
+def seal(folder: Path, final: Path) -> None:
+    """Seal a folder that is written already, make it durable and give it its final name.
+
+    A folder that has its final name and a seal is whole; a crash at any moment leaves that or the old name.
     """
+    _write_seal(folder)
+    publish(folder, final)
+
+
+def _write_seal(folder: Path) -> None:
+    """Write the size and hash of every file of `folder` into it."""
     sizes = {}
     for path in sorted(entry for entry in folder.rglob("*") if entry.is_file()):
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-            os.fsync(file.fileno())
         sizes[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": digest}
     write_json(folder / SEAL, sizes)
-    if final.exists():
-        shutil.rmtree(final)
-    folder.rename(final)
-    _flush_folder(final.parent)
 
 
 def damage(folder: Path) -> str | None:
@@ -49,11 +59,3 @@ def damage(folder: Path) -> str | None:
             if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
                 return f"{name} is not what was written"
     return None
-
-
-def _flush_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -131,7 +131,7 @@ def open_weights(folder: Path, stem: str = "model") -> Weights:
 
 
 def weights_fingerprint(folder: Path) -> str:
-    """SHA-256 over names, shapes and the first KiB of each tensor: tells models of one shape apart in a moment.
+    """SHA-256 over names, shapes and the first KiB of each tensor: quick, and differs between models of one shape.
 
     Raises:
         MachineError, RecipeError: as `open_weights`.

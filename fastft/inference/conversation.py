@@ -1,4 +1,4 @@
-"""A conversation with a model: its own template, history, sampling; and llama.cpp's OpenAI-compatible server."""
+"""A conversation with a model: its chat template, history and sampling."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ ChatMessage = dict[str, str]
 
 
 class ChatModel(Protocol):
-    """What a conversation asks of a model, whichever runtime it is in (`llamacpp.GgufModel` is one)."""
+    """What a conversation needs from a model in any runtime (`llamacpp.GgufModel` is one)."""
 
     @property
     def source(self) -> Path:
-        """The file or folder that it was loaded from."""
+        """The file or folder of the weights."""
 
     @property
     def chat_template(self) -> str | None:
-        """The template that came with it."""
+        """The chat template that came with the weights."""
 
     @property
     def special_tokens(self) -> dict[str, str]:
@@ -38,18 +38,18 @@ class ChatModel(Protocol):
     def generate(
         self, tokens: Sequence[int], max_new_tokens: int, temperature: float, top_p: float, seed: int | None
     ) -> Iterator[int]:
-        """New tokens one by one, up to the end token."""
+        """New tokens one by one, before the end token."""
 
     def text(self, tokens: Sequence[int]) -> str:
-        """What the tokens spell, without special ones; a character that is not whole yet ends it as U+FFFD."""
+        """The text of the tokens, without special ones; an incomplete character at the end is U+FFFD."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen."""
+    """How to choose the next token."""
 
     temperature: float = 0.0
-    """0 takes the likeliest token, so that an answer can be repeated."""
+    """0 takes the likeliest token, which makes answers repeatable."""
     top_p: float = 1.0
     max_new_tokens: int = 256
     seed: int | None = None
@@ -57,21 +57,21 @@ class Sampling:
 
 @dataclass
 class Conversation:
-    """The messages so far with one model; each answer is streamed and then remembered."""
+    """The messages so far with one model; `answer` streams each answer and then adds it."""
 
     model: ChatModel
     sampling: Sampling = Sampling()
     system: str | None = None
     messages: list[ChatMessage] = field(default_factory=list)
     cut_off: bool = False
-    """Whether the last answer ended at `max_new_tokens`, not at an end of turn."""
+    """Whether the last answer ended at `max_new_tokens` instead of at an end token."""
 
     def reset(self) -> None:
-        """Forget the messages, not the system prompt."""
+        """Clear the messages and keep the system prompt."""
         self.messages.clear()
 
     def answer(self, text: str) -> Iterator[str]:
-        """The answer to `text` piece by piece; one that is broken off is remembered as far as it came.
+        """The answer to `text` piece by piece; an interrupted answer stays in the history up to where it stopped.
 
         Raises:
             RecipeError: the weights have no chat template.
@@ -87,7 +87,7 @@ class Conversation:
         start = [{"role": "system", "content": self.system}] if self.system else []
         messages = [*start, *self.messages, {"role": "user", "content": text}]
         tokens = self.model.chat_tokens(render_chat(template, messages, self.model.special_tokens))
-        sampling, new, said = self.sampling, [], ""
+        sampling, new, written = self.sampling, [], ""
         try:
             for token in self.model.generate(
                 tokens, sampling.max_new_tokens, sampling.temperature, sampling.top_p, sampling.seed
@@ -95,9 +95,9 @@ class Conversation:
                 new.append(token)
                 whole = self.model.text(new)
                 if not whole.endswith("\ufffd"):
-                    yield whole[len(said) :]
-                    said = whole
-            yield self.model.text(new)[len(said) :]
+                    yield whole[len(written) :]
+                    written = whole
+            yield self.model.text(new)[len(written) :]
         finally:
             self.cut_off = len(new) >= sampling.max_new_tokens
             if new:
@@ -106,9 +106,9 @@ class Conversation:
 
 
 def next_token(logits: Floats, temperature: float, top_p: float, random: np.random.Generator) -> int:
-    """The token to go on with, from (vocabulary,) logits: the likeliest, or one drawn among those that make up `top_p`.
+    """The next token, from (vocabulary,) logits: the likeliest at temperature 0, else drawn from the top `top_p`.
 
-    Nucleus sampling as in Holtzman et al. 2020: the smallest set of likeliest tokens with at least that share.
+    Nucleus sampling as in Holtzman et al. 2020: from the smallest set of likeliest tokens with at least that share.
     """
     if temperature <= 0:
         return int(logits.argmax())
@@ -121,10 +121,10 @@ def next_token(logits: Floats, temperature: float, top_p: float, random: np.rand
 
 
 def render_chat(template: str, messages: Sequence[ChatMessage], special_tokens: dict[str, str]) -> str:
-    """The prompt that `template` makes of `messages`, ready for the answer, as training renders it.
+    """The prompt that `template` makes of `messages`, up to the answer, rendered as in training.
 
     Raises:
-        RecipeError: the template is no Jinja template.
+        RecipeError: the template is not valid Jinja.
         DataError: the template refuses these messages.
     """
     turns = [Message(message["role"], message["content"]) for message in messages]

@@ -9,7 +9,7 @@ from fastft.errors import MachineError, Problem, Where
 
 
 def shared_library() -> Path:
-    """The shared library of the installed xllamacpp; found without importing it.
+    """The path of the shared library in the installed xllamacpp, without importing it.
 
     Raises:
         MachineError: xllamacpp is not installed.
@@ -19,5 +19,7 @@ def shared_library() -> Path:
         for file in sorted(Path(folder).glob("xllamacpp*.so")):
             return file
     raise MachineError(
-        Problem(Where("export"), "", "the package xllamacpp is missing", "install it: pip install 'fastft[train]'")
+        Problem(
+            Where("export"), "", "needs xllamacpp, which is not installed", "install it: pip install 'fastft[train]'"
+        )
     )

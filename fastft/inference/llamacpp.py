@@ -1,8 +1,8 @@
-"""A GGUF file in llama.cpp itself: tokens, logits at every position, greedy and sampled text.
+"""A GGUF file in llama.cpp: tokens, logits at every position, greedy and sampled text.
 
-Calls llama.cpp's C functions in the library that the xllamacpp wheel ships: its Python interface is a server, which
-shows no logits of a prompt. Structures are used only where their head is known: defaults come from llama.cpp, and
-what follows the known fields is passed through untouched.
+Calls the C functions of the library in the xllamacpp wheel, because its Python interface is a server, which gives no
+logits of a prompt. Of a structure only the first fields are declared: llama.cpp fills in its defaults, and the rest is
+passed back unchanged.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fastft.inference.library import shared_library
 Floats = NDArray[np.float32]
 BATCH_TOKENS = 512
 ERROR_LEVEL = 4  # ggml.h: GGML_LOG_LEVEL_ERROR
-# More than llama.cpp's parameter structures have ever had; the callee reads only its own part.
+# More than any of llama.cpp's parameter structures needs; the callee reads only its own part.
 REST_BYTES = 1024
 
 
@@ -64,7 +64,7 @@ def _collect(level: int, text: bytes | None, _: int | None) -> None:
         _errors.append(text.decode(errors="replace").strip())
 
 
-# Kept for as long as llama.cpp may call it.
+# A reference, because llama.cpp can call it at any time.
 _collector = _LOG_CALLBACK(_collect)
 
 
@@ -109,7 +109,7 @@ class GgufModel:
     """A loaded GGUF file; use it in a `with` statement.
 
     Raises:
-        MachineError: xllamacpp is missing, or llama.cpp cannot load the file (its own words are in the message).
+        MachineError: xllamacpp is not installed, or llama.cpp cannot load the file (the message quotes its error).
     """
 
     def __init__(self, file: Path, context_tokens: int = 2048, threads: int | None = None) -> None:
@@ -132,7 +132,7 @@ class GgufModel:
         workers = threads or os.cpu_count() or 1
         library.llama_set_n_threads(self._context, workers, workers)
         self.vocabulary_size: int = library.llama_vocab_n_tokens(self._vocabulary)
-        # What the context has seen; the next call computes only what differs.
+        # The tokens in the context; the next call computes only what differs.
         self._seen: list[int] = []
 
     def __enter__(self) -> Self:
@@ -149,23 +149,23 @@ class GgufModel:
 
     @property
     def chat_template(self) -> str | None:
-        """The template in the file."""
+        """The chat template in the file, or None."""
         found: bytes | None = self._lib.llama_model_chat_template(self._model, None)
         return None if found is None else found.decode()
 
     @property
     def source(self) -> Path:
-        """The file that it was loaded from."""
+        """The GGUF file."""
         return self.file
 
     @property
     def special_tokens(self) -> dict[str, str]:
-        """The texts of the beginning and the end token, as templates use them."""
+        """The texts of the beginning and the end token, under their names in chat templates."""
         return {"bos_token": self.token_text(self.bos), "eos_token": self.token_text(self.eos)}
 
     @property
     def adds_bos(self) -> bool:
-        """Whether llama.cpp puts the beginning token before a text by itself."""
+        """Whether llama.cpp itself adds the beginning token to a text."""
         return bool(self._lib.llama_vocab_get_add_bos(self._vocabulary))
 
     @property
@@ -183,7 +183,7 @@ class GgufModel:
         return bool(self._lib.llama_vocab_is_eog(self._vocabulary, token))
 
     def tokenize(self, text: str, add_special: bool = False) -> list[int]:
-        """The ids of `text`, special tokens in it recognised; `add_special` lets llama.cpp add what the file says."""
+        """The ids of `text`, with special tokens parsed; `add_special` also adds those that the file asks for."""
         data = text.encode()
         room = len(data) + 8
         ids = np.empty(room, dtype=np.int32)
@@ -193,7 +193,7 @@ class GgufModel:
         return [int(token) for token in ids[:count]]
 
     def chat_tokens(self, rendered: str) -> list[int]:
-        """The ids of a rendered chat as llama.cpp's chat reads it: a beginning token is never doubled."""
+        """The ids of a rendered chat, as in llama.cpp's own chat: never with two beginning tokens."""
         begin = self.token_text(self.bos)
         if self.adds_bos and begin:
             rendered = rendered.removeprefix(begin)
@@ -204,7 +204,7 @@ class GgufModel:
         return "" if token < 0 else self.piece(token, special=True).decode(errors="replace")
 
     def piece(self, token: int, special: bool = False) -> bytes:
-        """The bytes that a token stands for; nothing for a special one unless asked for."""
+        """The bytes of a token; empty for a special one unless `special`."""
         buffer = ctypes.create_string_buffer(256)
         count = self._lib.llama_token_to_piece(self._vocabulary, token, buffer, len(buffer), 0, special)
         return buffer.raw[: max(count, 0)]
@@ -231,10 +231,10 @@ class GgufModel:
         top_p: float = 1.0,
         seed: int | None = None,
     ) -> Iterator[int]:
-        """New tokens after `tokens` one by one, up to the first end token, which is not among them.
+        """New tokens after `tokens` one by one, before the first end token; sampled as in `next_token`.
 
-        Raises MachineError where the context is full.
-        `temperature` 0 takes the likeliest token; else one is drawn from the likeliest that make up `top_p`.
+        Raises:
+            MachineError: the context is full.
         """
         random = np.random.default_rng(seed)
         common = 0
@@ -256,11 +256,11 @@ class GgufModel:
         self._lib.llama_memory_seq_rm(self._lib.llama_get_memory(self._context), 0, keep, -1)
 
     def _decode(self, tokens: Sequence[int], every: bool) -> Floats:
-        """Logits after each of `tokens`, or after the last one."""
+        """The logits after each of `tokens` with `every`, else after the last one."""
         count, start = len(tokens), len(self._seen)
         if start + count > self.context_tokens:
             wrong = f"more than {self.context_tokens} tokens do not fit the context"
-            raise MachineError(Problem(Where(str(self.file)), "", wrong, "/reset, or --context-tokens"))
+            raise MachineError(Problem(Where(str(self.file)), "", wrong, "use /reset, or a larger --context-tokens"))
         ids = np.array(tokens, dtype=np.int32)
         positions = np.arange(start, start + count, dtype=np.int32)
         one = np.ones(count, dtype=np.int32)
@@ -292,8 +292,8 @@ class GgufModel:
         return np.ctypeslib.as_array(values, shape=(self.vocabulary_size,)).copy()
 
     def failed(self, wrong: str) -> MachineError:
-        """The error that says what went wrong with this file, with llama.cpp's last words."""
-        said = "; ".join(_errors[-3:])
+        """The error for this file, with llama.cpp's last messages."""
+        errors = "; ".join(_errors[-3:])
         return MachineError(
-            Problem(Where(str(self.file)), "", wrong + (f": {said}" if said else ""), "export it again")
+            Problem(Where(str(self.file)), "", wrong + (f": {errors}" if errors else ""), "export it again")
         )

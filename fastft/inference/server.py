@@ -9,7 +9,7 @@ from fastft.errors import Problem, RecipeError, Where
 
 
 def serve(file: Path, port: int = 8080, context_tokens: int = 4096, host: str = "127.0.0.1") -> tuple[Any, str]:
-    """(running server, its address): llama.cpp's own OpenAI-compatible server on `file`; it lives with the object.
+    """Start llama.cpp's OpenAI-compatible server on `file`. Returns the server, which runs until deleted, and its URL.
 
     Raises:
         RecipeError: the file does not exist.

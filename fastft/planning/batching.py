@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from fastft.data.order import grouped, shuffled
@@ -51,27 +51,63 @@ class Lengths:
 
 
 @dataclass(frozen=True)
+class Lost:
+    """What `max_seq_length` costs: rows that are left out, tokens, and the tokens of the longest row before that."""
+
+    rows: int
+    tokens: int
+    longest: int
+    overlong: str
+
+
+@dataclass(frozen=True)
 class Batching:
-    """How examples meet in micro-batches. `table` is empty while the lengths are not known.
+    """How examples meet in micro-batches.
 
     `available`: the modes that can be active on this device. `speed_up`: how much faster an epoch would be with
-    `recommended` than with `active`. `lost`: what becomes of rows longer than max_seq_length.
+    `recommended` than with `active`. `padding`: the row of `table` for the mode and batch of this run.
     """
 
     active: Mode
     active_because: str
     available: tuple[Mode, ...]
-    recommended: Mode | None
+    recommended: Mode
     recommended_because: str
-    speed_up: float | None
-    lengths: Lengths | None
-    lost: Mapping[str, Any] | None
+    speed_up: float
+    lengths: Lengths
+    lost: Lost
     measured_rows: int
     table: tuple[Padding, ...]
+    padding: Padding
 
-    def at(self, mode: Mode, batch: int) -> Padding | None:
-        """The row of the table for `mode` and `batch`, None where it was not measured."""
-        return next((row for row in self.table if row.mode == mode and row.batch == batch), None)
+    def as_json(self) -> dict[str, Any]:
+        """Every figure; `padding` only where it stands in the table."""
+        return {name: value for name, value in asdict(self).items() if name != "padding"}
+
+
+@dataclass(frozen=True)
+class UnknownBatching:
+    """How examples meet in micro-batches, and why their padding cannot be measured yet."""
+
+    active: Mode
+    active_because: str
+    available: tuple[Mode, ...]
+    missing: str
+
+    def as_json(self) -> dict[str, Any]:
+        """What is known under the names of `Batching`, null for the rest, and a table without rows."""
+        return {
+            "active": self.active,
+            "active_because": self.active_because,
+            "available": self.available,
+            "recommended": None,
+            "recommended_because": self.missing,
+            "speed_up": None,
+            "lengths": None,
+            "lost": None,
+            "measured_rows": 0,
+            "table": (),
+        }
 
 
 def describe(lengths: Sequence[int]) -> Lengths:
@@ -162,11 +198,6 @@ def recommend(
     best = min(candidates, key=lambda row: (seconds[row.mode, row.batch], row.mode != active.mode))
     speed_up = seconds[active.mode, active.batch] / seconds[best.mode, best.batch]
     return (best.mode, speed_up) if speed_up >= SPEED_UP_WORTH_TELLING else (active.mode, 1.0)
-
-
-def tokens_of_largest(row: Padding | None, batch: int, max_seq_length: int) -> int:
-    """Computed tokens of the largest micro-batch: measured, or the most that `max_seq_length` allows."""
-    return batch * max_seq_length if row is None else row.most_tokens
 
 
 def batches_to_measure(batch: int) -> tuple[int, ...]:

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fastft.planning.choices import Choice
+from fastft.planning.choices import Choices
 from fastft.recipe.model import Recipe
+from fastft.recipe.optimizers import OPTIMIZERS
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,27 @@ class Call:
     kwargs: Mapping[str, Any]
 
 
-def load_call(recipe: Recipe, model_path: str, engine: str, choices: Mapping[str, Choice]) -> Call:
+@dataclass(frozen=True)
+class Calls:
+    """The upstream calls of a run. `adapter`: None with full fine-tuning."""
+
+    load: Call
+    adapter: Call | None
+    trainer: Call
+
+    @property
+    def in_order(self) -> tuple[Call, ...]:
+        """Those that are made, in the order in which they are made."""
+        return tuple(call for call in (self.load, self.adapter, self.trainer) if call is not None)
+
+
+def load_call(recipe: Recipe, model_path: str, choices: Choices) -> Call:
     """Loading the base model: Unsloth's loader, or transformers' own."""
     model = recipe.model
     attention = {} if model.attn_implementation == "auto" else {"attn_implementation": model.attn_implementation}
     revision = {} if model.revision is None else {"revision": model.revision}
-    shared = {"dtype": choices["model.dtype"].value, "trust_remote_code": model.trust_remote_code}
-    if engine == "unsloth":
+    shared = {"dtype": choices.dtype.value, "trust_remote_code": model.trust_remote_code}
+    if choices.engine.value == "unsloth":
         return Call(
             "unsloth.FastLanguageModel.from_pretrained",
             {
@@ -39,7 +54,7 @@ def load_call(recipe: Recipe, model_path: str, engine: str, choices: Mapping[str
                 **shared,
                 "load_in_4bit": model.load_in_4bit,
                 "full_finetuning": model.full_finetuning,
-                "use_gradient_checkpointing": choices["train.gradient_checkpointing"].value,
+                "use_gradient_checkpointing": choices.gradient_checkpointing.value,
                 # Unsloth swaps a model name for its own 4-bit upload unless told to take the name as it stands.
                 "use_exact_model_name": True,
                 **revision,
@@ -50,7 +65,7 @@ def load_call(recipe: Recipe, model_path: str, engine: str, choices: Mapping[str
         "load_in_4bit": True,
         "bnb_4bit_quant_type": "nf4",
         "bnb_4bit_use_double_quant": True,
-        "bnb_4bit_compute_dtype": choices["model.dtype"].value,
+        "bnb_4bit_compute_dtype": choices.dtype.value,
     }
     return Call(
         "transformers.AutoModelForCausalLM.from_pretrained",
@@ -64,7 +79,7 @@ def load_call(recipe: Recipe, model_path: str, engine: str, choices: Mapping[str
     )
 
 
-def adapter_call(recipe: Recipe, engine: str, choices: Mapping[str, Choice]) -> Call:
+def adapter_call(recipe: Recipe, choices: Choices) -> Call:
     """Attaching the adapter: Unsloth's `get_peft_model`, or PEFT's `LoraConfig` for its own."""
     lora = recipe.lora
     shared: dict[str, Any] = {
@@ -77,9 +92,9 @@ def adapter_call(recipe: Recipe, engine: str, choices: Mapping[str, Choice]) -> 
         **({"use_dora": True} if lora.use_dora else {}),
         "modules_to_save": list(lora.modules_to_save) or None,
     }
-    if engine == "unsloth":
+    if choices.engine.value == "unsloth":
         extra = {
-            "use_gradient_checkpointing": choices["train.gradient_checkpointing"].value,
+            "use_gradient_checkpointing": choices.gradient_checkpointing.value,
             "random_state": recipe.train.seed,
         }
         return Call("unsloth.FastLanguageModel.get_peft_model", {**shared, **extra})
@@ -87,11 +102,11 @@ def adapter_call(recipe: Recipe, engine: str, choices: Mapping[str, Choice]) -> 
 
 
 def trainer_call(
-    recipe: Recipe, output_dir: str, choices: Mapping[str, Choice], transformers: tuple[int, ...], deepspeed: str | None
+    recipe: Recipe, output_dir: str, choices: Choices, transformers: tuple[int, ...], deepspeed: str | None
 ) -> Call:
     """The trainer's configuration, `trl.SFTConfig`, in the words of the installed transformers version."""
     train = recipe.train
-    packing = bool(choices["train.packing"].value)
+    packing = choices.packing.value
     optional: dict[str, Any] = {
         "max_steps": train.max_steps,
         "num_train_epochs": None if train.max_steps is not None else train.num_train_epochs or 1.0,
@@ -108,29 +123,29 @@ def trainer_call(
         "output_dir": output_dir,
         "per_device_train_batch_size": train.per_device_train_batch_size,
         "per_device_eval_batch_size": train.per_device_train_batch_size,
-        "gradient_accumulation_steps": choices["train.gradient_accumulation_steps"].value,
+        "gradient_accumulation_steps": choices.gradient_accumulation_steps.value,
         "learning_rate": train.learning_rate,
         "lr_scheduler_type": train.lr_scheduler_type,
         **_warmup(recipe, transformers),
-        "optim": choices["train.optim"].value,
+        "optim": OPTIMIZERS[choices.optim.value].upstream,
         "weight_decay": train.weight_decay,
         "adam_beta1": train.adam_beta1,
         "adam_beta2": train.adam_beta2,
         "adam_epsilon": train.adam_epsilon,
         "max_grad_norm": train.max_grad_norm,
-        "bf16": choices["train.bf16"].value,
-        "fp16": choices["train.fp16"].value,
+        "bf16": choices.bf16.value,
+        "fp16": choices.fp16.value,
         "torch_compile": train.torch_compile,
-        "gradient_checkpointing": choices["train.gradient_checkpointing"].value is not False,
+        "gradient_checkpointing": choices.recomputes,
         "seed": train.seed,
         # Rows are tokenized, masked and cut by fastft; with packing TRL only joins them (no row is longer than a row).
         "packing": packing,
         **({"packing_strategy": "bfd"} if packing else {"dataset_kwargs": {"skip_prepare_dataset": True}}),
         # Unsloth would share the packing among processes by the machine's size, and each share packs by itself: the
         # number of rows, and so of steps, would differ from machine to machine.
-        **({"dataset_num_proc": 1} if packing and choices["model.engine"].value == "unsloth" else {}),
+        **({"dataset_num_proc": 1} if packing and choices.engine.value == "unsloth" else {}),
         "max_length": recipe.model.max_seq_length if packing else None,
-        **_sampling(bool(choices["train.group_by_length"].value), transformers),
+        **_sampling(choices.group_by_length.value, transformers),
         "dataloader_num_workers": train.dataloader_num_workers,
         "logging_steps": train.logging_steps,
         "logging_first_step": True,

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from fastft.planning.batching import Batching
-from fastft.planning.choices import Choice
+from fastft.data.template import TEMPLATES, known_families
+from fastft.planning.choices import Choices
 from fastft.planning.facts import Facts
-from fastft.planning.schedule import Schedule
+from fastft.planning.schedule import Schedule, UnknownSchedule
 from fastft.recipe.loader import LoadedRecipe
 
 WITHOUT_REGRET = "Schulman et al. 2025, LoRA Without Regret; TRL's guide of that name"
@@ -25,21 +25,6 @@ LORA_EXAMPLES = 32
 FEW_EXAMPLES = 4
 MANY_EPOCHS = 4
 SMALL_DATA = 10_000
-# Chat templates and the model families that were trained with them.
-FAMILIES = {
-    "llama-3": ("llama",),
-    "llama-3.1": ("llama",),
-    "qwen2.5": ("qwen",),
-    "qwen3": ("qwen",),
-    "gemma": ("gemma",),
-    "mistral": ("mistral", "mixtral"),
-    "phi": ("phi",),
-    "phi-4": ("phi",),
-    "baichuan2": ("baichuan",),
-    "zephyr": ("zephyr", "mistral", "stablelm"),
-    "vicuna": ("vicuna", "llama"),
-}
-KNOWN_FAMILIES = ("llama", "qwen", "gemma", "mistral", "mixtral", "phi", "baichuan", "zephyr", "vicuna", "smollm")
 
 
 @dataclass(frozen=True)
@@ -61,9 +46,8 @@ class Sight:
 
     loaded: LoadedRecipe
     facts: Facts
-    schedule: Schedule
-    batching: Batching
-    choices: Mapping[str, Choice]
+    schedule: Schedule | UnknownSchedule
+    choices: Choices
 
 
 def find_cautions(sight: Sight) -> tuple[Caution, ...]:
@@ -100,7 +84,7 @@ def _examples_per_step(sight: Sight) -> Iterator[Caution]:
         says = f"an optimizer step holds {got:g} examples ({held}), not effective_batch_size = {asked}"
         yield Caution("train.effective_batch_size", says, "whole micro-batches cannot come nearer", "the schedule")
     written = (accumulation or 1) * batch * schedule.devices
-    if asked is None and sight.choices["train.packing"].value and got > 1.5 * written:
+    if asked is None and sight.choices.packing.value and got > 1.5 * written:
         says = f"packing makes each optimizer step {got:g} examples, not {written}; effective_batch_size would keep it"
         reason = "fewer, larger steps at the same learning rate learn less in an epoch"
         yield Caution("train.packing", says, reason, WITHOUT_REGRET)
@@ -149,24 +133,30 @@ def _changed_batch(sight: Sight) -> Iterator[Caution]:
 
 def _steps(sight: Sight) -> Iterator[Caution]:
     train, schedule = sight.loaded.recipe.train, sight.schedule
-    steps, epochs = schedule.optimizer_steps, schedule.num_train_epochs
-    if steps is None:
+    steps, warmup = schedule.optimizer_steps, schedule.warmup_steps
+    if steps is None or warmup is None:
         return
-    if schedule.warmup_steps is not None and steps > 1 and schedule.warmup_steps >= steps:
-        says = f"the warm-up of {schedule.warmup_steps} steps is as long as the run of {steps} steps"
+    if steps > 1 and warmup >= steps:
+        says = f"the warm-up of {warmup} steps is as long as the run of {steps} steps"
         yield Caution("train.warmup_steps", says, "the learning rate is never reached", "transformers get_scheduler")
     for name, every in (("eval_steps", train.eval_steps), ("save_steps", train.save_steps)):
         if every is not None and every > steps:
             says = f"train.{name} = {every} is never reached: the run has {steps} steps"
             yield Caution(f"train.{name}", says, "only the end remains", "transformers DefaultFlowCallback")
-    if train.load_best_model_at_end and schedule.evaluations is not None and schedule.evaluations < 2:
+
+
+def _epochs(sight: Sight) -> Iterator[Caution]:
+    train, schedule = sight.loaded.recipe.train, sight.schedule
+    if isinstance(schedule, UnknownSchedule):
+        return
+    epochs, examples = schedule.num_train_epochs, schedule.train_examples
+    if train.load_best_model_at_end and schedule.evaluations < 2:
         says = f"load_best_model_at_end has {schedule.evaluations} evaluation to choose from: the last step is the best"
         yield Caution("train.load_best_model_at_end", says, "one checkpoint is no choice", "the schedule")
-    if train.max_steps is not None and epochs is not None:
+    if train.max_steps is not None:
         says = f"max_steps = {train.max_steps} is {epochs:.3g} epochs of this data"
         yield Caution("train.max_steps", says, "steps do not follow when the data or batch change", "the schedule")
-    examples = schedule.train_examples
-    if epochs is not None and examples is not None and epochs > MANY_EPOCHS and examples < SMALL_DATA:
+    if epochs > MANY_EPOCHS and examples < SMALL_DATA:
         says = f"{epochs:.3g} epochs of {examples:,} examples: watch the held-out loss, it may turn after 1 to 3"
         field = "train.max_steps" if train.max_steps is not None else "train.num_train_epochs"
         yield Caution(field, says, "small data is memorised", "Unsloth, LoRA hyperparameters guide: 1 to 3 epochs")
@@ -191,10 +181,10 @@ def _data(sight: Sight) -> Iterator[Caution]:
 
 def _template(sight: Sight) -> Iterator[Caution]:
     name, recipe = sight.loaded.recipe.data.chat_template, sight.loaded.recipe
-    known = FAMILIES.get(name)
+    known = TEMPLATES.get(name)
     text = f"{recipe.model.id} {sight.facts.base_model.config.get('model_type', '')}".lower()
-    found = [family for family in KNOWN_FAMILIES if re.search(family, text)]
-    if known is not None and found and not set(found) & set(known):
+    found = [family for family in known_families() if re.search(family, text)]
+    if known and found and not set(found) & set(known):
         says = f'chat_template = "{name}" was made for {known[0]}, the base model is {found[0]}'
         reason = "its turns are strange to the model, and its end token may not stop it"
         yield Caution("data.chat_template", says, reason, "unsloth issue 3899; ollama issue 6823")
@@ -214,6 +204,7 @@ _RULES: tuple[Callable[[Sight], Iterator[Caution]], ...] = (
     _examples_per_step,
     _changed_batch,
     _steps,
+    _epochs,
     _data,
     _template,
     _devices,

@@ -5,31 +5,56 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, Literal, TypeVar
 
 from fastft.probe.device import Device
 from fastft.probe.software import NEEDED
-from fastft.recipe.model import Recipe
+from fastft.recipe.model import ModelSection, Recipe
+from fastft.recipe.optimizers import OPTIMIZERS
+
+T = TypeVar("T")
+CheckpointingMode = Literal["unsloth"] | bool
 
 
 @dataclass(frozen=True)
-class Choice:
+class Choice(Generic[T]):
     """A value that was decided here, and why."""
 
-    value: Any
+    value: T
     reason: str
 
 
-# Optimizers whose state bitsandbytes keeps on a GPU, and what does the same sums on a processor.
-_ON_CPU = {
-    "adamw_torch": "adamw_torch_fused",
-    "adamw_8bit": "adamw_torch_fused",
-    "paged_adamw_8bit": "adamw_torch_fused",
-    "paged_adamw_32bit": "adamw_torch_fused",
-}
+@dataclass(frozen=True)
+class Choices:
+    """Everything that is decided here; a field has the name of the recipe key that it decides.
+
+    `gradient_accumulation_steps`: None while it depends on token lengths that are not known yet.
+    """
+
+    engine: Choice[str]
+    dtype: Choice[str]
+    bf16: Choice[bool]
+    fp16: Choice[bool]
+    optim: Choice[str]
+    gradient_checkpointing: Choice[CheckpointingMode]
+    packing: Choice[bool]
+    group_by_length: Choice[bool]
+    gradient_accumulation_steps: Choice[int | None]
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether gradient checkpointing is on, of either kind."""
+        return self.gradient_checkpointing.value is not False
+
+    def by_key(self) -> dict[str, Choice[Any]]:
+        """Each choice by its key in the recipe, such as "train.optim"."""
+        return {
+            f"{'model' if name in ModelSection.model_fields else 'train'}.{name}": choice
+            for name, choice in vars(self).items()
+        }
 
 
-def choose_engine(recipe: Recipe, installed: Mapping[str, str]) -> Choice:
+def choose_engine(recipe: Recipe, installed: Mapping[str, str]) -> Choice[str]:
     """The engine that loads and trains."""
     asked = recipe.model.engine
     if asked != "auto":
@@ -41,55 +66,71 @@ def choose_engine(recipe: Recipe, installed: Mapping[str, str]) -> Choice:
     return Choice("transformers", "Unsloth is not installed")
 
 
-def choose_precision(recipe: Recipe, device: Device) -> dict[str, Choice]:
-    """`dtype` of the weights that are not quantized, and the `bf16` and `fp16` switches of the trainer."""
-    train, dtype = recipe.train, recipe.model.dtype
-    has_bf16 = device.computes_bfloat16
-    blocked = train.fp16 is True or dtype in ("float16", "float32")
-    if train.bf16 != "auto":
-        bf16 = Choice(train.bf16, "asked for by train.bf16")
-    elif blocked:
-        bf16 = Choice(False, "train.fp16 or model.dtype asks for another precision")
-    elif not device.is_gpu:
-        bf16 = Choice(False, "float32 on a processor: the same result on every machine")
-    else:
-        bf16 = Choice(has_bf16, f"{device.name} {'computes' if has_bf16 else 'does not compute'} in bfloat16")
-    if train.fp16 != "auto":
-        fp16 = Choice(train.fp16, "asked for by train.fp16")
-    elif device.is_gpu and not bf16.value and dtype != "float32" and train.bf16 == "auto":
-        fp16 = Choice(True, f"{device.name} has no bfloat16")
-    else:
-        fp16 = Choice(False, "bf16 is on" if bf16.value else "not needed in float32")
-    if dtype != "auto":
-        kind = Choice(dtype, "asked for by model.dtype")
-    elif bf16.value and (device.is_gpu or recipe.model.load_in_4bit):
-        kind = Choice("bfloat16", "bf16 is on")
-    elif fp16.value:
-        kind = Choice("float16", "fp16 is on")
-    else:
-        kind = Choice(
-            "float32", "full precision on a processor" if not device.is_gpu else "neither bf16 nor fp16 is on"
-        )
-    return {"model.dtype": kind, "train.bf16": bf16, "train.fp16": fp16}
-
-
-def choose_optimizer(recipe: Recipe, device: Device) -> Choice:
-    """The optimizer that really runs: 8-bit and paged AdamW keep their state on a GPU."""
-    asked = recipe.train.optim
-    if device.is_gpu:
-        return Choice(asked, "as train.optim says")
-    value = _ON_CPU.get(asked, asked)
-    if value == asked:
-        return Choice(asked, "as train.optim says")
-    why = (
-        "the fused form of the same sums"
-        if asked == "adamw_torch"
-        else f"{asked} needs a GPU; the same AdamW in float32"
+def make_choices(
+    recipe: Recipe, device: Device, processes: int, engine: Choice[str], packing: Choice[bool], per_row: float | None
+) -> Choices:
+    """All choices, from the two that the rows depend on; `per_row`: examples in a packed row, None while unknown."""
+    bf16 = choose_bf16(recipe, device)
+    fp16 = choose_fp16(recipe, device, bf16.value)
+    return Choices(
+        engine=engine,
+        dtype=choose_dtype(recipe, device, bf16.value, fp16.value),
+        bf16=bf16,
+        fp16=fp16,
+        optim=choose_optimizer(recipe, device),
+        gradient_checkpointing=choose_checkpointing(recipe, engine.value, device),
+        packing=packing,
+        group_by_length=choose_grouping(recipe, engine.value, device, packing.value),
+        gradient_accumulation_steps=choose_accumulation(recipe, processes, packing.value, per_row),
     )
-    return Choice(value, why)
 
 
-def choose_checkpointing(recipe: Recipe, engine: str, device: Device) -> Choice:
+def choose_bf16(recipe: Recipe, device: Device) -> Choice[bool]:
+    """Whether the trainer computes in bfloat16."""
+    asked = recipe.train.bf16
+    if asked != "auto":
+        return Choice(asked, "asked for by train.bf16")
+    if recipe.train.fp16 is True or recipe.model.dtype in ("float16", "float32"):
+        return Choice(False, "train.fp16 or model.dtype asks for another precision")
+    if not device.is_gpu:
+        return Choice(False, "float32 on a processor: the same result on every machine")
+    can = device.computes_bfloat16
+    return Choice(can, f"{device.name} {'computes' if can else 'does not compute'} in bfloat16")
+
+
+def choose_fp16(recipe: Recipe, device: Device, bf16: bool) -> Choice[bool]:
+    """Whether the trainer computes in float16: on a GPU without bfloat16."""
+    asked = recipe.train.fp16
+    if asked != "auto":
+        return Choice(asked, "asked for by train.fp16")
+    if device.is_gpu and not bf16 and recipe.model.dtype != "float32" and recipe.train.bf16 == "auto":
+        return Choice(True, f"{device.name} has no bfloat16")
+    return Choice(False, "bf16 is on" if bf16 else "not needed in float32")
+
+
+def choose_dtype(recipe: Recipe, device: Device, bf16: bool, fp16: bool) -> Choice[str]:
+    """The type of the weights that are not quantized."""
+    asked = recipe.model.dtype
+    if asked != "auto":
+        return Choice(asked, "asked for by model.dtype")
+    if bf16 and (device.is_gpu or recipe.model.load_in_4bit):
+        return Choice("bfloat16", "bf16 is on")
+    if fp16:
+        return Choice("float16", "fp16 is on")
+    return Choice("float32", "neither bf16 nor fp16 is on" if device.is_gpu else "full precision on a processor")
+
+
+def choose_optimizer(recipe: Recipe, device: Device) -> Choice[str]:
+    """The optimizer that really runs: 8-bit and paged AdamW keep their state on a GPU."""
+    asked = OPTIMIZERS[recipe.train.optim]
+    if device.is_gpu or asked.on_cpu is None:
+        return Choice(asked.name, "as train.optim says")
+    if not asked.needs_gpu:
+        return Choice(asked.on_cpu, "the fused form of the same sums")
+    return Choice(asked.on_cpu, f"{asked.name} needs a GPU; the same {asked.family} in float32")
+
+
+def choose_checkpointing(recipe: Recipe, engine: str, device: Device) -> Choice[CheckpointingMode]:
     """How activations are kept: `"unsloth"` is only known to Unsloth, and is plain recomputation on a processor."""
     asked = recipe.train.gradient_checkpointing
     if asked == "unsloth" and engine != "unsloth":
@@ -99,32 +140,32 @@ def choose_checkpointing(recipe: Recipe, engine: str, device: Device) -> Choice:
     return Choice(asked, "as train.gradient_checkpointing says")
 
 
-def choose_batching(recipe: Recipe, engine: str, device: Device) -> dict[str, Choice]:
-    """Whether `packing` and `group_by_length` are active: packed where examples stay apart, else grouped."""
-    train, attention = recipe.train, recipe.model.attn_implementation
-    if not train.packing:
-        packing = Choice(False, "not asked for")
-    elif engine == "unsloth" and device.is_gpu:
-        packing = Choice(True, "Unsloth's attention keeps packed examples apart")
-    elif engine == "unsloth":
-        packing = Choice(False, "Unsloth's CPU backend switches it off")
-    elif attention == "flex_attention":
-        packing = Choice(False, "not proven to keep packed examples apart with flex_attention")
-    else:
-        # transformers masks by position (masking_utils.py, find_packed_sequence_indices); a test proves it.
-        packing = Choice(True, "transformers keeps packed examples apart by their positions")
-    if not train.group_by_length:
-        grouping = Choice(False, "not asked for")
-    elif packing.value:
-        grouping = Choice(False, "packing is active: packed rows are all of one length")
-    elif device.is_gpu and engine == "unsloth":
-        grouping = Choice(True, "asked for; Unsloth flattens batches on this GPU, so it saves no padding here")
-    else:
-        grouping = Choice(True, "batches of like length need little padding")
-    return {"train.packing": packing, "train.group_by_length": grouping}
+def choose_packing(recipe: Recipe, engine: str, device: Device) -> Choice[bool]:
+    """Whether `packing` is active: where packed examples stay apart."""
+    if not recipe.train.packing:
+        return Choice(False, "not asked for")
+    if engine == "unsloth" and device.is_gpu:
+        return Choice(True, "Unsloth's attention keeps packed examples apart")
+    if engine == "unsloth":
+        return Choice(False, "Unsloth's CPU backend switches it off")
+    if recipe.model.attn_implementation == "flex_attention":
+        return Choice(False, "not proven to keep packed examples apart with flex_attention")
+    # transformers masks by position (masking_utils.py, find_packed_sequence_indices); a test proves it.
+    return Choice(True, "transformers keeps packed examples apart by their positions")
 
 
-def choose_accumulation(recipe: Recipe, devices: int, packing: bool, per_row: float | None) -> Choice:
+def choose_grouping(recipe: Recipe, engine: str, device: Device, packing: bool) -> Choice[bool]:
+    """Whether `group_by_length` is active: where rows are not packed."""
+    if not recipe.train.group_by_length:
+        return Choice(False, "not asked for")
+    if packing:
+        return Choice(False, "packing is active: packed rows are all of one length")
+    if device.is_gpu and engine == "unsloth":
+        return Choice(True, "asked for; Unsloth flattens batches on this GPU, so it saves no padding here")
+    return Choice(True, "batches of like length need little padding")
+
+
+def choose_accumulation(recipe: Recipe, devices: int, packing: bool, per_row: float | None) -> Choice[int | None]:
     """Micro-batches per optimizer step; value None while it depends on token lengths that are not known yet.
 
     `per_row`: examples in a packed row, None before they are tokenized.

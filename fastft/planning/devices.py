@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fastft.errors import Problem, UsageError, Where, nearest
@@ -19,35 +18,30 @@ GPU_UTILISATION = 0.5
 class Sheet:
     """One GPU: memory in bytes, dense 16-bit matrix rate in FLOP/s, memory bandwidth in bytes/s.
 
+    `option` is what `--device` calls it, `pattern` finds it in the driver's name of a GPU, and in no other's.
     Rates are those of the maker's data sheet without sparsity; memory is what nvidia-smi reports as total.
     """
 
+    option: str
     name: str
+    pattern: str
     memory_bytes: int
     flops: float
     bandwidth: float
     computes_bfloat16: bool = True
 
 
-SHEETS: Mapping[str, Sheet] = {
-    "a100-40gb": Sheet("NVIDIA A100 40 GB", 40_960 * MIB, 312e12, 1.555e12),
-    "a100-80gb": Sheet("NVIDIA A100 80 GB", 81_920 * MIB, 312e12, 2.039e12),
-    "h100": Sheet("NVIDIA H100 80 GB", 81_559 * MIB, 989e12, 3.35e12),
-    "h200": Sheet("NVIDIA H200", 143_771 * MIB, 989e12, 4.8e12),
-    "l4": Sheet("NVIDIA L4", 23_034 * MIB, 121e12, 0.3e12),
-    "t4": Sheet("NVIDIA T4", 15_360 * MIB, 65e12, 0.32e12, computes_bfloat16=False),
-    "rtx4090": Sheet("NVIDIA GeForce RTX 4090", 24_564 * MIB, 165.2e12, 1.008e12),
-}
-# How the driver spells them, longest first, so that "L40S" is not taken for an L4.
-_SPELLINGS = (
-    (r"A100.*80 ?GB", "a100-80gb"),
-    (r"A100", "a100-40gb"),
-    (r"H200", "h200"),
-    (r"H100", "h100"),
-    (r"\bL4\b", "l4"),
-    (r"\bT4\b", "t4"),
-    (r"RTX 4090(?! D| Laptop)", "rtx4090"),
+_ROWS = (
+    Sheet("a100-40gb", "NVIDIA A100 40 GB", r"A100(?!.*80 ?GB)", 40_960 * MIB, 312e12, 1.555e12),
+    Sheet("a100-80gb", "NVIDIA A100 80 GB", r"A100.*80 ?GB", 81_920 * MIB, 312e12, 2.039e12),
+    Sheet("h100", "NVIDIA H100 80 GB", r"H100", 81_559 * MIB, 989e12, 3.35e12),
+    Sheet("h200", "NVIDIA H200", r"H200", 143_771 * MIB, 989e12, 4.8e12),
+    # Whole words: an L40S is no L4.
+    Sheet("l4", "NVIDIA L4", r"\bL4\b", 23_034 * MIB, 121e12, 0.3e12),
+    Sheet("t4", "NVIDIA T4", r"\bT4\b", 15_360 * MIB, 65e12, 0.32e12, computes_bfloat16=False),
+    Sheet("rtx4090", "NVIDIA GeForce RTX 4090", r"RTX 4090(?! D| Laptop)", 24_564 * MIB, 165.2e12, 1.008e12),
 )
+SHEETS = {row.option: row for row in _ROWS}
 
 
 def named_device(name: str | None, memory: str | None, found: Device) -> Device:
@@ -77,10 +71,7 @@ def sheet_of(device: Device) -> Sheet | None:
     """The data sheet of a GPU by its name, None for one that is not listed and for a processor."""
     if not device.is_gpu:
         return None
-    for pattern, key in _SPELLINGS:
-        if re.search(pattern, device.name):
-            return SHEETS[key]
-    return None
+    return next((sheet for sheet in SHEETS.values() if re.search(sheet.pattern, device.name)), None)
 
 
 def _bytes(text: str) -> int:

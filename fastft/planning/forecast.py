@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fastft.planning.batching import (
     MEASURED_ROWS,
     Batching,
+    Lost,
     Mode,
     Padding,
+    UnknownBatching,
     batches_to_measure,
     describe,
     measure,
     packed_rows,
     recommend,
 )
-from fastft.planning.choices import Choice, choose_batching
-from fastft.planning.disk import trained_weights
+from fastft.planning.choices import Choices, choose_packing
+from fastft.planning.disk import count_trained_weights
 from fastft.planning.facts import Facts
-from fastft.planning.fitting import MemoryForecast, fit, memory_settings
+from fastft.planning.fitting import MemoryForecast, UnknownMemory, find_fitting, memory_settings
 from fastft.planning.memory import forecast_memory
-from fastft.planning.schedule import Schedule
-from fastft.planning.timing import Rate, Time, Work, device_rate, forecast_time, seconds_per_epoch, work_per_token
+from fastft.planning.schedule import Schedule, UnknownSchedule
+from fastft.planning.timing import (
+    Rate,
+    Time,
+    UnknownTime,
+    Work,
+    device_rate,
+    forecast_time,
+    seconds_per_epoch,
+    work_per_token,
+)
 from fastft.probe.architecture import Architecture
 from fastft.recipe.model import Recipe
 
@@ -33,180 +44,164 @@ UNKNOWN_MODEL = "the sizes of the base model are unknown until it is here"
 class Forecast:
     """What the lengths, the model and the device say about a run."""
 
-    batching: Batching
-    memory: MemoryForecast
-    time: Time
+    batching: Batching | UnknownBatching
+    memory: MemoryForecast | UnknownMemory
+    time: Time | UnknownTime
 
 
 def make_forecast(
     recipe: Recipe,
     facts: Facts,
-    choices: Mapping[str, Choice],
-    schedule: Schedule,
+    choices: Choices,
+    schedule: Schedule | UnknownSchedule,
     model: Architecture | None,
     packed: Sequence[int] | None,
     price_per_hour: float | None,
 ) -> Forecast:
     """The three forecasts; each says what is missing where it cannot be made."""
-    batch = recipe.train.per_device_train_batch_size
-    active, because = _active(choices, facts)
-    table = _table(recipe, facts, schedule, packed)
-    row = next((entry for entry in table if (entry.mode, entry.batch) == (active, batch)), None)
-    lengths = describe(facts.lengths) if facts.lengths else None
-    work = None
-    if model is not None:
-        work = work_per_token(
-            model,
-            adapter_weights=trained_weights(recipe, model) or 0,
-            full_finetuning=recipe.model.full_finetuning,
-            recomputes=choices["train.gradient_checkpointing"].value is not False,
-            span=lengths.mean_span if lengths else recipe.model.max_seq_length,
-        )
     rate = device_rate(facts.device)
-    seconds = _seconds(table, lengths.tokens if lengths else 0, work, rate, model, recipe.model.load_in_4bit)
-    available = _available(recipe, choices, facts)
-    recommended, speed_up = (None, None) if row is None else recommend(table, row, available, seconds)
-    rows = facts.rows
-    batching = Batching(
-        active=active,
-        active_because=because,
-        available=available,
-        recommended=recommended,
-        recommended_because=_advice(active, recommended, row, facts),
-        speed_up=None if speed_up is None else round(speed_up, 3),
-        lengths=lengths,
-        lost=None
-        if rows is None
-        else {"rows": rows.lost_rows, "tokens": rows.lost_tokens, "longest": rows.longest, "overlong": rows.overlong},
-        measured_rows=min(len(facts.lengths), MEASURED_ROWS) if facts.lengths else 0,
-        table=table,
-    )
+    work = None if model is None else _work(recipe, facts, choices, model)
+    tokens = sum(facts.lengths or ())
+
+    def epoch_seconds(padding: Padding) -> float:
+        """What an epoch takes; in computed tokens where model or device are not known."""
+        if model is None or work is None or rate is None:
+            return tokens / (1 - padding.padding_share)
+        return seconds_per_epoch(padding, tokens, work, rate, model, load_in_4bit=recipe.model.load_in_4bit)
+
+    batching = _batching(recipe, facts, choices, schedule, packed, epoch_seconds)
     return Forecast(
         batching,
-        _memory(recipe, facts, choices, schedule, model, row),
-        _time(facts, schedule, work, rate, row, seconds, model, price_per_hour),
+        _memory(recipe, facts, choices, schedule, model, batching),
+        _time(facts, schedule, batching, work, rate, epoch_seconds, price_per_hour),
     )
 
 
-def _active(choices: Mapping[str, Choice], facts: Facts) -> tuple[Mode, str]:
-    """How examples meet in this run, and why."""
-    packing, grouping = choices["train.packing"], choices["train.group_by_length"]
-    if packing.value:
-        return "packing", packing.reason
-    if _flattens(choices, facts):
-        return "padding_free", "Unsloth flattens micro-batches on a GPU, so nothing is padded"
-    if grouping.value:
-        return "group_by_length", grouping.reason
-    return "random", "examples come in random order, padded to the longest of each micro-batch"
-
-
-def _flattens(choices: Mapping[str, Choice], facts: Facts) -> bool:
-    """Unsloth's default where the model allows it (unsloth/trainer.py, _should_auto_padding_free)."""
-    return facts.device.is_gpu and choices["model.engine"].value == "unsloth"
-
-
-def _available(recipe: Recipe, choices: Mapping[str, Choice], facts: Facts) -> tuple[Mode, ...]:
-    """The modes that can be active here: where attention keeps examples apart, no padding is needed."""
-    if _flattens(choices, facts):
-        return ("padding_free", "packing")
-    with_packing = recipe.model_copy(update={"train": recipe.train.model_copy(update={"packing": True})})
-    if choose_batching(with_packing, str(choices["model.engine"].value), facts.device)["train.packing"].value:
-        return ("random", "group_by_length", "packing")
-    return ("random", "group_by_length")
-
-
-def _table(
+def _batching(
     recipe: Recipe,
     facts: Facts,
-    schedule: Schedule,
+    choices: Choices,
+    schedule: Schedule | UnknownSchedule,
     packed: Sequence[int] | None,
-) -> tuple[Padding, ...]:
-    if not facts.lengths:
-        return ()
+    epoch_seconds: Callable[[Padding], float],
+) -> Batching | UnknownBatching:
+    active, because = _active(choices, facts)
+    available, rows = _available(recipe, choices, facts), facts.rows
+    if rows is None or not rows.lengths:
+        return UnknownBatching(active, because, available, facts.rows_missing)
     batch, capacity = recipe.train.per_device_train_batch_size, recipe.model.max_seq_length
-    return measure(
-        facts.lengths,
-        packed if packed is not None else packed_rows(facts.lengths[:MEASURED_ROWS], capacity),
+    table = measure(
+        rows.lengths,
+        packed if packed is not None else packed_rows(rows.lengths[:MEASURED_ROWS], capacity),
         capacity=capacity,
         seed=recipe.train.seed,
         batches=batches_to_measure(batch),
         rows_per_step=batch * (schedule.gradient_accumulation_steps or 1),
     )
+    padding = next(entry for entry in table if (entry.mode, entry.batch) == (active, batch))
+    seconds = {(entry.mode, entry.batch): epoch_seconds(entry) for entry in table}
+    recommended, speed_up = recommend(table, padding, available, seconds)
+    share = f"{padding.padding_share:.1%} of the computed tokens are padding"
+    return Batching(
+        active=active,
+        active_because=because,
+        available=available,
+        recommended=recommended,
+        recommended_because=f"{share}: nothing here is faster" if recommended == active else f"{share} with {active}",
+        speed_up=round(speed_up, 3),
+        lengths=describe(rows.lengths),
+        lost=Lost(rows.lost_rows, rows.lost_tokens, rows.longest, rows.overlong),
+        measured_rows=min(len(rows.lengths), MEASURED_ROWS),
+        table=table,
+        padding=padding,
+    )
 
 
-def _seconds(
-    table: Sequence[Padding],
-    tokens: int,
-    work: Work | None,
-    rate: Rate | None,
-    model: Architecture | None,
-    load_in_4bit: bool,
-) -> dict[tuple[Mode, int], float]:
-    """What an epoch takes in each mode and batch; in computed tokens where model or device are not known."""
-    if work is None or rate is None or model is None:
-        return {(row.mode, row.batch): tokens / (1 - row.padding_share) for row in table}
-    return {
-        (row.mode, row.batch): seconds_per_epoch(row, tokens, work, rate, model, load_in_4bit=load_in_4bit)
-        for row in table
-    }
+def _active(choices: Choices, facts: Facts) -> tuple[Mode, str]:
+    """How examples meet in this run, and why."""
+    if choices.packing.value:
+        return "packing", choices.packing.reason
+    if _flattens(choices, facts):
+        return "padding_free", "Unsloth flattens micro-batches on a GPU, so nothing is padded"
+    if choices.group_by_length.value:
+        return "group_by_length", choices.group_by_length.reason
+    return "random", "examples come in random order, padded to the longest of each micro-batch"
 
 
-def _advice(active: Mode, recommended: Mode | None, row: Padding | None, facts: Facts) -> str:
-    if recommended is None or row is None:
-        return facts.rows_missing
-    if recommended == active:
-        return f"{row.padding_share:.1%} of the computed tokens are padding: nothing here is faster"
-    return f"{row.padding_share:.1%} of the computed tokens are padding with {active}"
+def _flattens(choices: Choices, facts: Facts) -> bool:
+    """Unsloth's default where the model allows it (unsloth/trainer.py, _should_auto_padding_free)."""
+    return facts.device.is_gpu and choices.engine.value == "unsloth"
+
+
+def _available(recipe: Recipe, choices: Choices, facts: Facts) -> tuple[Mode, ...]:
+    """The modes that can be active here: where attention keeps examples apart, no padding is needed."""
+    if _flattens(choices, facts):
+        return ("padding_free", "packing")
+    with_packing = recipe.model_copy(update={"train": recipe.train.model_copy(update={"packing": True})})
+    if choose_packing(with_packing, choices.engine.value, facts.device).value:
+        return ("random", "group_by_length", "packing")
+    return ("random", "group_by_length")
+
+
+def _work(recipe: Recipe, facts: Facts, choices: Choices, model: Architecture) -> Work:
+    return work_per_token(
+        model,
+        adapter_weights=count_trained_weights(recipe, model),
+        full_finetuning=recipe.model.full_finetuning,
+        recomputes=choices.recomputes,
+        span=describe(facts.lengths).mean_span if facts.lengths else recipe.model.max_seq_length,
+    )
 
 
 def _memory(
     recipe: Recipe,
     facts: Facts,
-    choices: Mapping[str, Choice],
-    schedule: Schedule,
+    choices: Choices,
+    schedule: Schedule | UnknownSchedule,
     model: Architecture | None,
-    row: Padding | None,
-) -> MemoryForecast:
-    device, batch, limit = facts.device, recipe.train.per_device_train_batch_size, recipe.model.max_seq_length
-    tokens = batch * limit if row is None else row.most_tokens
-    where = f"{batch} rows of max_seq_length" if row is None else f"the largest of the first epoch's, {row.mode}"
+    batching: Batching | UnknownBatching,
+) -> MemoryForecast | UnknownMemory:
+    device, batch = facts.device, recipe.train.per_device_train_batch_size
+    if isinstance(batching, Batching):
+        tokens, where = batching.padding.most_tokens, f"the largest of the first epoch's, {batching.active}"
+    else:
+        tokens, where = batch * recipe.model.max_seq_length, f"{batch} rows of max_seq_length"
     if model is None:
-        return MemoryForecast(str(device), device.memory_bytes, where, None, None, UNKNOWN_MODEL)
-    settings = memory_settings(recipe, device, choices, str(choices["model.engine"].value))
+        return UnknownMemory(str(device), device.memory_bytes, where, UNKNOWN_MODEL)
+    settings = memory_settings(recipe, device, choices)
     row_tokens = max(1, -(-tokens // batch))
-    memory = forecast_memory(model, settings, tokens, device.memory_bytes, row_tokens)
+    peak = forecast_memory(model, settings, tokens, device.memory_bytes, row_tokens)
     accumulation = schedule.gradient_accumulation_steps
-    fitting = fit(
+    fitting = find_fitting(
         model,
         settings,
-        memory,
+        peak,
         batch=batch,
         row_tokens=row_tokens,
         rows_per_step=None if accumulation is None else batch * accumulation,
     )
-    return MemoryForecast(str(device), device.memory_bytes, where, memory, fitting, "")
+    return MemoryForecast(str(device), where, peak, fitting)
 
 
 def _time(
     facts: Facts,
-    schedule: Schedule,
+    schedule: Schedule | UnknownSchedule,
+    batching: Batching | UnknownBatching,
     work: Work | None,
     rate: Rate | None,
-    row: Padding | None,
-    seconds: Mapping[tuple[Mode, int], float],
-    model: Architecture | None,
+    epoch_seconds: Callable[[Padding], float],
     price_per_hour: float | None,
-) -> Time:
-    missing = ""
-    if model is None:
+) -> Time | UnknownTime:
+    tokens = None
+    if isinstance(schedule, Schedule) and isinstance(batching, Batching):
+        tokens = round(batching.lengths.tokens * schedule.num_train_epochs)
+        if work is not None and rate is not None:
+            seconds = epoch_seconds(batching.padding) * schedule.num_train_epochs / facts.processes
+            return forecast_time(work, rate, tokens, seconds, price_per_hour)
+    if work is None:
         missing = UNKNOWN_MODEL
     elif rate is None:
         missing = f"the rate of {facts.device.name} is not known"
-    elif row is None:
+    else:
         missing = facts.rows_missing
-    tokens = total = None
-    if facts.lengths and schedule.num_train_epochs is not None:
-        tokens = round(sum(facts.lengths) * schedule.num_train_epochs)
-        if not missing and row is not None:
-            total = seconds[row.mode, row.batch] * schedule.num_train_epochs / facts.processes
-    return forecast_time(total, tokens, work, rate, price_per_hour, missing)
+    return UnknownTime(missing, work, rate, tokens)

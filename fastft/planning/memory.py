@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fastft.probe.architecture import Architecture
+from fastft.recipe.optimizers import OPTIMIZERS
 
 Checkpointing = Literal["none", "keep", "offload"]
 Head = Literal["plain", "fused"]
@@ -21,23 +22,6 @@ PLAIN_HEAD_BYTES = 16.0
 CPU_HEAD_BYTES = 24.0
 # CUDA context, cuBLAS, workspaces: with it, the sum meets the published peaks of tests/planning/memory_cases.toml.
 GPU_FRAMEWORK_BYTES = 600_000_000
-
-# Bytes of optimizer state per trained weight. AdamW keeps two moments; in 8 bits each takes a byte and its share of
-# block constants (bitsandbytes: one float32 for 256 values).
-OPTIMIZER_BYTES_PER_WEIGHT = {
-    "adamw_torch": 8.0,
-    "adamw_torch_fused": 8.0,
-    "adamw_8bit": 2.03,
-    "paged_adamw_8bit": 2.03,
-    "paged_adamw_32bit": 8.0,
-    "lion_32bit": 4.0,
-    "lion_8bit": 1.02,
-    "paged_lion_8bit": 1.02,
-    "rmsprop": 4.0,
-    "sgd": 0.0,
-    # Row and column sums instead of squares (Shazeer and Stern 2018): next to nothing for a matrix.
-    "adafactor": 0.02,
-}
 
 
 @dataclass(frozen=True)
@@ -70,7 +54,7 @@ class MemorySettings:
 
 
 @dataclass(frozen=True)
-class Memory:
+class PeakMemory:
     """Peak bytes of a training step by part, against what the device has.
 
     `activations_bytes`: saved for the backward pass, and what one layer works on. `logits_bytes`: the output layer.
@@ -119,7 +103,7 @@ _PARTS = (
 
 def forecast_memory(
     model: Architecture, settings: MemorySettings, tokens: int, device_bytes: int, length: int = 0
-) -> Memory:
+) -> PeakMemory:
     """The peak of one step on a micro-batch of `tokens`, padding included, in rows of `length`.
 
     Weights are there all the time. Beside them stands either what a layer works on or what the output layer works on,
@@ -141,19 +125,19 @@ def most_tokens(model: Architecture, settings: MemorySettings, limit_bytes: floa
 
 def _with_weights(
     model: Architecture, settings: MemorySettings, activations: float, logits: float, tokens: int, device_bytes: int
-) -> Memory:
+) -> PeakMemory:
     size = settings.weight_bytes
     kept = size * (model.vocabulary_weights + model.small_weights)
     if settings.keeps_head_in_float32 and settings.load_in_4bit:
         kept = 4 * model.vocabulary_weights + size * model.small_weights
     trained = model.weights if settings.full_finetuning else model.adapter_weights(settings.rank, settings.targets)
     gradients = settings.trained_bytes * trained
-    return Memory(
+    return PeakMemory(
         base_weights_bytes=round((NF4_BYTES_PER_WEIGHT if settings.load_in_4bit else size) * model.body_weights),
         kept_weights_bytes=kept,
         adapter_bytes=0 if settings.full_finetuning else settings.trained_bytes * trained,
         gradients_bytes=round(max(0.0, gradients if settings.holds_gradients else gradients - activations - logits)),
-        optimizer_bytes=round(OPTIMIZER_BYTES_PER_WEIGHT[settings.optimizer] * trained),
+        optimizer_bytes=round(OPTIMIZERS[settings.optimizer].state_bytes * trained),
         activations_bytes=round(activations),
         logits_bytes=round(logits),
         # One projection is expanded to 16 bits at a time.

@@ -10,6 +10,7 @@ from fastft.probe.base_model import BaseModel
 from fastft.probe.device import GIB, Device
 from fastft.probe.software import CEILINGS, FLOORS, INSTALL, NEEDED, TESTED, release
 from fastft.recipe.loader import LoadedRecipe
+from fastft.recipe.optimizers import OPTIMIZERS
 
 
 def find_obstacles(
@@ -65,7 +66,8 @@ def _device(loaded: LoadedRecipe, device: Device, engine: str) -> Iterator[Probl
         yield loaded.problem(
             "train.fp16", f"float16 training needs a GPU: {here}", "write false, or take the line away"
         )
-    if recipe.train.optim.startswith(("lion", "paged_lion")):
+    optimizer = OPTIMIZERS[recipe.train.optim]
+    if optimizer.needs_gpu and optimizer.on_cpu is None:
         instead = 'write "adamw_torch", or run it on a GPU'
         yield loaded.problem("train.optim", f"this optimizer is made for GPUs: {here}", instead)
     if recipe.train.deepspeed is not None:

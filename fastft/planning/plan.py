@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fastft.errors import Problem
-from fastft.planning.batching import Batching, packed_rows
-from fastft.planning.calls import Call, adapter_call, load_call, trainer_call
+from fastft.planning.batching import Batching, UnknownBatching, packed_rows
+from fastft.planning.calls import Calls, adapter_call, load_call, trainer_call
 from fastft.planning.cautions import Caution, Sight, find_cautions
-from fastft.planning.choices import (
-    Choice,
-    choose_accumulation,
-    choose_batching,
-    choose_checkpointing,
-    choose_engine,
-    choose_optimizer,
-    choose_precision,
-)
+from fastft.planning.choices import Choices, choose_engine, choose_packing, make_choices
 from fastft.planning.disk import Disk, make_disk
 from fastft.planning.facts import Facts
-from fastft.planning.fitting import MemoryForecast
+from fastft.planning.fitting import MemoryForecast, UnknownMemory
 from fastft.planning.forecast import make_forecast
 from fastft.planning.obstacles import find_obstacles
-from fastft.planning.schedule import Schedule, make_schedule
-from fastft.planning.timing import Time
+from fastft.planning.schedule import Schedule, UnknownSchedule, make_schedule, unknown_schedule
+from fastft.planning.timing import Time, UnknownTime
 from fastft.probe.architecture import architecture_of
 from fastft.probe.base_model import BaseModel
 from fastft.probe.software import TESTED, release
 from fastft.recipe.loader import LoadedRecipe
+from fastft.recipe.model import Recipe
 
 
 @dataclass(frozen=True)
@@ -42,62 +35,38 @@ class Plan:
     engine: str
     device: str
     base_model: str
-    schedule: Schedule
-    batching: Batching
-    memory: MemoryForecast
-    time: Time
+    schedule: Schedule | UnknownSchedule
+    batching: Batching | UnknownBatching
+    memory: MemoryForecast | UnknownMemory
+    time: Time | UnknownTime
     disk: Disk
-    choices: Mapping[str, Choice]
+    choices: Choices
     warnings: tuple[Caution, ...]
     obstacles: tuple[Problem, ...]
-    calls: tuple[Call, ...]
-
-    def call(self, name: str) -> Call:
-        """The call whose name ends in `name`.
-
-        Raises:
-            KeyError: the plan has no such call.
-        """
-        for call in self.calls:
-            if call.name.endswith(name):
-                return call
-        raise KeyError(name)
+    calls: Calls
 
     def as_json(self) -> dict[str, Any]:
         """The plan as plain values, in the order in which it is read."""
-        values = dataclasses.asdict(self)
-        values["memory"] = self.memory.as_json()
-        values["obstacles"] = [str(problem) for problem in self.obstacles]
-        values["calls"] = [{"name": call.name, "kwargs": dict(call.kwargs)} for call in self.calls]
-        return values
+        return dataclasses.asdict(self) | {
+            "schedule": self.schedule.as_json(),
+            "batching": self.batching.as_json(),
+            "memory": self.memory.as_json(),
+            "time": self.time.as_json(),
+            "choices": {key: dataclasses.asdict(choice) for key, choice in self.choices.by_key().items()},
+            "obstacles": [str(problem) for problem in self.obstacles],
+            "calls": [{"name": call.name, "kwargs": dict(call.kwargs)} for call in self.calls.in_order],
+        }
 
 
 def make_plan(loaded: LoadedRecipe, facts: Facts, run_dir: str, price_per_hour: float | None = None) -> Plan:
     """The plan of a recipe on what `facts` found; writes nothing, asks nothing."""
-    recipe, device = loaded.recipe, facts.device
+    recipe, device, lengths = loaded.recipe, facts.device, facts.lengths
     engine = choose_engine(recipe, facts.installed)
-    choices: dict[str, Choice] = {
-        "model.engine": engine,
-        **choose_precision(recipe, device),
-        "train.optim": choose_optimizer(recipe, device),
-        "train.gradient_checkpointing": choose_checkpointing(recipe, engine.value, device),
-        **choose_batching(recipe, engine.value, device),
-    }
-    packing = bool(choices["train.packing"].value)
-    packed = None
-    if packing and facts.lengths:
-        packed = packed_rows(facts.lengths, recipe.model.max_seq_length)
-    per_row = len(facts.lengths) / len(packed) if packed and facts.lengths else None
-    choices["train.gradient_accumulation_steps"] = choose_accumulation(recipe, facts.processes, packing, per_row)
-    schedule = make_schedule(
-        examples=facts.train_examples,
-        rows=facts.train_examples if not packing else None if packed is None else len(packed),
-        tokens=None if facts.lengths is None else sum(facts.lengths),
-        eval_examples=facts.eval_examples,
-        accumulation=choices["train.gradient_accumulation_steps"].value,
-        devices=facts.processes,
-        train=recipe.train,
-    )
+    packing = choose_packing(recipe, engine.value, device)
+    packed = packed_rows(lengths, recipe.model.max_seq_length) if packing.value and lengths else None
+    per_row = len(lengths) / len(packed) if packed and lengths else None
+    choices = make_choices(recipe, device, facts.processes, engine, packing, per_row)
+    schedule = _schedule(recipe, facts, choices, packed)
     architecture = architecture_of(recipe.model.id, facts.base_model.config)
     forecast = make_forecast(recipe, facts, choices, schedule, architecture, packed, price_per_hour)
     disk = make_disk(recipe, facts.base_model, architecture, facts.free_disk_bytes)
@@ -113,9 +82,9 @@ def make_plan(loaded: LoadedRecipe, facts: Facts, run_dir: str, price_per_hour: 
         time=forecast.time,
         disk=disk,
         choices=choices,
-        warnings=find_cautions(Sight(loaded, facts, schedule, forecast.batching, choices)),
+        warnings=find_cautions(Sight(loaded, facts, schedule, choices)),
         obstacles=find_obstacles(loaded, device, facts.installed, facts.base_model, disk, engine.value),
-        calls=_calls(loaded, facts, choices, engine.value, run_dir),
+        calls=_calls(loaded, facts, choices, run_dir),
     )
 
 
@@ -136,17 +105,39 @@ def with_smaller_batch(loaded: LoadedRecipe, plan: Plan) -> LoadedRecipe:
     return dataclasses.replace(loaded, recipe=loaded.recipe.model_copy(update={"train": train}))
 
 
-def _calls(
-    loaded: LoadedRecipe, facts: Facts, choices: Mapping[str, Choice], engine: str, run_dir: str
-) -> tuple[Call, ...]:
+def _schedule(
+    recipe: Recipe, facts: Facts, choices: Choices, packed: Sequence[int] | None
+) -> Schedule | UnknownSchedule:
+    examples, accumulation = facts.train_examples, choices.gradient_accumulation_steps.value
+    rows = examples if not choices.packing.value else None if packed is None else len(packed)
+    if examples is None or rows is None or accumulation is None:
+        return unknown_schedule(
+            examples=examples,
+            eval_examples=facts.eval_examples,
+            accumulation=accumulation,
+            devices=facts.processes,
+            train=recipe.train,
+        )
+    return make_schedule(
+        examples=examples,
+        rows=rows,
+        tokens=None if facts.lengths is None else sum(facts.lengths),
+        eval_examples=facts.eval_examples,
+        accumulation=accumulation,
+        devices=facts.processes,
+        train=recipe.train,
+    )
+
+
+def _calls(loaded: LoadedRecipe, facts: Facts, choices: Choices, run_dir: str) -> Calls:
     recipe = loaded.recipe
     transformers = release(facts.installed.get("transformers", TESTED["transformers"]))
-    calls = [load_call(recipe, _model_path(facts.base_model), engine, choices)]
-    if not recipe.model.full_finetuning:
-        calls.append(adapter_call(recipe, engine, choices))
     deepspeed = None if recipe.train.deepspeed is None else str(loaded.folder / recipe.train.deepspeed)
-    calls.append(trainer_call(recipe, f"{run_dir}/checkpoints", choices, transformers, deepspeed))
-    return tuple(calls)
+    return Calls(
+        load=load_call(recipe, _model_path(facts.base_model), choices),
+        adapter=None if recipe.model.full_finetuning else adapter_call(recipe, choices),
+        trainer=trainer_call(recipe, f"{run_dir}/checkpoints", choices, transformers, deepspeed),
+    )
 
 
 def _model_path(model: BaseModel) -> str:

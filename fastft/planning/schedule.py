@@ -3,37 +3,67 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from fastft.recipe.model import TrainSection
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The numbers of a run that follow from rows and batches. None where the number of rows is not known yet.
+    """The numbers of a run that follow from rows and batches.
 
     `train_examples` are the user's examples; `train_rows` what the model sees at once: the same, or packed rows.
+    `eval_examples`: None where nothing is held out, or where it cannot be counted here.
+    `tokens_per_optimizer_step`: None before the rows are tokenized.
     `last_micro_batch_rows`, `last_step_micro_batches`: what is left for the end of each epoch.
     `evaluations`, `checkpoints`: how often the trainer evaluates and saves between first and last step.
     """
 
+    train_examples: int
+    train_rows: int
+    eval_examples: int | None
+    devices: int
+    per_device_train_batch_size: int
+    gradient_accumulation_steps: int
+    examples_per_optimizer_step: float
+    micro_batches_per_epoch: int
+    optimizer_steps_per_epoch: int
+    optimizer_steps: int
+    num_train_epochs: float
+    warmup_steps: int
+    tokens_per_optimizer_step: int | None
+    last_micro_batch_rows: int
+    last_step_micro_batches: int
+    evaluations: int
+    checkpoints: int
+
+    def as_json(self) -> dict[str, Any]:
+        """Every number under its own name."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class UnknownSchedule:
+    """What is known of a schedule while the number of rows is not: before packing, or with rows on the Hub.
+
+    `train_examples`: known where they are counted and not yet packed. `optimizer_steps`: only those of `max_steps`;
+    without it the epochs are known instead.
+    """
+
     train_examples: int | None
-    train_rows: int | None
     eval_examples: int | None
     devices: int
     per_device_train_batch_size: int
     gradient_accumulation_steps: int | None
     examples_per_optimizer_step: float | None
-    micro_batches_per_epoch: int | None
-    optimizer_steps_per_epoch: int | None
     optimizer_steps: int | None
     num_train_epochs: float | None
     warmup_steps: int | None
-    tokens_per_optimizer_step: int | None = None
-    last_micro_batch_rows: int | None = None
-    last_step_micro_batches: int | None = None
-    evaluations: int | None = None
-    checkpoints: int | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """What is known under the names of `Schedule`, null for the rest."""
+        return {**dict.fromkeys(field.name for field in fields(Schedule)), **asdict(self)}
 
 
 def micro_batches(rows: int, batch: int, devices: int) -> int:
@@ -78,11 +108,11 @@ def points(strategy: str, every: int | None, steps: int, epochs: float) -> int:
 
 def make_schedule(
     *,
-    examples: int | None,
-    rows: int | None,
+    examples: int,
+    rows: int,
     tokens: int | None,
     eval_examples: int | None,
-    accumulation: int | None,
+    accumulation: int,
     devices: int,
     train: TrainSection,
 ) -> Schedule:
@@ -90,28 +120,14 @@ def make_schedule(
 
     `tokens`: of all examples, padding not counted; None before they are tokenized.
     """
-    batch, epochs, max_steps = train.per_device_train_batch_size, train.num_train_epochs or 1.0, train.max_steps
-    per_epoch = steps = step_examples = batches = None
-    if rows is not None:
-        batches = micro_batches(rows, batch, devices)
-    if rows is not None and accumulation is not None:
-        per_epoch = steps_per_epoch(rows, batch, accumulation, devices)
-        steps = max_steps or total_steps(per_epoch, epochs)
-        epochs = steps / per_epoch
-    elif max_steps is not None:
-        steps = max_steps
-    if accumulation is not None:
-        per_row = examples / rows if examples and rows else 1.0 if rows == examples else None
-        step_examples = None if per_row is None else batch * accumulation * devices * per_row
-        if step_examples is not None and examples is not None:
-            step_examples = min(step_examples, examples)
-    evaluations = checkpoints = None
-    if steps is not None and per_epoch is not None:
-        evaluations = points(train.eval_strategy, train.eval_steps, steps, epochs)
-        checkpoints = points(train.save_strategy, train.save_steps, steps, epochs)
-    step_tokens = None
-    if rows and tokens is not None and accumulation is not None:
-        step_tokens = round(tokens / rows * min(batch * accumulation * devices, rows))
+    batch = train.per_device_train_batch_size
+    batches = micro_batches(rows, batch, devices)
+    per_epoch = steps_per_epoch(rows, batch, accumulation, devices)
+    steps = train.max_steps or total_steps(per_epoch, train.num_train_epochs or 1.0)
+    epochs = steps / per_epoch
+    step_rows = batch * accumulation * devices
+    # A counted file may hold no row at all: the run will refuse it.
+    filled = max(1, rows)
     return Schedule(
         train_examples=examples,
         train_rows=rows,
@@ -119,17 +135,42 @@ def make_schedule(
         devices=devices,
         per_device_train_batch_size=batch,
         gradient_accumulation_steps=accumulation,
-        examples_per_optimizer_step=None if step_examples is None else round(step_examples, 2),
+        examples_per_optimizer_step=round(min(step_rows * (examples / filled), examples), 2),
         micro_batches_per_epoch=batches,
         optimizer_steps_per_epoch=per_epoch,
         optimizer_steps=steps,
-        num_train_epochs=epochs if max_steps is None or per_epoch is not None else None,
+        num_train_epochs=epochs,
+        warmup_steps=warmup(steps, train.warmup_ratio, train.warmup_steps),
+        tokens_per_optimizer_step=None if tokens is None else round(tokens / filled * min(step_rows, rows)),
+        last_micro_batch_rows=batch if devices > 1 else rows - (rows - 1) // batch * batch,
+        last_step_micro_batches=batches - (batches - 1) // accumulation * accumulation,
+        evaluations=points(train.eval_strategy, train.eval_steps, steps, epochs),
+        checkpoints=points(train.save_strategy, train.save_steps, steps, epochs),
+    )
+
+
+def unknown_schedule(
+    *,
+    examples: int | None,
+    eval_examples: int | None,
+    accumulation: int | None,
+    devices: int,
+    train: TrainSection,
+) -> UnknownSchedule:
+    """What can be said before the number of rows is known."""
+    batch, steps = train.per_device_train_batch_size, train.max_steps
+    step_examples = None
+    # Where the examples are counted and the rows are not, an unknown number of examples is packed into each row.
+    if examples is None and accumulation is not None:
+        step_examples = float(batch * accumulation * devices)
+    return UnknownSchedule(
+        train_examples=examples,
+        eval_examples=eval_examples,
+        devices=devices,
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulation,
+        examples_per_optimizer_step=step_examples,
+        optimizer_steps=steps,
+        num_train_epochs=None if steps is not None else train.num_train_epochs or 1.0,
         warmup_steps=train.warmup_steps if steps is None else warmup(steps, train.warmup_ratio, train.warmup_steps),
-        tokens_per_optimizer_step=step_tokens,
-        last_micro_batch_rows=None if not rows else batch if devices > 1 else rows - (rows - 1) // batch * batch,
-        last_step_micro_batches=None
-        if batches is None or accumulation is None
-        else batches - (batches - 1) // accumulation * accumulation,
-        evaluations=evaluations,
-        checkpoints=checkpoints,
     )

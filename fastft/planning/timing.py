@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fastft.planning.batching import Padding
 from fastft.planning.devices import GPU_UTILISATION, sheet_of
@@ -34,6 +35,10 @@ class Work:
     def attention_share(self) -> float:
         return self.attention / self.total
 
+    def as_json(self) -> dict[str, Any]:
+        """Operations per token, and the share of attention in them."""
+        return {"flops_per_token": self.total, "attention_share": round(self.attention_share, 4)}
+
 
 @dataclass(frozen=True)
 class Rate:
@@ -48,20 +53,53 @@ class Rate:
     def flops(self) -> float:
         return self.peak * self.utilisation
 
+    def as_json(self) -> dict[str, Any]:
+        """The peak in FLOP/s, and the share assumed to be reached."""
+        return {"peak_flops": self.peak, "utilisation": self.utilisation}
+
 
 @dataclass(frozen=True)
 class Time:
-    """The time forecast of the training itself; loading, evaluation and export come on top. None where unknown."""
+    """The time forecast of the training itself; loading, evaluation and export come on top.
 
-    flops_per_token: float | None
-    attention_share: float | None
-    peak_flops: float | None
-    utilisation: float | None
-    assumption: str
-    tokens: int | None
-    tokens_per_second: float | None
-    seconds: float | None
+    `tokens`: of all epochs, padding not counted. `price`: None where no price of an hour is given.
+    """
+
+    work: Work
+    rate: Rate
+    tokens: int
+    tokens_per_second: float
+    seconds: float
     price: float | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Every figure, and the assumption behind the rate."""
+        return {
+            **self.work.as_json(),
+            **self.rate.as_json(),
+            "assumption": self.rate.source,
+            "tokens": self.tokens,
+            "tokens_per_second": self.tokens_per_second,
+            "seconds": self.seconds,
+            "price": self.price,
+        }
+
+
+@dataclass(frozen=True)
+class UnknownTime:
+    """Why there is no forecast of time, and what is known all the same."""
+
+    missing: str
+    work: Work | None
+    rate: Rate | None
+    tokens: int | None
+
+    def as_json(self) -> dict[str, Any]:
+        """What is known under the names of `Time.as_json`, null for the rest."""
+        work = self.work.as_json() if self.work else {"flops_per_token": None, "attention_share": None}
+        rate = self.rate.as_json() if self.rate else {"peak_flops": None, "utilisation": None}
+        unknown = dict.fromkeys(("tokens_per_second", "seconds", "price"))
+        return {**work, **rate, "assumption": self.missing, "tokens": self.tokens, **unknown}
 
 
 def work_per_token(
@@ -125,24 +163,13 @@ def seconds_per_epoch(
     return seconds
 
 
-def forecast_time(
-    seconds: float | None,
-    tokens: int | None,
-    work: Work | None,
-    rate: Rate | None,
-    price_per_hour: float | None,
-    missing: str,
-) -> Time:
-    """The forecast of a whole run; `missing` says what is not known when a figure is None."""
-    price = None if price_per_hour is None or seconds is None else round(price_per_hour * seconds / 3600, 2)
+def forecast_time(work: Work, rate: Rate, tokens: int, seconds: float, price_per_hour: float | None) -> Time:
+    """The forecast of a run over `tokens` tokens that takes `seconds`."""
     return Time(
-        flops_per_token=None if work is None else work.total,
-        attention_share=None if work is None else round(work.attention_share, 4),
-        peak_flops=None if rate is None else rate.peak,
-        utilisation=None if rate is None else rate.utilisation,
-        assumption=missing or (rate.source if rate is not None else ""),
+        work=work,
+        rate=rate,
         tokens=tokens,
-        tokens_per_second=None if not seconds or tokens is None else round(tokens / seconds, 1),
-        seconds=None if seconds is None else round(seconds, 1),
-        price=price,
+        tokens_per_second=round(tokens / seconds, 1),
+        seconds=round(seconds, 1),
+        price=None if price_per_hour is None else round(price_per_hour * seconds / 3600, 2),
     )

@@ -1,1 +1,1 @@
-"""What is there: base model, device, software and disk. The only input and output before training."""
+"""What this machine has: base model, device, software and disk."""

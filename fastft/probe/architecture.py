@@ -1,4 +1,4 @@
-"""The sizes of a base model: read from its config.json, or known by its Hub id before it is on this machine."""
+"""The sizes of a base model: from its config.json, or by its Hub id before it is on this machine."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# Layers are named as Llama names them; the first four read or write attention heads.
+# Llama's names of the layers; the first four read or write attention heads.
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -14,8 +14,8 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 class Architecture:
     """A decoder of Llama's shape: attention with `key_value_heads`, a gated feed-forward of `inner` in each layer.
 
-    `norms`: vectors of `hidden` weights that normalise, per layer. `head_norms`: vectors of `head_dim` weights per
-    layer (Qwen3 and Gemma 3 normalise queries and keys).
+    `norms`: norm vectors of `hidden` weights per layer. `head_norms`: norm vectors of `head_dim` weights per layer
+    (Qwen3 and Gemma 3 normalise queries and keys).
     """
 
     layers: int
@@ -55,12 +55,12 @@ class Architecture:
 
     @property
     def body_weights(self) -> int:
-        """Weights of all projections: what 4-bit loading quantizes, and what a token is multiplied with."""
+        """Weights of all projections: those that 4-bit loading quantizes, and that each token is multiplied with."""
         return self.layers * sum(inputs * outputs for inputs, outputs in self.projections.values())
 
     @property
     def embedding_weights(self) -> int:
-        """Weights of the embedding; the output layer has as many, its own or the same ones."""
+        """Weights of the embedding; the output layer has as many, its own or shared ones."""
         return self.vocabulary * self.hidden
 
     @property
@@ -112,7 +112,7 @@ def _gemma2(layers: int, hidden: int, inner: int, heads: int, key_value: int, he
     return Architecture(layers, hidden, inner, heads, key_value, head_dim, 256_000, True, norms=4)
 
 
-# The published config.json of each; a test compares every count of weights with the one that the Hub shows.
+# From the published config.json of each; a test compares every weight count with the one that the Hub shows.
 KNOWN: Mapping[str, Architecture] = {
     "llama-2-7b": _llama(32, 4096, 11_008, 32, 32, 32_000),
     "llama-2-13b": _llama(40, 5120, 13_824, 40, 40, 32_000),
@@ -146,20 +146,20 @@ KNOWN: Mapping[str, Architecture] = {
     "smollm2-360m": _llama(32, 960, 2560, 15, 5, 49_152, tied=True),
     "smollm2-1.7b": _llama(24, 2048, 8192, 32, 32, 49_152, tied=True),
 }
-_HOMES = frozenset({"meta-llama", "mistralai", "qwen", "google", "huggingfacetb", "unsloth", "nousresearch"})
-# Endings that name a tuned or converted form of the same sizes.
+_OWNERS = frozenset({"meta-llama", "mistralai", "qwen", "google", "huggingfacetb", "unsloth", "nousresearch"})
+# Endings of tuned or converted forms with the same sizes.
 _ENDINGS = ("-bnb-4bit", "-unsloth", "-instruct-2507", "-instruct", "-it", "-pt", "-base", "-hf", "-chat", "-chat-hf")
 
 
 def architecture_of(model_id: str, config: Mapping[str, Any]) -> Architecture | None:
-    """The sizes of a model: those of `config` where it has any, else those known by its Hub id, else None."""
+    """The sizes of a model: those in `config` unless it is empty, else those known for its Hub id, else None."""
     return from_config(config) if config else by_hub_id(model_id)
 
 
 def by_hub_id(model_id: str) -> Architecture | None:
     """The sizes of a well-known model, also under the names of its instruction-tuned and 4-bit forms."""
-    home, _, name = model_id.lower().partition("/")
-    if home not in _HOMES:
+    owner, _, name = model_id.lower().partition("/")
+    if owner not in _OWNERS:
         return None
     name = name.replace("meta-llama-", "llama-")
     while name not in KNOWN:
@@ -172,7 +172,7 @@ def by_hub_id(model_id: str) -> Architecture | None:
 
 
 def from_config(config: Mapping[str, Any]) -> Architecture | None:
-    """The sizes that a config.json of Llama's shape tells; None where it is of another shape (experts, no gate)."""
+    """The sizes in a config.json of Llama's shape; None for a mixture of experts or where a size is missing."""
     config = config.get("text_config", config)
     kind = str(config.get("model_type", ""))
     try:
@@ -192,7 +192,7 @@ def from_config(config: Mapping[str, Any]) -> Architecture | None:
         key_value_heads=int(config.get("num_key_value_heads") or heads),
         head_dim=int(config.get("head_dim") or hidden // heads),
         vocabulary=vocabulary,
-        # transformers' own default is to tie; Llama, Mistral and Qwen configs that do not say otherwise do not.
+        # transformers ties by default, but Llama, Mistral and Qwen do not tie where config.json does not say.
         ties_embeddings=bool(config.get("tie_word_embeddings", kind.startswith("gemma"))),
         has_attention_bias=kind == "qwen2" or bool(config.get("attention_bias", False)),
         norms=4 if kind in ("gemma2", "gemma3", "gemma3_text") else 2,

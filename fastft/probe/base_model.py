@@ -1,4 +1,4 @@
-"""What the base model is and where its files are: told from names and small files, without loading anything."""
+"""The base model and where its files are: from names and small files, without loading weights."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def cache_folder() -> Path:
 
 
 def licence(folder: Path) -> str | None:
-    """The licence that the model card in `folder` (README.md) names in its YAML head; None without one."""
+    """The licence in the YAML head of the model card in `folder` (README.md); None without one."""
     try:
         head = (folder / "README.md").read_text(encoding="utf-8").split("---")[1]
     except (OSError, ValueError, IndexError):
@@ -70,10 +70,10 @@ def licence(folder: Path) -> str | None:
 
 
 def find_base_model(model_id: str, revision: str | None, recipe_folder: Path, where: Where) -> BaseModel:
-    """The base model that `model.id` names, as far as it is on this machine.
+    """The base model that `model.id` names; downloads and converts nothing.
 
     Raises:
-        MachineError: a folder or a package file that the recipe names is not there.
+        MachineError: the folder or package file of the recipe is missing or damaged, or has no safetensors weights.
     """
     if model_id.startswith("package:"):
         return _package_model(model_id, where)
@@ -105,7 +105,7 @@ def _folder_model(model_id: str, folder: Path, where: Where) -> BaseModel:
     if not folder.is_dir():
         raise MachineError(Problem(where, "model.id", "no such folder", "write a folder that exists, or a Hub id", got))
     if not (folder / "config.json").is_file():
-        instead = "name the folder that holds config.json and the .safetensors files"
+        instead = "name the folder with config.json and the .safetensors files"
         raise MachineError(Problem(where, "model.id", "the folder has no config.json", instead, got))
     try:
         readable = isinstance(json.loads((folder / "config.json").read_text(encoding="utf-8")), dict)
@@ -115,13 +115,15 @@ def _folder_model(model_id: str, folder: Path, where: Where) -> BaseModel:
         raise MachineError(Problem(where, "model.id", "its config.json is damaged", "fetch the model again", got))
     if not any(folder.glob("*.safetensors")):
         pickled = any(path.suffix in PICKLED for path in folder.iterdir())
-        wrong = "holds its weights as pickles, which can run code" if pickled else "the folder has no .safetensors file"
+        wrong = (
+            "stores its weights as pickles, which can run code" if pickled else "the folder has no .safetensors file"
+        )
         raise MachineError(Problem(where, "model.id", wrong, "convert or download it as safetensors", got))
     return BaseModel(model_id, "folder", folder.resolve())
 
 
 def _in_hub_cache(model_id: str, revision: str | None) -> Path | None:
-    """The snapshot folder of a Hub model that was downloaded before, or None."""
+    """The snapshot folder of a Hub model in the local cache, or None."""
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(model_id, "config.json", revision=revision)

@@ -1,4 +1,4 @@
-"""What computes here: an NVIDIA GPU told by its driver, or the processor; without importing torch."""
+"""The device of this machine: NVIDIA GPUs as the driver reports them, or the CPU; without importing torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GIB = 1024**3
 
 @dataclass(frozen=True)
 class Device:
-    """What a run computes on. `memory_bytes` is that of one GPU, or the main memory of the machine."""
+    """What a run computes on. `memory_bytes`: of one GPU, or main memory. `missing`: why a present GPU is unusable."""
 
     kind: str
     name: str
@@ -37,15 +37,14 @@ class Device:
 def find_device() -> Device:
     """The device that a run would use: the GPUs that are visible to this process, else the processor.
 
-    A GPU whose PyTorch is a CPU build, or that no PyTorch is installed for, is not usable: the processor is returned
-    and `missing` says why.
+    A CPU build of PyTorch cannot use a GPU: then it is the processor, and `missing` says why.
     """
     gpus = _visible(_nvidia_gpus())
     torch = version("torch")
     if not gpus:
         return processor()
     if torch is not None and "+cpu" in torch:
-        return processor(f"{gpus[0].name} is there, but torch {torch} is a build without CUDA")
+        return processor(f"there is a {gpus[0].name}, but torch {torch} is a build without CUDA")
     return Device("cuda", gpus[0].name, min(gpu.memory_bytes for gpu in gpus), len(gpus), gpus[0].computes_bfloat16)
 
 
@@ -66,13 +65,13 @@ def _nvidia_gpus() -> list[Device]:
         name, memory_mib, capability = (part.strip() for part in line.rsplit(",", 2))
         # "[N/A]" where GPU and processor share one memory (GH200, GB10).
         memory = int(memory_mib) * 1024**2 if memory_mib.isdigit() else _memory_bytes()
-        # bfloat16 matrix products came with compute capability 8.0 (Ampere).
+        # bfloat16 matrix products need compute capability 8.0 (Ampere).
         gpus.append(Device("cuda", name, memory, 1, capability.partition(".")[0].isdigit() and float(capability) >= 8))
     return gpus
 
 
 def _visible(gpus: list[Device]) -> list[Device]:
-    """The GPUs that CUDA_VISIBLE_DEVICES leaves over; entries that are no index keep the order of the driver."""
+    """The GPUs that CUDA_VISIBLE_DEVICES leaves. With entries that are not numbers: as many, in the driver's order."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is None:
         return gpus
@@ -83,7 +82,7 @@ def _visible(gpus: list[Device]) -> list[Device]:
 
 
 def processor(missing: str | None = None) -> Device:
-    """The processor and main memory of this machine; `missing` says why a GPU that is there is not used."""
+    """The processor and main memory of this machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     name = f"CPU ({platform.machine()}, {cores} {'core' if cores == 1 else 'cores'})"
     return Device("cpu", name, _memory_bytes(), 1, _cpu_computes_bfloat16(), missing)
@@ -105,7 +104,7 @@ def _memory_bytes() -> int:
 def _cpu_computes_bfloat16() -> bool:
     """Whether the processor multiplies bfloat16 in hardware: AMX or AVX512-BF16 on x86, the BF16 extension on Arm.
 
-    The same test as Unsloth's CPU backend makes (unsloth_zoo/cpu/runtime.py), so that the plan foresees its choice.
+    The same test as in Unsloth's CPU backend (unsloth_zoo/cpu/runtime.py), so that the plan makes the same choice.
     """
     try:
         text = Path("/proc/cpuinfo").read_text()

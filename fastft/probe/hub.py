@@ -1,4 +1,4 @@
-"""Bringing a Hub model to this machine; without a network the answer comes in seconds."""
+"""Download a Hub model; without a network, fail within seconds."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ TIMEOUT_SECONDS = 8.0
 
 
 def _download(model_id: str, revision: str | None, where: Where) -> Path:
-    """The local snapshot folder of a Hub model, downloaded where needed: safetensors, never pickles.
+    """Download the safetensors of a Hub model, never pickles. Returns the local snapshot folder.
 
     Raises:
-        MachineError: offline, unknown, gated or unreachable; told after one short request, without retries.
+        MachineError: offline, unknown, gated, unreachable or without safetensors; after one short request, no retries.
     """
     import httpx
     from huggingface_hub import HfApi, constants, snapshot_download
@@ -32,7 +32,7 @@ def _download(model_id: str, revision: str | None, where: Where) -> Path:
     def refuse(wrong: str, instead: str) -> MachineError:
         return MachineError(Problem(where, "model.id", wrong, instead, json.dumps(model_id)))
 
-    elsewhere = "name a local folder, or _download it on a machine with network and bring the folder along"
+    elsewhere = "name a local folder, or download the model on a machine with a network and copy its folder"
     if constants.HF_HUB_OFFLINE:
         raise refuse("is not on this machine, and HF_HUB_OFFLINE forbids asking the Hub", elsewhere)
     try:
@@ -42,7 +42,7 @@ def _download(model_id: str, revision: str | None, where: Where) -> Path:
             "is gated", f"accept its licence on https://huggingface.co/{model_id}, then `hf auth login`"
         ) from None
     except RevisionNotFoundError:
-        raise refuse(f"has no revision {revision}", "write a branch, tag or commit that it has") from None
+        raise refuse(f"has no revision {revision}", "write one of its branches, tags or commits") from None
     except RepositoryNotFoundError:
         instead = "check the spelling; a private model needs `hf auth login`"
         raise refuse("the Hub has no such model", instead) from None
@@ -52,15 +52,15 @@ def _download(model_id: str, revision: str | None, where: Where) -> Path:
         ) from None
     files = [sibling.rfilename for sibling in info.siblings or []]
     if not any(name.endswith(".safetensors") for name in files):
-        raise refuse("has no safetensors weights; pickles can run code and are not loaded", "take a safetensors model")
+        raise refuse("has no safetensors weights; pickles can run code and are not loaded", "use a safetensors model")
     return Path(snapshot_download(model_id, revision=info.sha, allow_patterns=list(HUB_FILES)))
 
 
 def fetch(model: BaseModel, revision: str | None, where: Where, say: Say) -> BaseModel:
-    """The base model with its files on this machine, downloaded when it is a Hub model that is not.
+    """Download a Hub model that is not on this machine. Returns the base model with its folder.
 
     Raises:
-        MachineError: offline, unknown, gated or unreachable.
+        MachineError: offline, unknown, gated, unreachable or without safetensors.
     """
     if model.source != "hub" or model.is_here:
         return model

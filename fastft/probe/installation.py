@@ -1,4 +1,4 @@
-"""Whether this installation can train: each finding with its state and the command that mends it."""
+"""Check whether this installation can train: each finding with its state and the command that fixes it."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ LOW_DISK_BYTES = 5 * GIB
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """One thing that was looked at. "note" is worth knowing, "broken" stops training; `mend` says what to do."""
+    """The state of one checked part. "note" is worth knowing, "broken" prevents training; `fix` says what to do."""
 
     name: str
     state: Literal["ok", "note", "broken"]
     detail: str
-    mend: str = ""
+    fix: str = ""
 
 
 def examine(folder: Path) -> list[Diagnosis]:
@@ -63,9 +63,9 @@ def _packages() -> Iterator[Diagnosis]:
             yield Diagnosis(name, state, f"not installed; {tested} was tested", INSTALL)
         elif release(found) < FLOORS.get(name, ()):
             floor = ".".join(map(str, FLOORS[name]))
-            yield Diagnosis(name, "broken", f"{found} has published holes", f"pip install '{name}>={floor}'")
+            yield Diagnosis(name, "broken", f"{found} has published vulnerabilities", f"pip install '{name}>={floor}'")
         elif release(found) >= CEILINGS.get(name, (math.inf,)):
-            detail = f"{found} is newer than Unsloth {TESTED['unsloth']} works with; {tested} was tested"
+            detail = f"{found} is too new for Unsloth {TESTED['unsloth']}; {tested} was tested"
             yield Diagnosis(name, "broken", detail, f"pip install {name}=={tested}")
         elif release(found) != release(tested):
             yield Diagnosis(name, "note", f"{found}; {tested} was tested", f"pip install {name}=={tested}")
@@ -85,8 +85,8 @@ def _quantization(device: Device) -> Iterator[Diagnosis]:
     if (folder / f"libbitsandbytes_cuda{cuda}.so").is_file():
         yield Diagnosis("4-bit weights", "ok", f"bitsandbytes has its library for CUDA {cuda}")
     else:
-        mend = "pip install -U bitsandbytes, or a torch build for a CUDA version that it has"
-        yield Diagnosis("4-bit weights", "broken", f"bitsandbytes has no library for CUDA {cuda}", mend)
+        fix = "pip install -U bitsandbytes, or install a torch build for a CUDA version that bitsandbytes supports"
+        yield Diagnosis("4-bit weights", "broken", f"bitsandbytes has no library for CUDA {cuda}", fix)
 
 
 def _kernels(device: Device) -> Iterator[Diagnosis]:
@@ -104,7 +104,7 @@ def _disk(folder: Path) -> Iterator[Diagnosis]:
     free = shutil.disk_usage(folder).free
     detail = f"{free / GIB:.1f} GiB free in {folder.resolve()}"
     if free < LOW_DISK_BYTES:
-        yield Diagnosis("disk", "note", detail, "free some space, or name another --runs-dir")
+        yield Diagnosis("disk", "note", detail, "free some space, or use another --runs-dir")
     else:
         yield Diagnosis("disk", "ok", detail)
 

@@ -1,4 +1,4 @@
-"""Which packages are installed, told from their metadata, without importing any of them."""
+"""Which packages are installed, from their metadata, without importing them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fastft.errors import MachineError, Problem, Where
 
-# What `[train]` was tested with, together; requirements/cpu.txt and gpu.txt pin the same (a test compares them).
+# The versions that were tested together; requirements/cpu.txt and gpu.txt pin the same ones (a test compares them).
 TESTED: Mapping[str, str] = {
     "torch": "2.13.0",
     "unsloth": "2026.10.9",
@@ -25,14 +25,14 @@ TESTED: Mapping[str, str] = {
     "safetensors": "0.8.0",
     "huggingface_hub": "1.33.0",
 }
-# Without these nothing can be trained; Unsloth may be missing when model.engine = "transformers".
+# Required to train. Unsloth is optional: model.engine = "transformers" works without it.
 NEEDED = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 INSTALL = 'pip install "fastft[train]"'
 # What the modules of these commands import.
 NEEDED_TO_EXPORT = ("numpy", "gguf", "xllamacpp", "torch", "transformers", "peft")
 NEEDED_TO_CHAT = ("numpy", "xllamacpp")
 
-# Versions below these have published holes that loading a stranger's model would open: CVE-2026-93348 (unsloth),
+# Lower versions have published vulnerabilities that an untrusted model can exploit: CVE-2026-93348 (unsloth),
 # CVE-2026-9856 and CVE-2026-4372 (transformers), CVE-2026-24747 (torch).
 FLOORS: Mapping[str, tuple[int, ...]] = {
     "unsloth": (2026, 8, 20),
@@ -40,7 +40,7 @@ FLOORS: Mapping[str, tuple[int, ...]] = {
     "transformers": (5, 10),
     "torch": (2, 10),
 }
-# The first versions that `[train]` does not allow (a test compares them): Unsloth 2026.10.9 refuses or breaks on them.
+# The first versions that `[train]` does not allow (a test compares them): Unsloth 2026.10.9 refuses or fails with them.
 CEILINGS: Mapping[str, tuple[int, ...]] = {
     "torch": (2, 15),
     "transformers": (5, 17, 1),
@@ -50,7 +50,7 @@ CEILINGS: Mapping[str, tuple[int, ...]] = {
 
 
 def version(package: str) -> str | None:
-    """The installed version of `package`, local build tag included (`2.13.0+cpu`), or None."""
+    """The installed version of `package` with its local build tag (`2.13.0+cpu`), or None."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -58,13 +58,13 @@ def version(package: str) -> str | None:
 
 
 def installed() -> dict[str, str]:
-    """The installed ones of the packages that training uses: name -> version."""
+    """The installed packages among those that training uses: name -> version."""
     found = {name: version(name) for name in TESTED}
     return {name: text for name, text in found.items() if text is not None}
 
 
 def require(packages: Sequence[str], purpose: str) -> None:
-    """Raise MachineError where one of `packages` is not installed; all of them come with `fastft[train]`."""
+    """Raise MachineError when one of `packages` is not installed; `fastft[train]` installs all of them."""
     missing = [package for package in packages if version(package) is None]
     if missing:
         wrong = f"needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed"
@@ -81,15 +81,15 @@ def release(text: str) -> tuple[int, ...]:
     return tuple(numbers)
 
 
-def mend(packages: Sequence[str]) -> str:
-    """The command that puts `packages` back to what was tested: those that differ, or all of them anew."""
+def fix_command(packages: Sequence[str]) -> str:
+    """The command that installs the tested versions of those `packages` that differ; of all of them if none does."""
     changed = [name for name in packages if release(version(name) or "") != release(TESTED[name])]
     pins = " ".join(f"{name}=={TESTED[name]}" for name in changed or packages)
     return f"pip install {'' if changed else '--force-reinstall '}--no-deps {pins}"
 
 
-def blamed(error: BaseException) -> str | None:
-    """The tested package in whose code `error` was raised; torch only where no other one took part. None: our own."""
+def guilty_package(error: BaseException) -> str | None:
+    """The tested package that raised `error`; torch only when no other one is in the traceback. None: our own code."""
     while error.__cause__ is not None:
         error = error.__cause__
     if isinstance(error, ImportError) and (error.name or "").split(".")[0] in TESTED:
@@ -105,7 +105,7 @@ def blamed(error: BaseException) -> str | None:
 def package_file(package: str, name: str) -> Path | None:
     """The path of file `name` inside the installed top-level package `package`, without importing it; None if absent.
 
-    The file must lie inside the package's folder: `name` cannot lead out of it.
+    None also when `name` leads out of the package's folder.
     """
     if not package.isidentifier():
         return None

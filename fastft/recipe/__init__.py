@@ -1,1 +1,1 @@
-"""What you ask for: the recipe model, its loader, the line locator and the generated reference."""
+"""The recipe: its model, loader, rules, line locator and generated reference."""

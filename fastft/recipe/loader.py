@@ -1,11 +1,11 @@
-"""From the bytes of a recipe and the `--set` overrides to a checked `Recipe`, or every problem at once."""
+"""Load a recipe: its bytes and the `--set` overrides become a checked `Recipe`, or every problem at once."""
 
 from __future__ import annotations
 
 import copy
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from fastft.recipe.reference import fields
 from fastft.recipe.rules import violations
 from fastft.recipe.wording import describe, find_fault, shown
 
-# A recipe is a page of text. The limit keeps hostile files from costing seconds in the TOML parser.
+# A recipe is a page of text. Without a limit a hostile file costs seconds in the TOML parser.
 MAX_BYTES = 64 * 1024
 
 
@@ -36,7 +36,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class LoadedRecipe:
-    """A checked recipe together with where each of its values was written."""
+    """A checked recipe, and where each of its values was written."""
 
     recipe: Recipe
     path: Path
@@ -58,7 +58,7 @@ class LoadedRecipe:
         return Problem(self.where(field), field, wrong, instead, shown(self.value(field)))
 
     def value(self, field: str) -> Any:
-        """The value of `section.key`, in the plain values of TOML."""
+        """The value of `section.key` as a plain TOML value."""
         section, key = field.split(".", 1)
         return getattr(self.recipe, section).model_dump(mode="json", include={key})[key]
 
@@ -71,10 +71,10 @@ class LoadedRecipe:
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
-    """Read, override and check the recipe at `path`.
+    """The checked recipe at `path`, with `overrides` applied.
 
     Raises:
-        RecipeError: the file cannot be read or is no TOML, a key is unknown, a value is impossible, keys contradict
+        RecipeError: the file cannot be read or is not TOML, a key is unknown, a value is not allowed, keys contradict
             each other or would have no effect, or an override is malformed. All problems of a stage at once.
     """
     text = _read(path)
@@ -121,20 +121,20 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
         line = int(place.group(1)) if place else begins
         wrong = "is not valid TOML: " + re.sub(r" \(at .*\)$", "", message)
         if begins < line:
-            wrong += f", in what begins on line {begins}"
+            wrong += f", in the statement that begins on line {begins}"
         if message.startswith("Cannot "):  # overwrite a value, declare a table twice, ...
             instead = "write each [section] once, and each key once in it"
         else:
             lines = "write `key = value` lines under [section] headers"
             instead = f'{lines}; text in "double quotes", true and false in lower case'
     except (RecursionError, ValueError) as error:
-        line, instead = line_of_statement(text, None), "a recipe holds plain values in six tables"
-        wrong = "is nested too deeply" if isinstance(error, RecursionError) else "holds a number of too many digits"
+        line, instead = line_of_statement(text, None), "a recipe has plain values in six tables"
+        wrong = "is nested too deeply" if isinstance(error, RecursionError) else "has a number with too many digits"
     raise RecipeError(Problem(Where(str(path), line), "", wrong, instead))
 
 
 def _parse_overrides(overrides: Iterable[str]) -> dict[str, tuple[str, Any]]:
-    """`section.key=value` texts as {field: (text, value)}; a value that is no TOML is taken as plain text."""
+    """`section.key=value` texts as {field: (text, value)}; a value that is not TOML is plain text."""
     pairs: dict[str, tuple[str, Any]] = {}
     problems = []
     for text in overrides:
@@ -163,24 +163,11 @@ def _assign(tree: dict[str, Any], field: str, value: Any) -> None:
 
 
 def _validate(path: Path, text: str, tree: dict[str, Any], overrides: Mapping[str, str]) -> LoadedRecipe:
-    """Check the whole tree; what fails is put aside so that the rest is checked in the same pass."""
-    problems: list[Problem] = []
-    wrong: set[str] = set()  # the keys that have a problem
-    sound = copy.deepcopy(tree)
-    recipe: Recipe | None = None
-    while recipe is None:
-        try:
-            recipe = Recipe.model_validate(sound)
-        except ValidationError as error:
-            faults = [find_fault(entry) for entry in error.errors(include_url=False)]
-            for fault in faults:
-                if fault.key not in wrong:
-                    problems.append(describe(fault, sound, _where(path, text, overrides, fault.field)))
-            wrong |= {fault.key for fault in faults}
-            if not _set_aside(sound, {fault.key for fault in faults}):
-                break
+    """The checked recipe. Removes what fails from a copy of the tree, so that it finds every problem in one pass."""
+    valid = copy.deepcopy(tree)
+    recipe, problems, wrong = _make_recipe(valid, lambda field: _where(path, text, overrides, field))
     if recipe is not None:
-        given = frozenset(f"{section}.{key}" for section, keys in sound.items() for key in keys)
+        given = frozenset(f"{section}.{key}" for section, keys in valid.items() for key in keys)
         for finding in violations(recipe, given):
             if not {finding.field, *finding.reads} & wrong:
                 where = _where(path, text, overrides, finding.field)
@@ -191,8 +178,23 @@ def _validate(path: Path, text: str, tree: dict[str, Any], overrides: Mapping[st
     raise RecipeError(sorted(problems, key=lambda problem: (problem.where.line or 0, problem.field)))
 
 
+def _make_recipe(tree: dict[str, Any], locate: Callable[[str], Where]) -> tuple[Recipe | None, list[Problem], set[str]]:
+    """(the recipe of what is valid in `tree`, the problems, their keys). Removes what is not valid from `tree`."""
+    problems: list[Problem] = []
+    wrong: set[str] = set()
+    while True:
+        try:
+            return Recipe.model_validate(tree), problems, wrong
+        except ValidationError as error:
+            faults = [find_fault(entry) for entry in error.errors(include_url=False)]
+        problems += [describe(fault, tree, locate(fault.field)) for fault in faults if fault.key not in wrong]
+        wrong |= {fault.key for fault in faults}
+        if not _set_aside(tree, {fault.key for fault in faults}):
+            return None, problems, wrong
+
+
 def _set_aside(tree: dict[str, Any], keys: Iterable[str]) -> bool:
-    """Remove the values of `keys`, and fill in required ones that are missing; False when nothing could be changed."""
+    """Remove the values of `keys`, and fill in missing required ones. Returns whether anything changed."""
     changed = False
     for name in keys:
         *parents, key = name.split(".", 1)
@@ -200,18 +202,18 @@ def _set_aside(tree: dict[str, Any], keys: Iterable[str]) -> bool:
         if isinstance(table, dict) and key in table:
             del table[key]
             changed = True
-        elif isinstance(table, dict) and name in _STAND_INS:
-            table[key] = copy.deepcopy(_STAND_INS[name])
+        elif isinstance(table, dict) and name in _PLACEHOLDERS:
+            table[key] = copy.deepcopy(_PLACEHOLDERS[name])
             changed = True
     return changed
 
 
-# Values that let the rest of a recipe be checked when a required one is missing or wrong. Never returned to a caller.
-_STAND_INS: dict[str, Any] = {"model": {"id": "-"}, "data": {"train": "-"}, "model.id": "-"}
+# For required values that are missing or wrong, so that the rest can be checked. Never returned to a caller.
+_PLACEHOLDERS: dict[str, Any] = {"model": {"id": "-"}, "data": {"train": "-"}, "model.id": "-"}
 
 
 def _where(path: Path, text: str, overrides: Mapping[str, str], field: str) -> Where:
-    """Where `field` was written: the override that sets it or, for a section, is in it; else the line of the file."""
+    """Where `field` was written: the override that sets it (or a key of the section), else the line of the file."""
     parts: list[str | int] = [int(part) if part.isdigit() else part for part in re.findall(r"[^.\[\]]+", field)]
     key = ".".join(str(part) for part in parts[:2])
     line = None if key in overrides else line_of(text, parts)

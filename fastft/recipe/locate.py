@@ -1,4 +1,4 @@
-"""The line of a recipe on which a value is written, found without a TOML parser of our own."""
+"""Find the line of a recipe on which a value is written, with `tomllib` alone."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 
 
 def line_of(text: str, path: Sequence[str | int]) -> int | None:
-    """The 1-based line of the statement that defines `path` in valid TOML `text`, or None when nothing does.
+    """The 1-based line of the first statement that defines `path` in valid TOML `text`, or None.
 
-    A statement defines a path when it contains it, read below its own [header], and no statement before it does. A
-    number in `path` counts the tables of a list from 0.
+    A statement defines a path when, parsed below its own [header], it contains that path. A number in `path` counts the
+    tables of a list from 0.
     """
-    header, lists = "", ""  # `lists`: the [[headers]] so far, which number the tables
+    header, lists = "", ""  # the [[headers]] so far number the tables of a list
     for first, statement in statements(text):
         if _contains(tomllib.loads(lists + header + statement), path):
             return first
@@ -24,7 +24,7 @@ def line_of(text: str, path: Sequence[str | int]) -> int | None:
 
 
 def line_of_nearest(text: str, path: Sequence[str | int]) -> int:
-    """The line of `path`, or of the closest table around it that the file has, or 1."""
+    """The line of `path`, or of the closest table around it that the file has, else 1."""
     for length in range(len(path), 0, -1):
         line = line_of(text, path[:length])
         if line is not None:
@@ -43,9 +43,9 @@ def line_of_statement(text: str, line: int | None) -> int:
 
 
 def statements(text: str) -> Iterator[tuple[int, str]]:
-    """Each statement as (1-based first line, text): as few whole lines as parse on their own.
+    """Each statement as (1-based first line, text): the fewest whole lines that parse on their own.
 
-    When a statement is broken, it comes out last, together with all that follows it.
+    A broken statement comes last, together with everything after it.
     """
     # Not splitlines: it also breaks at characters that no editor counts, such as U+2028.
     lines = [f"{line}\n" for line in text.split("\n")]
@@ -69,8 +69,8 @@ def _parses(text: str) -> bool:
 
 def _contains(tree: object, path: Sequence[str | int]) -> bool:
     for key in path:
-        held = tree if isinstance(tree, dict) else dict(enumerate(tree)) if isinstance(tree, list) else {}
-        if key not in held:
+        table = tree if isinstance(tree, dict) else dict(enumerate(tree)) if isinstance(tree, list) else {}
+        if key not in table:
             return False
-        tree = held[key]
+        tree = table[key]
     return True

@@ -1,34 +1,29 @@
-"""The recipe: what a user may ask for. One source for validation, defaults, JSON schema, `explain` and the starter.
+"""The recipe model: the one source for validation, defaults, JSON schema, `explain` and the starter recipe.
 
-Each field is documented by the string below it: first what it does, then lines that start with a label.
-`Unit`, `Too small`, `Too large`, `On`, `Off` say what the value means; `Upstream` names the argument that it becomes.
-`fastft explain`, `docs/reference/recipe.md` and the JSON schema are made from these strings.
+The string below a field documents it: first what it does, then lines that start with a label. `Unit`, `Too small`,
+`Too large`, `On`, `Off` say what the value means; `Upstream` names the argument that it becomes. `fastft explain`,
+`docs/reference/recipe.md` and the JSON schema use these strings.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, field_validator
+from pydantic_core import core_schema
+
+from fastft.recipe.data_formats import DATA_FORMATS
+from fastft.recipe.export_formats import export_formats
+from fastft.recipe.optimizers import OPTIMIZERS
+from fastft.recipe.quantizations import QUANTIZATIONS
 
 Auto = Literal["auto"]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-# TOML arrays arrive as lists; frozen sections hold them as tuples.
+# TOML arrays arrive as lists; frozen sections have tuples.
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 
-Optimizer = Literal[
-    "adamw_torch",
-    "adamw_torch_fused",
-    "adamw_8bit",
-    "paged_adamw_8bit",
-    "paged_adamw_32bit",
-    "lion_32bit",
-    "lion_8bit",
-    "paged_lion_8bit",
-    "adafactor",
-    "rmsprop",
-    "sgd",
-]
 Scheduler = Literal[
     "linear",
     "cosine",
@@ -39,12 +34,54 @@ Scheduler = Literal[
     "inverse_sqrt",
 ]
 Strategy = Literal["no", "steps", "epoch"]
-DataFormat = Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "belle", "classification", "text"]
-ExportFormat = Literal["adapter", "merged_16bit", "merged_4bit", "gguf"]
+REPORTERS = (
+    "azure_ml",
+    "clearml",
+    "codecarbon",
+    "comet_ml",
+    "dagshub",
+    "dvclive",
+    "flyte",
+    "mlflow",
+    "neptune",
+    "swanlab",
+    "tensorboard",
+    "trackio",
+    "wandb",
+)
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """A name out of those that `known` returns when a recipe is read: the table that it reads is the one source."""
+
+    known: Callable[[], Iterable[str]]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {**handler(schema), "enum": list(self.known())}
+
+    def _check(self, name: str) -> str:
+        if name not in self.known():
+            raise ValueError("is no known name")
+        return name
+
+
+def names_of(known: Callable[[], Iterable[str]]) -> Any:
+    """A list of names out of those of `known`; fastft.recipe.rules says which one is unknown."""
+
+    def list_them(schema: dict[str, Any]) -> None:
+        schema["items"] = {"enum": list(known()), "type": "string"}
+
+    return Field(strict=False, json_schema_extra=list_them)
 
 
 class Section(BaseModel):
-    """A table of the recipe: unknown keys are errors, values keep the type they were written with, nothing mutates."""
+    """A frozen table of the recipe: unknown keys are errors, and values are not converted to another type."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -53,7 +90,7 @@ class Section(BaseModel):
     @field_validator("*")
     @classmethod
     def _is_a_toml_number(cls, value: Any) -> Any:
-        """TOML integers have 64 bits; Python reads longer ones, on which the arithmetic of the plan would overflow."""
+        """Refuse integers above 64 bits, which are not TOML: the arithmetic of the plan would overflow."""
         if isinstance(value, int) and value >= 2**63:
             raise ValueError("more than 64 bits")
         return value
@@ -77,16 +114,15 @@ class ModelSection(Section):
     Upstream: none (fastft's own choice)"""
 
     max_seq_length: int = Field(default=2048, ge=8, le=2**24)
-    """The longest example that is trained. An example that is longer never reaches the model unseen: it is dropped,
-    counted and listed.
+    """The longest example that is trained. `data.overlong` says what happens to longer ones; each is listed.
     Unit: tokens
-    Too small: long examples are lost, and with them what they teach.
+    Too small: the model does not see long examples.
     Too large: memory grows with the longest example of a batch; nothing is gained beyond the longest row.
     Upstream: FastLanguageModel.from_pretrained(max_seq_length=), SFTConfig(max_length=)"""
 
     load_in_4bit: bool = False
     """Load the frozen base weights as 4-bit NF4 (QLoRA).
-    On: a quarter of the weight memory (an 8B model: 5.7 GB instead of 16 GB); each step pays for unpacking them.
+    On: about a third of the weight memory (an 8B model: 5.7 GB instead of 16 GB); each step takes time to unpack them.
     Off: faster where 16-bit weights fit; needs 2 bytes a parameter.
     Upstream: FastLanguageModel.from_pretrained(load_in_4bit=)"""
 
@@ -97,18 +133,18 @@ class ModelSection(Section):
 
     full_finetuning: bool = False
     """Train every weight instead of a LoRA adapter.
-    On: the most capacity; needs about 16 bytes a parameter, and a learning rate some ten times lower than LoRA.
+    On: the most capacity; needs about 16 bytes a parameter, and a learning rate about ten times lower than LoRA.
     Off: only the adapter of `[lora]` is trained.
     Upstream: FastLanguageModel.from_pretrained(full_finetuning=)"""
 
     trust_remote_code: bool = False
-    """Run Python code that the model repository brings.
+    """Run Python code from the model repository.
     On: the repository's author can run anything on this machine; set `revision` to a commit that you have read.
     Off: a model that needs its own code is refused.
     Upstream: FastLanguageModel.from_pretrained(trust_remote_code=)"""
 
     attn_implementation: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"] = "auto"
-    """The attention kernel. "auto" leaves it to the engine, which picks the fastest one that the model supports.
+    """The attention kernel. "auto" leaves the choice to the engine.
     Upstream: AutoModelForCausalLM.from_pretrained(attn_implementation=)"""
 
 
@@ -118,31 +154,31 @@ class LoraSection(Section):
     r: int = Field(default=16, ge=1)
     """The rank of each adapter matrix pair, its capacity. For an 8B model each rank adds 2.6 million weights.
     Unit: rank
-    Too small: the adapter cannot hold what the data teaches (large or varied data sets).
-    Too large: memory and time for little; small data sets are memorised.
+    Too small: the adapter has too little capacity for large or varied data sets.
+    Too large: more memory and time for little gain; small data sets are memorised.
     Upstream: FastLanguageModel.get_peft_model(r=)"""
 
     lora_alpha: int = Field(default=16, ge=1)
     """The adapter's output is scaled by lora_alpha / r (or lora_alpha / sqrt(r) with `use_rslora`).
     Unit: scale numerator
-    Too small: the adapter hardly changes the model at a usual learning rate.
+    Too small: the adapter barely changes the model at a usual learning rate.
     Too large: training becomes unstable, like too high a learning rate.
     Upstream: FastLanguageModel.get_peft_model(lora_alpha=)"""
 
     lora_dropout: Fraction = 0.0
-    """The share of adapter inputs that are zeroed at random in training. Unsloth's fast kernels need 0.
+    """The share of adapter inputs that training sets to zero at random. Unsloth's fast kernels need 0.
     Unit: share, 0 to 1
     Too small: 0 is the usual value; a small data set trained for many epochs may overfit.
     Too large: learning slows down, and Unsloth falls back to slower kernels.
     Upstream: FastLanguageModel.get_peft_model(lora_dropout=)"""
 
     target_modules: Names = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    """The linear layers that get an adapter. All seven projections learn best; attention alone is clearly worse at the
-    same number of weights (Schulman et al. 2025, "LoRA Without Regret").
+    """The linear layers that get an adapter. Adapters on all seven projections learn best; attention alone is clearly
+    worse at the same number of weights (Schulman et al. 2025, "LoRA Without Regret").
     Upstream: FastLanguageModel.get_peft_model(target_modules=)"""
 
     bias: Literal["none", "all", "lora_only"] = "none"
-    """Which bias vectors are trained too. "none" is the usual choice, and the only one Unsloth's fast kernels know.
+    """Which bias vectors are also trained. "none" is usual, and the only choice that Unsloth's fast kernels support.
     Upstream: FastLanguageModel.get_peft_model(bias=)"""
 
     use_rslora: bool = False
@@ -152,46 +188,46 @@ class LoraSection(Section):
     Upstream: FastLanguageModel.get_peft_model(use_rslora=)"""
 
     use_dora: bool = False
-    """Train a magnitude for each output beside the direction (DoRA, Liu et al. 2024).
+    """Train a magnitude for each output as well as the direction (DoRA, Liu et al. 2024).
     On: sometimes better at low ranks; noticeably slower.
     Off: plain LoRA.
     Upstream: FastLanguageModel.get_peft_model(use_dora=)"""
 
     modules_to_save: Names = ()
-    """Layers that are trained in full and saved with the adapter, for instance ["embed_tokens", "lm_head"] when the
-    tokenizer gained new tokens. They cost much memory.
+    """Layers that are trained in full and saved with the adapter, for example ["embed_tokens", "lm_head"] when the
+    tokenizer has new tokens. They need much memory.
     Upstream: FastLanguageModel.get_peft_model(modules_to_save=)"""
 
 
 class DataSource(Section):
-    """One of several sources of training rows, each with its share."""
+    """One of several sources of training rows, with its weight."""
 
     path: str = Field(min_length=1)
     """The rows: a file, glob or Hub dataset id as in `data.train`.
     Upstream: SFTTrainer(train_dataset=), tokenized by fastft"""
 
     name: str | None = Field(default=None, min_length=1)
-    """What reports call this source. Default: its path.
+    """The name of this source in reports. Default: its path.
     Upstream: none"""
 
     weight: float = Field(default=1.0, gt=0, le=100)
-    """How often each row of this source stands in one epoch: 2 takes every row twice, 0.25 takes a quarter of the rows,
+    """How often each row of this source is used in one epoch: 2 uses every row twice, 0.25 uses a quarter of the rows,
     chosen by `train.seed`.
     Unit: passes over the source in one epoch
-    Too small: the source is hardly learnt.
+    Too small: little is learnt from the source.
     Too large: its rows are memorised.
     Upstream: none (fastft repeats and draws rows before training)"""
 
     limit: int | None = Field(default=None, ge=1)
     """Read only this many rows, the first ones.
     Unit: rows
-    Too small: what the later rows teach is lost.
+    Too small: the model does not see the later rows.
     Too large: no effect beyond the rows that are there.
     Upstream: none"""
 
 
 class DataSection(Section):
-    """What the model learns from."""
+    """The rows that the model is trained and evaluated on."""
 
     train: str | None = Field(default=None, min_length=1)
     """The training rows: a `.jsonl`, `.json`, `.csv` or `.parquet` file (also `.gz`, `.zst`), a glob of them, relative
@@ -209,17 +245,17 @@ class DataSection(Section):
     Upstream: SFTTrainer(eval_dataset=), tokenized by fastft"""
 
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Hold out this share of the training rows instead of naming a file; chosen by `train.seed`.
+    """Hold out this share of the training rows, chosen by `train.seed`, instead of a separate file.
     Unit: share, 0 to 1
     Too small: the evaluation is mostly noise.
     Too large: less is left to learn from.
     Upstream: none (fastft splits before tokenizing)"""
 
-    format: DataFormat = "auto"
+    format: Annotated[str, OneOf(lambda: ("auto", *DATA_FORMATS))] = "auto"
     """What a row looks like: `messages` (OpenAI), `sharegpt` (`conversations` with `from` and `value`, as Baichuan has
     them too), `alpaca` (`instruction`, `input`, `output`), `prompt_completion`, `belle` (`Human:` and `Assistant:`
-    inside `instruction`), `classification` (`text`, `label`: the label is the answer), or `text`. "auto" tells it from
-    the first row, and says what it found.
+    inside `instruction`), `classification` (`text`, `label`: the label is the answer), or `text`. "auto" detects it
+    from the first row, and reports what it found.
     Upstream: none (fastft reads the rows)"""
 
     columns: dict[str, str] = {}
@@ -238,25 +274,25 @@ class DataSection(Section):
     Upstream: labels in SFTTrainer(train_dataset=), -100 where there is no loss"""
 
     overlong: Literal["drop", "truncate", "split", "error"] = "drop"
-    """What becomes of a row that is longer than `model.max_seq_length`. "drop" leaves it out; "truncate" ends it after
-    the last answer that fits whole (plain text at the limit); "split" makes several rows of whole questions and answers
-    of it (plain text: of at most the limit); "error" refuses to start. Whatever it is, each row is counted and listed;
-    no answer is ever cut in two.
+    """What happens to a row that is longer than `model.max_seq_length`. "drop" leaves it out; "truncate" ends it after
+    the last answer that fits whole (plain text: at the limit); "split" makes several rows of whole questions and
+    answers (plain text: pieces of at most the limit); "error" refuses to start. Each such row is counted and listed,
+    and no answer is ever cut in two.
     Upstream: none (fastft measures before training)"""
 
     max_reject_fraction: Fraction = 0.01
     """Refuse to start when more than this share of the rows is broken. Broken rows are never trained; they are listed
     in rejects.jsonl with file, line and reason.
     Unit: share of the rows that were read, 0 to 1
-    Too small: 0 lets one broken row stop the run.
-    Too large: most of the data can be lost to one wrong column.
+    Too small: with 0, one broken row stops the run.
+    Too large: one wrong column can cost most of the data.
     Upstream: none"""
 
     deduplicate: Literal["no", "exact", "near"] = "no"
     """Leave out repeated training rows, each listed in rejects.jsonl with the row that it repeats. "exact" keeps the
     first of rows whose rendered tokens are the same. "near" keeps the first of rows that share at least 0.8 of their
-    runs of three words, system turns aside, as MinHash estimates it with fixed permutations: two rows that differ in a
-    number or a label alone are such. Look at `fastft data` before, which finds by the same means. Needs
+    runs of three words outside system turns, as MinHash estimates it with fixed permutations: rows that differ only in
+    a number or a label are near repeats. Run `fastft data` first: it finds them in the same way. "near" needs
     `pip install "fastft[hygiene]"` and some 5 KiB of memory a row.
     Upstream: none (fastft compares before training)"""
 
@@ -268,44 +304,44 @@ class TrainSection(Section):
     """Examples (packed rows when packing is active) that go through the model at once on each device.
     Unit: examples
     Too small: the device idles between small pieces of work; reading 4-bit weights dominates.
-    Too large: out of memory. The same examples per optimizer step can be had by gradient_accumulation_steps.
+    Too large: out of memory. gradient_accumulation_steps gives the same examples per optimizer step with less memory.
     Upstream: SFTConfig(per_device_train_batch_size=)"""
 
     gradient_accumulation_steps: int | None = Field(default=None, ge=1)
-    """Micro-batches whose gradients are added up before the optimizer takes one step. With a batch of 2 and 8 of these
-    on one device, each optimizer step learns from 16 examples, with the memory of 2. Default 1.
+    """Micro-batches whose gradients are added up before the optimizer takes one step. With a batch of 2 and 8
+    micro-batches on one device, each optimizer step learns from 16 examples, with the memory of 2. Default 1.
     Unit: micro-batches
-    Too small: each step follows few examples, so it is noisy, and the learning rate must be lower.
+    Too small: each step uses few examples, so it is noisy, and the learning rate must be lower.
     Too large: few optimizer steps in an epoch, so little is learnt; LoRA tolerates large batches badly (above 32).
     Upstream: SFTConfig(gradient_accumulation_steps=)"""
 
     effective_batch_size: int | None = Field(default=None, ge=1)
-    """Examples per optimizer step, over all devices. fastft derives gradient_accumulation_steps from it; write one of
-    the two.
+    """Examples per optimizer step, over all devices. fastft derives gradient_accumulation_steps from it; set only one
+    of the two.
     Unit: examples
     Too small: noisy steps.
     Too large: few steps in an epoch; LoRA learns best at 32 and fewer.
     Upstream: SFTConfig(gradient_accumulation_steps=), derived"""
 
     num_train_epochs: float | None = Field(default=None, gt=0)
-    """How often the training rows are gone through. Default 1 when max_steps is not given either.
+    """How often training goes through all rows. Default 1 when max_steps is not set either.
     Unit: epochs
     Too small: the model has not seen enough.
     Too large: the rows are memorised: training loss falls while evaluation loss rises.
     Upstream: SFTConfig(num_train_epochs=)"""
 
     max_steps: int | None = Field(default=None, ge=1)
-    """Stop after this many optimizer steps, whatever part of an epoch that is. Write this or num_train_epochs.
+    """Stop after this many optimizer steps, even in the middle of an epoch. Set this or num_train_epochs.
     Unit: optimizer steps
-    Too small: part of the data is never seen.
-    Too large: many epochs without a word: 1000 steps of 100 examples are 10 epochs of 10,000 rows.
+    Too small: the model does not see part of the data.
+    Too large: unintended epochs: 1000 steps of 100 examples are 10 epochs of 10,000 rows.
     Upstream: SFTConfig(max_steps=)"""
 
     learning_rate: float = Field(default=2e-4, gt=0, lt=1)
-    """How far each optimizer step moves the weights, at its highest. LoRA wants about ten times the rate of full
-    fine-tuning: 2e-4 to 1e-3 against 1e-5 to 5e-5.
+    """How far each optimizer step moves the weights, at the peak of the schedule. LoRA needs about ten times the rate
+    of full fine-tuning: 2e-4 to 1e-3 instead of 1e-5 to 5e-5.
     Unit: weight change per normalised gradient
-    Too small: the loss hardly falls.
+    Too small: the loss barely falls.
     Too large: the loss jumps or becomes NaN, and the model forgets.
     Upstream: SFTConfig(learning_rate=)"""
 
@@ -314,20 +350,20 @@ class TrainSection(Section):
     Upstream: SFTConfig(lr_scheduler_type=)"""
 
     warmup_ratio: Fraction | None = None
-    """The share of all optimizer steps over which the learning rate rises from 0. Write this or warmup_steps.
+    """The share of all optimizer steps over which the learning rate rises from 0. Set this or warmup_steps.
     Unit: share of the optimizer steps, 0 to 1
-    Too small: the first steps, with untrained optimizer statistics, can throw the model off.
-    Too large: much of the run learns at a low rate.
+    Too small: the first steps, with poor optimizer statistics, can make training unstable.
+    Too large: the learning rate is low for much of the run.
     Upstream: SFTConfig(warmup_ratio=) before transformers 5, then SFTConfig(warmup_steps=) below 1"""
 
     warmup_steps: int | None = Field(default=None, ge=0)
     """Optimizer steps over which the learning rate rises from 0. Default 0.
     Unit: optimizer steps
-    Too small: the first steps, with untrained optimizer statistics, can throw the model off.
+    Too small: the first steps, with poor optimizer statistics, can make training unstable.
     Too large: a warm-up longer than the run never reaches the learning rate.
     Upstream: SFTConfig(warmup_steps=)"""
 
-    optim: Optimizer = "adamw_8bit"
+    optim: Annotated[str, OneOf(lambda: OPTIMIZERS)] = "adamw_8bit"
     """The optimizer. The 8-bit ones keep their state in a quarter of the memory and need a GPU; "paged" ones move it to
     main memory when the GPU is full.
     Upstream: SFTConfig(optim=)"""
@@ -336,48 +372,49 @@ class TrainSection(Section):
     """How strongly trained weights are pulled to zero at each step.
     Unit: share per step, times the learning rate
     Too small: 0 is the usual value for LoRA.
-    Too large: what was learnt is pulled away again.
+    Too large: the decay undoes what was learnt.
     Upstream: SFTConfig(weight_decay=)"""
 
     adam_beta1: Fraction = 0.9
-    """How much of the running gradient mean AdamW keeps at each step.
+    """How much of the running gradient mean AdamW keeps at each step; in Lion, the mean's share in the update.
     Unit: share, 0 to 1
     Too small: noisy directions.
-    Too large: slow to turn.
+    Too large: slow to change direction.
     Upstream: SFTConfig(adam_beta1=)"""
 
     adam_beta2: Fraction = 0.999
-    """How much of the running squared gradient AdamW keeps at each step. Very small batches want it nearer to 1.
+    """How much of the running squared gradient AdamW keeps at each step; in Lion, of the running gradient mean. Very
+    small batches need it nearer to 1.
     Unit: share, 0 to 1
-    Too small: step sizes jump with single batches.
+    Too small: single batches change the step size abruptly.
     Too large: the first few hundred steps are poorly scaled.
     Upstream: SFTConfig(adam_beta2=)"""
 
     adam_epsilon: float = Field(default=1e-8, gt=0)
-    """Added to AdamW's divisor against division by zero.
+    """Added to AdamW's divisor to avoid division by zero.
     Unit: gradient size
-    Too small: rarely seen gradients make huge steps.
+    Too small: rare gradients make huge steps.
     Too large: AdamW behaves like plain SGD.
     Upstream: SFTConfig(adam_epsilon=)"""
 
     max_grad_norm: float = Field(default=1.0, ge=0)
-    """Gradients longer than this are scaled down to it before each step; 0 switches clipping off.
+    """Gradients with a larger norm are scaled down to this norm before each step; 0 switches clipping off.
     Unit: gradient norm
     Too small: every step is clipped, and the learning rate loses its meaning.
-    Too large: one bad batch can throw the model off.
+    Too large: one bad batch can damage the model.
     Upstream: SFTConfig(max_grad_norm=)"""
 
     packing: bool = False
-    """Put several short examples into one row of max_seq_length, so that nothing is padding. Active only where the
+    """Put several short examples into one row of max_seq_length, so that little is padding. Active only where the
     device keeps the examples apart (attention that knows their borders); the plan says whether it is.
-    On: no padding; a row then holds several examples, so examples per optimizer step rise unless accumulation falls.
+    On: almost no padding; a row has several examples, so examples per optimizer step rise unless accumulation falls.
     Off: each example is its own row.
     Upstream: SFTConfig(packing=, packing_strategy=)"""
 
     group_by_length: bool = False
-    """Batch examples of like length, so that little is padding. Together with packing it is the fallback for devices
-    where packing cannot be active; the plan says which one is.
-    On: less padding; the loss curve gets a saw-tooth, since one step holds like examples.
+    """Batch examples of similar length, so that little is padding. Together with packing it is the fallback for devices
+    where packing cannot be active; the plan says which one is active.
+    On: less padding; the loss curve gets a saw-tooth, since one step has examples of similar length.
     Off: examples come in random order.
     Upstream: SFTConfig(group_by_length=) before transformers 5, then SFTConfig(train_sampling_strategy=)"""
 
@@ -389,7 +426,7 @@ class TrainSection(Section):
     Upstream: FastLanguageModel.get_peft_model(use_gradient_checkpointing=), SFTConfig(gradient_checkpointing=)"""
 
     bf16: Auto | bool = "auto"
-    """Compute in bfloat16. "auto" switches it on where the device has it.
+    """Compute in bfloat16. "auto" switches it on where the device supports it.
     On: about twice as fast and half the activation memory.
     Off: float32 (or float16 with fp16 = true).
     Upstream: SFTConfig(bf16=)"""
@@ -401,14 +438,14 @@ class TrainSection(Section):
     Upstream: SFTConfig(fp16=)"""
 
     tf32: Auto | bool = "auto"
-    """Let Ampere and newer GPUs round float32 products to TensorFloat-32. "auto" leaves PyTorch's own setting.
+    """Let Ampere and newer GPUs round float32 products to TensorFloat-32. "auto" keeps PyTorch's own setting.
     On: float32 work several times faster, with 10 bits of mantissa.
     Off: full float32.
     Upstream: SFTConfig(tf32=)"""
 
     torch_compile: bool = False
     """Compile the model's graph before training.
-    On: faster steps after minutes of compiling; every new row length can compile again.
+    On: faster steps after minutes of compiling; each new row length can compile again.
     Off: starts at once. Unsloth's own kernels are compiled either way.
     Upstream: SFTConfig(torch_compile=)"""
 
@@ -424,38 +461,38 @@ class TrainSection(Section):
     Upstream: SFTConfig(seed=), FastLanguageModel.get_peft_model(random_state=)"""
 
     logging_steps: int = Field(default=1, ge=1)
-    """Write loss, learning rate and speed every this many optimizer steps.
+    """Log loss, learning rate and speed every this many optimizer steps.
     Unit: optimizer steps
     Too small: 1 is fine; a line costs nothing.
-    Too large: a spike is seen late or not at all.
+    Too large: a spike shows late or not at all.
     Upstream: SFTConfig(logging_steps=)"""
 
     eval_strategy: Strategy = "no"
-    """When the evaluation loss is measured during training: never, every eval_steps, or after each epoch.
+    """When to measure the evaluation loss during training: never, every eval_steps, or after each epoch.
     Upstream: SFTConfig(eval_strategy=)"""
 
     eval_steps: int | None = Field(default=None, ge=1)
     """With eval_strategy = "steps": evaluate every this many optimizer steps.
     Unit: optimizer steps
-    Too small: much of the time goes into evaluation.
-    Too large: never reached, or overfitting is seen late.
+    Too small: evaluation takes much of the time.
+    Too large: never reached, or overfitting shows late.
     Upstream: SFTConfig(eval_steps=)"""
 
     save_strategy: Strategy = "epoch"
-    """When a checkpoint is written, from which `fastft run --resume` goes on: never, every save_steps, or each epoch.
+    """When to write a checkpoint, for `fastft run --resume`: never, every save_steps, or after each epoch.
     Upstream: SFTConfig(save_strategy=)"""
 
     save_steps: int | None = Field(default=None, ge=1)
     """With save_strategy = "steps": write a checkpoint every this many optimizer steps.
     Unit: optimizer steps
-    Too small: the disk is kept busy.
-    Too large: much work is lost when a run is killed.
+    Too small: writing checkpoints takes much of the time.
+    Too large: a killed run loses much work.
     Upstream: SFTConfig(save_steps=)"""
 
     save_total_limit: int = Field(default=2, ge=1)
     """Keep only this many of the newest checkpoints (and the best one, with load_best_model_at_end).
     Unit: checkpoints
-    Too small: with 1, nothing older is left when the newest is damaged.
+    Too small: with 1, there is no older one when the newest is damaged.
     Too large: the disk fills.
     Upstream: SFTConfig(save_total_limit=)"""
 
@@ -473,19 +510,19 @@ class TrainSection(Section):
     """Stop after this many evaluations without a better metric_for_best_model.
     Unit: evaluations
     Too small: noise ends the run early.
-    Too large: time is spent after the best point.
+    Too large: the run wastes time after the best point.
     Upstream: EarlyStoppingCallback(early_stopping_patience=)"""
 
-    report_to: Names = ()
+    report_to: Annotated[tuple[str, ...], names_of(lambda: REPORTERS)] = ()
     """Where metrics go besides metrics.jsonl: "tensorboard", "wandb", "mlflow", "trackio" and others that transformers
-    knows. The package must be installed.
+    supports. The package must be installed.
     Upstream: SFTConfig(report_to=)"""
 
     dataloader_num_workers: int = Field(default=0, ge=0)
-    """Processes that prepare batches. The rows are tokenized before training, so 0 is enough for text.
+    """Processes that prepare batches. fastft tokenizes the rows before training, so 0 is enough for text.
     Unit: processes
     Too small: only matters when the GPU waits for data.
-    Too large: start-up time and memory for nothing.
+    Too large: more start-up time and memory for no gain.
     Upstream: SFTConfig(dataloader_num_workers=)"""
 
     deepspeed: str | None = None
@@ -494,40 +531,42 @@ class TrainSection(Section):
 
 
 class EvalSection(Section):
-    """What is counted on the held-out rows before and after training, from real generations."""
+    """Real generations on the held-out rows, counted before and after training."""
 
     exact_match: bool = False
     """Let the model answer each held-out prompt, before and after training, and count the answers that equal the
-    reference exactly (surrounding white space aside). Greedy decoding, so a count can be repeated.
-    On: the run shows whether the model does what the data taught; costs one generation a row, twice.
+    reference exactly (except for surrounding white space). Greedy decoding makes the count repeatable.
+    On: the run shows whether the model answers as the data does; costs two generations a row.
     Off: only the evaluation loss is measured.
     Upstream: none (model.generate(do_sample=False))"""
 
     max_examples: int = Field(default=100, ge=1)
-    """Held-out rows that are generated for; the first ones are taken when there are more.
+    """The most held-out rows to generate answers for; the first ones when there are more.
     Unit: examples
     Too small: the count is coarse: 20 rows move in steps of 5 %.
     Too large: generation takes long.
     Upstream: none"""
 
     max_new_tokens: int = Field(default=256, ge=1)
-    """The longest answer that is generated. An answer that is cut off here counts as wrong.
+    """The longest answer to generate. An answer that is cut off here counts as wrong.
     Unit: tokens
-    Too small: right answers are cut off and counted as wrong.
+    Too small: right answers are cut off and count as wrong.
     Too large: a model that does not stop costs time.
     Upstream: model.generate(max_new_tokens=)"""
 
 
 class ExportSection(Section):
-    """What is written when training has finished."""
+    """The weights to write when training has finished."""
 
-    formats: Annotated[tuple[ExportFormat, ...], Field(strict=False, min_length=1)] = ("adapter",)
+    formats: Annotated[tuple[Annotated[str, OneOf(export_formats)], ...], Field(strict=False, min_length=1)] = (
+        "adapter",
+    )
     """The weights to write: "adapter" (LoRA alone, always kept), "merged_16bit" (a whole model, for transformers and
     vLLM), "merged_4bit" (the same in bitsandbytes' NF4), "gguf" (one file for llama.cpp and Ollama).
-    Upstream: model.save_pretrained for the adapter; merged and GGUF weights are written by fastft itself"""
+    Upstream: model.save_pretrained for the adapter; fastft itself writes merged and GGUF weights"""
 
-    quantization: Names = ()
-    """The GGUF quantizations to write, for instance ["q4_k_m", "q8_0"]. Only with "gguf" in formats; default: q8_0.
+    quantization: Annotated[tuple[str, ...], names_of(lambda: QUANTIZATIONS)] = ()
+    """The GGUF quantizations to write, for example ["q4_k_m", "q8_0"]. Only with "gguf" in formats; default: q8_0.
     Upstream: none (llama.cpp's names)"""
 
 

@@ -1,9 +1,9 @@
-"""What other tools call the keys of a recipe, so that a recipe brought from elsewhere is told the name used here."""
+"""The names of other tools for the keys of a recipe, so that an error can give the name used here."""
 
 from __future__ import annotations
 
-# Key as written elsewhere -> `section.key` here. Sources: the argument names of axolotl, LLaMA-Factory, TRL's and
-# Unsloth's command lines, ms-swift and torchtune, and those that transformers dropped.
+# Key of another tool -> `section.key` here. Sources: the argument names of axolotl, LLaMA-Factory, TRL's and Unsloth's
+# command lines, ms-swift and torchtune, and those that transformers removed.
 ELSEWHERE = {
     "adapter_r": "lora.r",
     "alpha": "lora.lora_alpha",

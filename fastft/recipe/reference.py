@@ -1,4 +1,4 @@
-"""What the recipe model says about itself: each key's reference, `explain`, docs/reference/recipe.md, JSON schema."""
+"""Documentation made from the recipe model: each key's reference, `explain`, docs/reference/recipe.md, JSON schema."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from fastft.errors import Problem, RecipeError, Where, nearest
@@ -30,7 +31,7 @@ class KeyReference:
 
     @property
     def summary(self) -> str:
-        """The first sentence of the text; "Liu et al. 2024" ends none."""
+        """The first sentence of the text; "Liu et al. 2024" does not end one."""
         return re.split(r"(?<=\.) (?=[A-Z\"`])", self.text, maxsplit=1)[0]
 
 
@@ -45,13 +46,13 @@ def sections() -> dict[str, type[Section]]:
 
 
 @cache
-def fields() -> dict[str, Any]:
+def fields() -> dict[str, FieldInfo]:
     """`section.key` -> pydantic field, in the order of the recipe."""
     return {f"{name}.{key}": info for name, section in sections().items() for key, info in section.model_fields.items()}
 
 
 @cache
-def source_fields() -> dict[str, Any]:
+def source_fields() -> dict[str, FieldInfo]:
     """`data.sources.key` -> pydantic field of a [[data.sources]] table."""
     return {f"data.sources.{key}": info for key, info in DataSource.model_fields.items()}
 
@@ -71,14 +72,14 @@ def reference(field: str) -> KeyReference:
 
 
 def toml(value: Any) -> str:
-    """A default as it would be written in TOML; a key that is left out is "not set"."""
+    """A default in TOML; "not set" for None."""
     if value is None:
         return "not set"
     return json.dumps(list(value) if isinstance(value, tuple) else value)
 
 
 def allowed(field: str) -> str:
-    """What may be written for `section.key`, in words: `"auto", true or false`, `a whole number, at least 1`."""
+    """The allowed values of `section.key`, in words: `"auto", true or false`, `a whole number, at least 1`."""
     section, key = field.rsplit(".", 1)
     return _words(_properties(DataSource if section == "data.sources" else sections()[section])[key])
 
@@ -101,7 +102,7 @@ def _words(schema: dict[str, Any]) -> str:
     if kind == "array":
         items = schema.get("items", {})
         if "$ref" in items:
-            return "tables, each with path and, if you like, " + ", ".join(
+            return "tables, each with path and optionally " + ", ".join(
                 field.rsplit(".", 1)[1] for field in list(source_fields())[1:]
             )
         return f"a list of {_words(items)}" if "enum" in items else 'a list of texts, ["like", "this"]'
@@ -143,7 +144,7 @@ def explain(key: str | None) -> str:
     """What a key does, in Markdown: `section.key`, a bare key, a section, or, with None, the sections.
 
     Raises:
-        RecipeError: there is no such key; names the nearest.
+        RecipeError: there is no such key; the message names the nearest one.
     """
     if key is None:
         width = max(len(name) for name in sections()) + 2
@@ -151,7 +152,7 @@ def explain(key: str | None) -> str:
             f"{f'[{name}]':<{width}}  {' '.join((model.__doc__ or '').split())}" for name, model in sections().items()
         ]
         return "\n".join(
-            [*lines, "", "`fastft explain train` lists a section's keys, `fastft explain lora.r` tells one."]
+            [*lines, "", "`fastft explain train` lists a section's keys, `fastft explain lora.r` explains one key."]
         )
     if key in sections():
         rows = [field for field in fields() if field.startswith(key + ".")]
@@ -189,7 +190,7 @@ def recipe_page() -> str:
     lines = [
         "# Recipe reference",
         "",
-        "Made by `make docs`; do not edit. One heading of the page is one of the recipe.",
+        "Made by `make docs`; do not edit. Each `##` heading is a section of the recipe.",
         "",
     ]
     for section, model in sections().items():

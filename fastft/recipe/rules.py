@@ -1,7 +1,7 @@
-"""What the keys of a recipe must not be together: contradictions, and keys that would have no effect.
+"""Rules between keys of a recipe: contradictions, and keys that would have no effect.
 
-A rule sees a recipe whose single values are sound, and `given`, the keys that the user wrote. It yields violations; it
-never changes anything. What needs the data or the machine is checked elsewhere (fastft.planning.check).
+A rule gets a recipe whose single values are valid, and `given`, the keys that the user wrote. It yields violations and
+changes nothing. fastft.planning.check checks what needs the data or the machine.
 """
 
 from __future__ import annotations
@@ -13,48 +13,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastft.errors import nearest
-from fastft.recipe.model import Recipe
+from fastft.recipe.model import REPORTERS, Recipe
+from fastft.recipe.optimizers import OPTIMIZERS
+from fastft.recipe.quantizations import QUANTIZATIONS
 
 Given = frozenset[str]
-
-REPORTERS = (
-    "azure_ml",
-    "clearml",
-    "codecarbon",
-    "comet_ml",
-    "dagshub",
-    "dvclive",
-    "flyte",
-    "mlflow",
-    "neptune",
-    "swanlab",
-    "tensorboard",
-    "trackio",
-    "wandb",
-)
-GGUF_TYPES = (
-    "f32",
-    "f16",
-    "bf16",
-    "q8_0",
-    "q6_k",
-    "q5_0",
-    "q5_1",
-    "q5_k_m",
-    "q5_k_s",
-    "q4_0",
-    "q4_1",
-    "q4_k_m",
-    "q4_k_s",
-    "q3_k_l",
-    "q3_k_m",
-    "q3_k_s",
-)
 
 
 @dataclass(frozen=True)
 class Violation:
-    """A rule that a recipe breaks: at `field`; `reads` are the other keys that the rule looked at."""
+    """A rule that a recipe breaks, at `field`; `reads` are the other keys that the rule reads."""
 
     field: str
     wrong: str
@@ -77,7 +45,7 @@ def violations(recipe: Recipe, given: Given) -> Iterator[Violation]:
 
 @dataclass(frozen=True)
 class _Need:
-    """Keys that only have an effect while `met` holds."""
+    """Keys that only have an effect where `met` is true."""
 
     fields: tuple[str, ...]
     met: Callable[[Recipe], bool]
@@ -105,92 +73,91 @@ _NEEDS = (
         _LORA_KEYS,
         lambda recipe: not recipe.model.full_finetuning,
         "model.full_finetuning = true trains every weight, without an adapter",
-        "take the line away, or set model.full_finetuning = false",
+        "remove the line, or set model.full_finetuning = false",
         ("model.full_finetuning",),
     ),
     _Need(
         ("train.eval_steps",),
         lambda recipe: recipe.train.eval_strategy == "steps",
         'train.eval_strategy is not "steps"',
-        'set train.eval_strategy = "steps", or take the line away',
+        'set train.eval_strategy = "steps", or remove the line',
         ("train.eval_strategy",),
     ),
     _Need(
         ("train.save_steps",),
         lambda recipe: recipe.train.save_strategy == "steps",
         'train.save_strategy is not "steps"',
-        'set train.save_strategy = "steps", or take the line away',
+        'set train.save_strategy = "steps", or remove the line',
         ("train.save_strategy",),
     ),
     _Need(
         ("train.save_total_limit",),
         lambda recipe: recipe.train.save_strategy != "no",
         'no checkpoints are written with train.save_strategy = "no"',
-        'set train.save_strategy = "epoch" or "steps", or take the line away',
+        'set train.save_strategy = "epoch" or "steps", or remove the line',
         ("train.save_strategy",),
     ),
     _Need(
         ("train.metric_for_best_model",),
         lambda recipe: recipe.train.load_best_model_at_end or recipe.train.early_stopping_patience is not None,
         "neither train.load_best_model_at_end nor train.early_stopping_patience asks for a best model",
-        "set one of them, or take the line away",
+        "set one of them, or remove the line",
         ("train.load_best_model_at_end", "train.early_stopping_patience"),
     ),
     _Need(
         ("train.early_stopping_patience",),
         lambda recipe: recipe.train.eval_strategy != "no",
         'nothing is evaluated during training with train.eval_strategy = "no"',
-        'set train.eval_strategy = "epoch" or "steps", or take the line away',
+        'set train.eval_strategy = "epoch" or "steps", or remove the line',
         ("train.eval_strategy",),
     ),
     _Need(
         ("eval.max_examples", "eval.max_new_tokens"),
         lambda recipe: recipe.eval.exact_match,
         "answers are generated only with eval.exact_match = true",
-        "set eval.exact_match = true, or take the line away",
+        "set eval.exact_match = true, or remove the line",
         ("eval.exact_match",),
     ),
     _Need(
         ("data.chat_template", "data.train_on"),
         lambda recipe: recipe.data.format != "text",
-        'data.format = "text" has no messages: every token is trained, as it stands',
-        "take the line away, or use a format with messages",
+        'data.format = "text" has no messages: every token is trained',
+        "remove the line, or use a format with messages",
         ("data.format",),
     ),
     _Need(
         ("export.quantization",),
         lambda recipe: "gguf" in recipe.export.formats,
         'export.formats does not contain "gguf"',
-        'add "gguf" to export.formats, or take the line away',
+        'add "gguf" to export.formats, or remove the line',
         ("export.formats",),
     ),
     _Need(
         ("train.adam_beta1", "train.adam_beta2"),
-        # transformers gives Lion the same two.
-        lambda recipe: "adam" in recipe.train.optim or "lion" in recipe.train.optim,
+        lambda recipe: OPTIMIZERS[recipe.train.optim].takes_betas,
         "train.optim is neither AdamW nor Lion",
-        'set train.optim = "adamw_torch" or "adamw_8bit", or take the line away',
+        'set train.optim = "adamw_torch" or "adamw_8bit", or remove the line',
         ("train.optim",),
     ),
     _Need(
         ("train.adam_epsilon",),
-        lambda recipe: "adam" in recipe.train.optim,
+        lambda recipe: OPTIMIZERS[recipe.train.optim].takes_epsilon,
         "train.optim is not an AdamW",
-        'set train.optim = "adamw_torch" or "adamw_8bit", or take the line away',
+        'set train.optim = "adamw_torch" or "adamw_8bit", or remove the line',
         ("train.optim",),
     ),
     _Need(
         ("model.revision",),
         lambda recipe: is_hub_id(recipe.model.id),
         "model.id is not a Hub id",
-        "take the line away: a local file has no revisions",
+        "remove the line: a local file has no revisions",
         ("model.id",),
     ),
 )
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether `text` has the shape of a Hub id, `name` or `organisation/name`: the rules of huggingface_hub."""
+    """Whether `text` has the form of a Hub id, `name` or `organisation/name`, by the rules of huggingface_hub."""
     shaped = re.fullmatch(r"(\b[\w.-]{1,96}\b/)?\b[\w.-]{1,96}\b", text, re.ASCII) is not None
     return shaped and "--" not in text and ".." not in text and not text.endswith(".git")
 
@@ -212,7 +179,7 @@ def _model(recipe: Recipe, _: Given) -> Iterator[Violation]:
     if model.full_finetuning and model.load_in_4bit:
         yield Violation(
             "model.load_in_4bit",
-            "4-bit weights cannot be trained themselves, which model.full_finetuning = true asks for",
+            "4-bit weights cannot be trained themselves, but model.full_finetuning = true asks for it",
             "set one of the two to false",
             "true",
             ("model.full_finetuning",),
@@ -227,8 +194,8 @@ def _data(recipe: Recipe, _: Given) -> Iterator[Violation]:
     if train is None and not sources:
         yield Violation("data.train", "is missing", 'add train = "rows.jsonl" under [data]', None, ("data.sources",))
     if train is not None and sources:
-        instead = "keep one of them: more sources are more [[data.sources]] tables"
-        yield Violation("data.train", "is given together with [[data.sources]]", instead, json.dumps(train))
+        instead = "keep one of them: write several sources as several [[data.sources]] tables"
+        yield Violation("data.train", "is set together with [[data.sources]]", instead, json.dumps(train))
 
 
 def _precision(recipe: Recipe, given: Given) -> Iterator[Violation]:
@@ -263,7 +230,7 @@ def _batch(recipe: Recipe, _: Given) -> Iterator[Violation]:
     if train.gradient_accumulation_steps is not None:
         yield Violation(
             "train.effective_batch_size",
-            f"is given together with gradient_accumulation_steps = {train.gradient_accumulation_steps}",
+            f"is set together with gradient_accumulation_steps = {train.gradient_accumulation_steps}",
             "keep one of them: fastft derives the other",
             str(size),
             ("train.gradient_accumulation_steps",),
@@ -273,7 +240,7 @@ def _batch(recipe: Recipe, _: Given) -> Iterator[Violation]:
         near = f"{below} or {above}" if below else str(above)
         yield Violation(
             "train.effective_batch_size",
-            f"is no multiple of per_device_train_batch_size = {batch}",
+            f"is not a multiple of per_device_train_batch_size = {batch}",
             f"write {near}, or change the batch",
             str(size),
             ("train.per_device_train_batch_size", "train.packing"),
@@ -285,7 +252,7 @@ def _schedule(recipe: Recipe, _: Given) -> Iterator[Violation]:
     if train.warmup_ratio is not None and train.warmup_steps is not None:
         yield Violation(
             "train.warmup_steps",
-            f"is given together with warmup_ratio = {train.warmup_ratio:g}",
+            f"is set together with warmup_ratio = {train.warmup_ratio:g}",
             "keep one of them",
             str(train.warmup_steps),
             ("train.warmup_ratio",),
@@ -295,7 +262,7 @@ def _schedule(recipe: Recipe, _: Given) -> Iterator[Violation]:
         yield Violation(
             f"train.{warmup[0]}",
             'has no effect: lr_scheduler_type = "constant" starts at the full learning rate',
-            'write lr_scheduler_type = "constant_with_warmup", or take the line away',
+            'write lr_scheduler_type = "constant_with_warmup", or remove the line',
             str(getattr(train, warmup[0])),
             ("train.lr_scheduler_type",),
         )
@@ -314,7 +281,7 @@ def _evaluation(recipe: Recipe, _: Given) -> Iterator[Violation]:
     if data.eval is not None and data.eval_fraction is not None:
         yield Violation(
             "data.eval_fraction",
-            f"is given together with eval = {json.dumps(data.eval)}",
+            f"is set together with eval = {json.dumps(data.eval)}",
             "keep one of them",
             str(data.eval_fraction),
             ("data.eval",),
@@ -334,7 +301,7 @@ def _evaluation(recipe: Recipe, _: Given) -> Iterator[Violation]:
             yield Violation(
                 field,
                 "needs held-out rows",
-                "set data.eval or data.eval_fraction, or take the line away",
+                "set data.eval or data.eval_fraction, or remove the line",
                 json.dumps(getattr(getattr(recipe, section), key)),
                 ("data.eval", "data.eval_fraction"),
             )
@@ -342,7 +309,7 @@ def _evaluation(recipe: Recipe, _: Given) -> Iterator[Violation]:
         yield Violation(
             "eval.exact_match",
             'plain text (data.format = "text") has no answers to compare',
-            "take the line away, or use a format with messages",
+            "remove the line, or use a format with messages",
             "true",
             ("data.format",),
         )
@@ -374,14 +341,14 @@ def _checkpoints(recipe: Recipe, _: Given) -> Iterator[Violation]:
             "train.load_best_model_at_end",
             f'needs an evaluation at each checkpoint, but eval_strategy = "{train.eval_strategy}" and '
             f'save_strategy = "{train.save_strategy}"',
-            "give both the same value",
+            "set both to the same value",
             "true",
             reads,
         )
     elif train.save_steps and train.eval_steps and train.save_steps % train.eval_steps:
         yield Violation(
             "train.load_best_model_at_end",
-            f"needs an evaluation at each checkpoint, but save_steps = {train.save_steps} is no multiple of "
+            f"needs an evaluation at each checkpoint, but save_steps = {train.save_steps} is not a multiple of "
             f"eval_steps = {train.eval_steps}",
             f"write save_steps = {train.eval_steps * max(1, round(train.save_steps / train.eval_steps))}",
             "true",
@@ -391,15 +358,15 @@ def _checkpoints(recipe: Recipe, _: Given) -> Iterator[Violation]:
 
 def _names(recipe: Recipe, _: Given) -> Iterator[Violation]:
     checks: tuple[tuple[str, tuple[str, ...], tuple[str, ...], str], ...] = (
-        ("train.report_to", recipe.train.report_to, REPORTERS, "an empty list reports to nobody"),
-        ("export.quantization", recipe.export.quantization, GGUF_TYPES, "q8_0 and q4_k_m are usual"),
+        ("train.report_to", recipe.train.report_to, REPORTERS, "an empty list reports nowhere"),
+        ("export.quantization", recipe.export.quantization, tuple(QUANTIZATIONS), "q8_0 and q4_k_m are usual"),
     )
     for field, values, known, hint in checks:
         for value in values:
             if value not in known:
                 yield _unknown_name(field, value, known, hint)
     if not recipe.lora.target_modules:
-        yield Violation("lora.target_modules", "names no layer", "take the line away for all seven projections", "[]")
+        yield Violation("lora.target_modules", "names no layer", "remove the line for all seven projections", "[]")
     twice: dict[str, tuple[Any, ...]] = {
         "lora.target_modules": recipe.lora.target_modules,
         "export.formats": recipe.export.formats,
@@ -408,13 +375,13 @@ def _names(recipe: Recipe, _: Given) -> Iterator[Violation]:
     for field, entries in twice.items():
         repeated = next((entry for entry in entries if entries.count(entry) > 1), None)
         if repeated is not None:
-            yield Violation(field, "names one thing twice", "name it once", json.dumps(repeated))
+            yield Violation(field, "names one entry twice", "name it once", json.dumps(repeated))
 
 
 def _unknown_name(field: str, value: str, known: tuple[str, ...], hint: str) -> Violation:
     close = nearest(value, known)
     instead = f'did you mean "{close}"?' if close else f"known are {', '.join(known)}; {hint}"
-    return Violation(field, "is not a name that is known here", instead, json.dumps(value))
+    return Violation(field, "is not a known name", instead, json.dumps(value))
 
 
 def _export(recipe: Recipe, _: Given) -> Iterator[Violation]:

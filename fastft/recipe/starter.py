@@ -1,4 +1,4 @@
-"""The starter recipe, made from the recipe model, and a few rows for it to learn from."""
+"""The starter recipe, made from the recipe model, and a few training rows for it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import textwrap
 
 from fastft.recipe.reference import fields, reference, sections
 
-# What a first recipe sets; everything else is shown as a comment with its default.
+# The keys that the starter sets; all others are comments with their default.
 _STARTER_VALUES = {
     "model.id": '"HuggingFaceTB/SmolLM2-135M-Instruct"',
     "model.max_seq_length": "1024",
@@ -33,10 +33,10 @@ _STARTER_ROWS = (
 
 
 def starter(name: str) -> str:
-    """A commented recipe: every key with its documentation, the usual ones set, the others commented out."""
+    """A commented recipe with every key and its documentation; the usual keys are set, the others commented out."""
     commands = {
-        f"check {name}.toml": "everything that can be known without a GPU",
-        f"plan {name}.toml": "the steps, the choices and the exact calls",
+        f"check {name}.toml": "every problem that shows without a GPU",
+        f"plan {name}.toml": "the forecast and the automatic choices",
         f"run {name}.toml": "train, evaluate, save",
         "explain KEY": "what a key does",
     }

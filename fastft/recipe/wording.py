@@ -1,4 +1,4 @@
-"""What pydantic finds wrong, in the words of a recipe: the key, and what to write instead."""
+"""Turn pydantic errors into problems of a recipe: the key, and what to write instead."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fastft.recipe.reference import allowed, fields, sections, source_fields
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault: `field` as it is shown (`data.sources[0].weight`), `key` the section or `section.key` of it."""
+    """One fault: `field` as the user sees it (`data.sources[0].weight`), and its section or `section.key` as `key`."""
 
     kind: Literal["missing", "unknown", "table", "value"]
     key: str
@@ -28,7 +28,7 @@ class Fault:
 
 def find_fault(entry: ErrorDetails) -> Fault:
     """The fault behind one pydantic error of a recipe."""
-    # Below a list or a table of values, pydantic goes on to name positions and types: the key says enough.
+    # Inside a list or a table of values, pydantic also names positions and types: the key is enough.
     path = entry["loc"][:4] if entry["loc"][:2] == ("data", "sources") else entry["loc"][:2]
     field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
     kinds: dict[str, Literal["missing", "unknown"]] = {"missing": "missing", "extra_forbidden": "unknown"}
@@ -41,7 +41,7 @@ def find_fault(entry: ErrorDetails) -> Fault:
 
 
 def describe(fault: Fault, tree: Mapping[str, Any], where: Where) -> Problem:
-    """The problem that the user reads, at `where`."""
+    """The problem of `fault` at `where`, with what to write instead."""
     field, path = fault.field, fault.path
     named = ".".join(part for part in path if isinstance(part, str))
     if fault.kind == "unknown":
@@ -56,7 +56,7 @@ def describe(fault: Fault, tree: Mapping[str, Any], where: Where) -> Problem:
     instead = allowed(named)
     close = nearest(value, re.findall(r'"([^"]+)"', instead)) if isinstance(value, str) else None
     instead = f'did you mean "{close}"?' if close else f"write {instead}"
-    return Problem(where, field, "is not a value it can have", instead, shown(value))
+    return Problem(where, field, "is not an allowed value", instead, shown(value))
 
 
 _EXAMPLES = {
@@ -68,7 +68,7 @@ _EXAMPLES = {
 
 
 def _known(path: tuple[str | int, ...]) -> str:
-    """What an unknown section or key was most likely meant to be."""
+    """What to write instead of an unknown section or key: the most likely known one."""
     names = [part for part in path if isinstance(part, str)]
     if len(names) == 1:
         return _known_section(names[0])
@@ -98,7 +98,7 @@ def _known_section(name: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as it would be written in TOML, cut to a readable length."""
+    """A value in TOML, cut to 80 characters."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     text = json.dumps(value, ensure_ascii=False, default=str)

@@ -1,1 +1,1 @@
-"""What people see: metrics, the live view, tables."""
+"""What people see: the live view, tables, sizes and durations."""

@@ -1,4 +1,4 @@
-"""How answers are shown: written as they come, or those of several models side by side."""
+"""Show answers: streamed as text, or of several models side by side."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Answering = Callable[[AnswerStreams], None]
 
 
 def write_answers(write: Callable[[str], object], answers: AnswerStreams, *, visible: bool) -> None:
-    """Write one answer after the other, each under its name when there are several.
+    """Write one answer after the other, each with its name when there are several.
 
-    `visible`: escape what a terminal would obey; a model may say anything.
+    `visible`: escape control characters, because a terminal acts on them and a model can write any.
     """
     for name, pieces in answers:
         if len(answers) > 1:
@@ -26,17 +26,17 @@ def write_answers(write: Callable[[str], object], answers: AnswerStreams, *, vis
 
 
 def show_beside(console: Console, answers: AnswerStreams) -> None:
-    """Show the answers in columns, once all are there."""
+    """Show the answers in columns, once all are complete."""
     table = Table(box=None, pad_edge=False, padding=(0, 2), expand=True)
-    said = []
+    cells = []
     for name, pieces in answers:
         with console.status(f"{name} is answering"):
-            said.append(Text(printable("".join(pieces))))
+            cells.append(Text(printable("".join(pieces))))
         table.add_column(name, ratio=1, overflow="fold")
-    table.add_row(*said)
+    table.add_row(*cells)
     console.print(table)
 
 
 def printable(text: str) -> str:
-    """`text` with every control character but line breaks and tabs written out."""
+    """`text` with every control character escaped, except line breaks and tabs."""
     return "".join(letter if letter.isprintable() or letter in "\n\t" else repr(letter)[1:-1] for letter in text)

@@ -1,27 +1,27 @@
-"""The table of what was exported and how near it is to the trained model."""
+"""The table of exported artefacts and how close each is to the trained model."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from fastft.exports.record import read_exports
 from fastft.report.units import size
 
 
-def print_exports(record: Path) -> None:
-    """Print export.json for people."""
-    table = Table(title=str(record.parent), title_justify="left", title_style="bold", show_edge=False, pad_edge=False)
+def print_exports(out: Path) -> None:
+    """Print the record of the exports in the folder `out` as a table."""
+    table = Table(title=str(out), title_justify="left", title_style="bold", show_edge=False, pad_edge=False)
     for name in ("file", "size", "same token", "or near tie", "needed", "mean KL", ""):
         table.add_column(name, justify="left" if name in ("file", "") else "right", overflow="fold")
-    for entry in json.loads(record.read_text(encoding="utf-8"))["artefacts"]:
-        parity = entry["parity"]
+    for artefact in read_exports(out).artefacts:
+        parity = artefact.parity
         figures = ["", "", "", "", "not compared"]
         if parity is not None:
-            state = "proven" if parity["passed"] else "FAILED"
-            shares = [f"{parity['top1_agreement']:.1%}", f"{parity['agreement']:.1%}", f"{parity['bar']:.0%}"]
-            figures = [*shares, f"{parity['mean_kl']:.1e}", state]
-        table.add_row(entry["path"], size(entry["size_bytes"]), *figures)
+            state = "proven" if parity.passed else "FAILED"
+            shares = [f"{parity.top1_agreement:.1%}", f"{parity.agreement:.1%}", f"{parity.bar:.0%}"]
+            figures = [*shares, f"{parity.mean_kl:.1e}", state]
+        table.add_row(artefact.path, size(artefact.size_bytes), *figures)
     Console(highlight=False).print(table)

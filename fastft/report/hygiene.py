@@ -1,4 +1,4 @@
-"""The report of `fastft data`: what is odd about a data set, with the rows to look at."""
+"""The report of `fastft data`: problems of a data set, each with the rows to look at."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rich.text import Text
 
 from fastft.data.hygiene import Finding, Hygiene
 
-# Rows named on the screen for one finding; `--json` has all.
+# Findings of a kind, and rows of a finding, on the screen; `--json` has all.
 SHOWN = 3
 
 _TITLES = {
@@ -23,18 +23,18 @@ _TITLES = {
 
 
 def print_hygiene(found: Hygiene) -> None:
-    """Counts, balances, and the findings of each kind with their first rows."""
+    """Print counts, balances, and the first findings of each kind with their first rows."""
     console = Console(highlight=False)
-    unreadable = f", {found.unreadable} not understood (`fastft check --data` lists them)" if found.unreadable else ""
+    unreadable = f", {found.unreadable} unreadable (`fastft check --data` lists them)" if found.unreadable else ""
     console.print(f"{found.rows} training rows, {found.evaluation_rows} held-out rows{unreadable}")
     least, low, middle, high, most = found.lengths
-    console.print(f"characters in a row: {least} to {most}, half of them {low} to {high}, middle {middle}")
-    console.print(f"questions that begin in a way of their own: {found.prompt_diversity:.0%}")
+    console.print(f"characters in a row: {least} to {most}, middle half {low} to {high}, median {middle}")
+    console.print(f"questions with different first words: {found.prompt_diversity:.0%}")
     for title, counts in (("source", found.sources), ("answer", found.labels)):
         if len(counts) > 1:
             console.print(_balance(title, counts))
     if not found.findings:
-        console.print("nothing odd was found", style="green")
+        console.print("no problems found", style="green")
     for kind, title in _TITLES.items():
         group = [finding for finding in found.findings if finding.kind == kind]
         if group:

@@ -1,4 +1,4 @@
-"""What `fastft doctor` found, as a table."""
+"""The findings of `fastft doctor` as a table."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _MARKS = {"ok": ("ok", "green"), "note": ("note", "yellow"), "broken": ("broken"
 
 
 def print_diagnoses(found: Sequence[Diagnosis]) -> None:
-    """One line a one, and below it what mends it."""
+    """Print one line for each diagnosis, and its fix on the next line."""
     table = Table.grid(padding=(0, 2))
     for one in found:
         mark, style = _MARKS[one.state]
         table.add_row(Text(mark, style=style), Text(one.name), Text(one.detail))
-        if one.mend:
-            table.add_row("", "", Text(f"→ {one.mend}", style="cyan"))
+        if one.fix:
+            table.add_row("", "", Text(f"→ {one.fix}", style="cyan"))
     console = Console(highlight=False)
     console.print(table)
     broken = sum(one.state == "broken" for one in found)

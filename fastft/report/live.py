@@ -1,9 +1,10 @@
-"""What the terminal shows while a run goes on: a live view on a terminal, one plain line a step in a pipe."""
+"""Progress of a run: a live view on a terminal, one plain line a step in a pipe."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Self
 
@@ -13,12 +14,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from fastft.console import BytesWritten
 from fastft.report.units import duration, size, sparkline
+from fastft.report.written import show_bytes
 from fastft.runs.metrics import StepMetrics
 
 
 class LiveView:
-    """Stages and steps of a run, as they happen. Use as a context manager; prints only to `console`."""
+    """Shows the stages and steps of a run. Use as a context manager; prints only to `console`."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -44,13 +47,18 @@ class LiveView:
         self._stop()
 
     def stage(self, text: str) -> None:
-        """Say what is being done now, for work that takes more than a moment."""
+        """Print what the run does now, for work that takes more than a moment."""
         self._stop()
         self._console.print(Text("• ", style="cyan") + Text(text))
 
     def note(self, text: str) -> None:
-        """Say something that the user should know."""
+        """Print something that the user should know."""
         self._console.print(Text("! ", style="yellow") + Text(text))
+
+    def writing(self, name: str) -> AbstractContextManager[BytesWritten]:
+        """Show how far the writing of a large file is, while the context lasts."""
+        self._stop()
+        return show_bytes(self._console, name)
 
     def step(self, metrics: StepMetrics) -> None:
         """Show one logged step."""

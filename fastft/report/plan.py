@@ -1,4 +1,4 @@
-"""A plan for people: one screen with steps, padding, memory, time, disk, what was decided and what deserves a look."""
+"""A plan on one screen: steps, padding, memory, time, disk, choices, cautions and obstacles."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from fastft.planning.memory import Memory
+from fastft.planning.batching import UnknownBatching
+from fastft.planning.fitting import UnknownMemory
+from fastft.planning.memory import PeakMemory
 from fastft.planning.plan import Plan
+from fastft.planning.schedule import UnknownSchedule
+from fastft.planning.timing import UnknownTime
 from fastft.report.units import duration, size
 
 BAR = 16
-# What the parts of the memory are called on the screen; small ones are told together.
+# The names of the memory parts on the screen.
 PARTS = {
     "base_weights": "base",
     "kept_weights": "kept in 16 bit",
@@ -29,7 +33,7 @@ PARTS = {
 
 
 def plan_page(plan: Plan, *, with_calls: bool = False) -> Group:
-    """The plan as one page; the literal upstream calls come last, when they are asked for."""
+    """The plan as one page; `with_calls` adds the literal upstream calls at the end."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold cyan", no_wrap=True)
     grid.add_column()
@@ -61,40 +65,33 @@ def _title(plan: Plan) -> Text:
 
 def _steps(plan: Plan) -> Text:
     schedule = plan.schedule
-    batch, accumulation = schedule.per_device_train_batch_size, schedule.gradient_accumulation_steps
-    examples = schedule.examples_per_optimizer_step
     devices = f"{schedule.devices} device{'s' * (schedule.devices > 1)}"
-    each = "?" if examples is None else f"{examples:g}"
-    lines = []
-    if schedule.optimizer_steps is None or schedule.optimizer_steps_per_epoch is None:
-        known = schedule.optimizer_steps
-        lines.append("known when the rows are tokenized" if known is None else f"{known:,} of {each} examples")
-    else:
-        per_epoch, epochs = schedule.optimizer_steps_per_epoch, schedule.num_train_epochs
-        passes = "1 epoch" if epochs == 1 else f"{epochs:.4g} epochs"
-        lines.append(f"{schedule.optimizer_steps:,} = {passes} x {per_epoch:,} steps of {each} examples")
-    tokens = schedule.tokens_per_optimizer_step
-    lines.append(
-        f"{batch} x {'later' if accumulation is None else accumulation} accumulated x {devices}"
-        + ("" if tokens is None else f", {tokens:,} tokens a step")
-    )
-    rows = _count(schedule.train_rows, "an unknown number of")
-    of = (
-        ""
-        if schedule.train_rows == schedule.train_examples
-        else f" from {_count(schedule.train_examples, '?')} examples"
-    )
-    ends = [f"{_count(schedule.warmup_steps, '?')} warm-up steps"]
-    ends += [] if not schedule.evaluations else [f"{schedule.evaluations} evaluations"]
-    ends += [] if not schedule.checkpoints else [f"{schedule.checkpoints} checkpoints"]
-    lines.append(f"{rows} rows{of}, {_count(schedule.eval_examples, 'none')} held out; {', '.join(ends)}")
-    return Text("\n".join(lines))
+    batch, accumulation = schedule.per_device_train_batch_size, schedule.gradient_accumulation_steps
+    held = f"{batch} x {_known(accumulation, 'later')} accumulated x {devices}"
+    held_out = f"{_known(schedule.eval_examples, 'none')} held out"
+    warmup = f"{_known(schedule.warmup_steps, '?')} warm-up steps"
+    if isinstance(schedule, UnknownSchedule):
+        steps, each = schedule.optimizer_steps, _known(schedule.examples_per_optimizer_step, "?")
+        first = "known when the rows are tokenized" if steps is None else f"{steps:,} of {each} examples"
+        of = "" if schedule.train_examples is None else f" from {schedule.train_examples:,} examples"
+        return Text(f"{first}\n{held}\nan unknown number of rows{of}, {held_out}; {warmup}")
+    epochs, per_epoch = schedule.num_train_epochs, schedule.optimizer_steps_per_epoch
+    passes = "1 epoch" if epochs == 1 else f"{epochs:.4g} epochs"
+    first = f"{schedule.optimizer_steps:,} = {passes} x {per_epoch:,} steps of "
+    first += f"{schedule.examples_per_optimizer_step:g} examples"
+    if schedule.tokens_per_optimizer_step is not None:
+        held += f", {schedule.tokens_per_optimizer_step:,} tokens a step"
+    of = "" if schedule.train_rows == schedule.train_examples else f" from {schedule.train_examples:,} examples"
+    ends = [warmup]
+    ends += [f"{schedule.evaluations} evaluations"] if schedule.evaluations else []
+    ends += [f"{schedule.checkpoints} checkpoints"] if schedule.checkpoints else []
+    return Text(f"{first}\n{held}\n{schedule.train_rows:,} rows{of}, {held_out}; {', '.join(ends)}")
 
 
 def _padding(plan: Plan) -> Group:
     batching, batch = plan.batching, plan.schedule.per_device_train_batch_size
-    if batching.lengths is None:
-        return Group(Text(f"{batching.active}: {batching.active_because}"), Text(batching.recommended_because, "dim"))
+    if isinstance(batching, UnknownBatching):
+        return Group(Text(f"{batching.active}: {batching.active_because}"), Text(batching.missing, "dim"))
     grid = Table.grid(padding=(0, 1))
     for _ in range(5):
         grid.add_column(no_wrap=True)
@@ -111,26 +108,26 @@ def _padding(plan: Plan) -> Group:
         )
     shares = [f"{row.batch}: {row.padding_share:.0%}" for row in batching.table if row.mode == "random"]
     lengths = batching.lengths
-    told = f"rows of {lengths.median} tokens (median), 90 % up to {lengths.p90}, longest {lengths.longest}; "
-    if batching.recommended == batching.active or batching.speed_up is None:
-        told += batching.active_because
+    note = f"rows of {lengths.median} tokens (median), 90 % up to {lengths.p90}, longest {lengths.longest}; "
+    if batching.recommended == batching.active:
+        note += batching.active_because
     else:
-        told += f"{batching.recommended} would be {batching.speed_up:.2f} times as fast"
-    return Group(grid, Text(f"random by batch: {', '.join(shares)}", "dim"), Text(told, "dim"))
+        note += f"{batching.recommended} would be {batching.speed_up:.2f} times as fast"
+    return Group(grid, Text(f"random by batch: {', '.join(shares)}", "dim"), Text(note, "dim"))
 
 
 def _memory(plan: Plan) -> Group:
     forecast = plan.memory
-    memory, fitting = forecast.memory, forecast.fitting
-    if memory is None or fitting is None:
+    if isinstance(forecast, UnknownMemory):
         return Group(Text(forecast.missing))
-    share = memory.peak_bytes / memory.device_bytes
+    peak, fitting = forecast.peak, forecast.fitting
+    share = peak.peak_bytes / peak.device_bytes
     full = min(BAR, round(BAR * share))
-    verdict = ("fits", "bold green") if memory.fits else ("DOES NOT FIT", "bold red")
+    verdict = ("fits", "bold green") if peak.fits else ("DOES NOT FIT", "bold red")
     head = Text.assemble(
         ("█" * full, "green" if share <= 0.9 else "red"),
         ("░" * (BAR - full), "dim"),
-        f" {size(memory.peak_bytes)} of {size(memory.device_bytes)} ({share:.0%}) ",
+        f" {size(peak.peak_bytes)} of {size(peak.device_bytes)} ({share:.0%}) ",
         verdict,
     )
     needs = [
@@ -139,35 +136,30 @@ def _memory(plan: Plan) -> Group:
     ]
     room = f"room for batch {fitting.largest_batch:,} or rows of {fitting.longest_row:,} tokens; {', '.join(needs)}"
     if not fitting.largest_batch:
-        room = f"not one row fits; rows of up to {fitting.longest_row:,} tokens would"
-    what = f"at {memory.tokens:,} tokens ({forecast.micro_batch}): {_parts(memory)}"
-    return Group(head, Text(what, "dim"), Text(room + _target(plan)))
+        room = f"not even one row fits; rows of up to {fitting.longest_row:,} tokens would"
+    target = fitting.target
+    if target is not None and target.batch != plan.schedule.per_device_train_batch_size:
+        room += f"; the same step as {target.batch} x {target.accumulation}"
+    what = f"at {peak.tokens:,} tokens ({forecast.micro_batch}): {_parts(peak)}"
+    return Group(head, Text(what, "dim"), Text(room))
 
 
-def _parts(memory: Memory) -> str:
-    """The parts above a fiftieth of the peak by size, the others as one."""
-    large = {name: value for name, value in memory.parts.items() if value > memory.peak_bytes / 50}
-    rest = memory.peak_bytes - sum(large.values())
-    told = [f"{PARTS[name]} {size(value)}" for name, value in sorted(large.items(), key=lambda part: -part[1])]
-    return ", ".join([*told, *([f"other {size(rest)}"] if rest else [])])
-
-
-def _target(plan: Plan) -> str:
-    fitting, batch = plan.memory.fitting, plan.schedule.per_device_train_batch_size
-    if fitting is None or fitting.target_batch is None or fitting.target_batch == batch:
-        return ""
-    return f"; the same step as {fitting.target_batch} x {fitting.target_accumulation}"
+def _parts(peak: PeakMemory) -> str:
+    """The parts above 2 % of the peak, largest first, and the sum of the others."""
+    large = {name: value for name, value in peak.parts.items() if value > peak.peak_bytes / 50}
+    rest = peak.peak_bytes - sum(large.values())
+    shown = [f"{PARTS[name]} {size(value)}" for name, value in sorted(large.items(), key=lambda part: -part[1])]
+    return ", ".join([*shown, *([f"other {size(rest)}"] if rest else [])])
 
 
 def _time(plan: Plan) -> Text:
     time = plan.time
-    if time.seconds is None:
-        return Text(f"unknown: {time.assumption}")
+    if isinstance(time, UnknownTime):
+        return Text(f"unknown: {time.missing}")
     price = "" if time.price is None else f", costs {time.price:,.2f}"
-    work = "" if time.flops_per_token is None else f"{time.flops_per_token / 1e9:.3g} GFLOP a token"
-    share = "" if time.attention_share is None else f" ({time.attention_share:.0%} attention)"
+    work = f"{time.work.total / 1e9:.3g} GFLOP a token ({round(time.work.attention_share, 4):.0%} attention)"
     head = f"about {duration(time.seconds)} of training at {time.tokens_per_second:,.0f} tokens/s{price}"
-    return Text.assemble(head, "\n", (f"{work}{share}; {time.assumption}", "dim"))
+    return Text.assemble(head, "\n", (f"{work}; {time.rate.source}", "dim"))
 
 
 def _disk(plan: Plan) -> Text:
@@ -178,11 +170,11 @@ def _disk(plan: Plan) -> Text:
         "merged": disk.merged_bytes,
         "GGUF": disk.gguf_bytes,
     }
-    told = ", ".join(f"{name} {size(value)}" for name, value in parts.items() if value)
+    shown = ", ".join(f"{name} {size(value)}" for name, value in parts.items() if value)
     extent = "more than" if None in parts.values() else "up to"
     free = ("", "") if disk.fits else (" TOO LITTLE", "bold red")
     line = f"{extent} {size(disk.needed_bytes)} of {size(disk.free_bytes)} free"
-    return Text.assemble(line, free, f": {told}" if told else "")
+    return Text.assemble(line, free, f": {shown}" if shown else "")
 
 
 def _choices(plan: Plan) -> list[Text]:
@@ -190,22 +182,22 @@ def _choices(plan: Plan) -> list[Text]:
         Text.assemble(
             (key.partition(".")[2], "cyan"), " = ", (_shown(choice.value), "bold"), (f": {choice.reason}", "dim")
         )
-        for key, choice in plan.choices.items()
+        for key, choice in plan.choices.by_key().items()
     ]
 
 
 def _calls(plan: Plan) -> Group:
     parts: list[Any] = [Text("upstream calls", style="italic")]
-    for call in plan.calls:
+    for call in plan.calls.in_order:
         parts.append(Text(f"{call.name}(", style="cyan"))
-        # One line a value, however long: a call is there to be copied.
+        # Never wrapped, so that a call can be copied.
         parts += [Text(f"    {key}={value!r},", no_wrap=True, overflow="ignore") for key, value in call.kwargs.items()]
         parts.append(Text(")", style="cyan"))
     return Group(*parts)
 
 
-def _count(value: int | None, unknown: str) -> str:
-    return unknown if value is None else f"{value:,}"
+def _known(value: float | None, unknown: str) -> str:
+    return unknown if value is None else f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
 def _shown(value: object) -> str:

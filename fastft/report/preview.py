@@ -1,4 +1,4 @@
-"""Rows as they are trained: what carries loss in colour, and between marks where there is no colour."""
+"""Show rows as they are trained: tokens with loss in colour, or between marks where there is no colour."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastft.data.preview import PreviewRow
 
 
 def print_row(console: Console, row: PreviewRow) -> None:
-    """One row: where it stands, its counts, and its text; every line end is shown as it is."""
+    """Print one row: its place, its counts, and its text with its own line ends."""
     counts = f"{row.tokens} tokens, {row.trained_tokens} carry loss"
     if row.dropped_tokens:
         counts += f", {row.dropped_tokens} left out"

@@ -1,4 +1,4 @@
-"""The table that a finished run prints: what changed, what it cost, where the weights are."""
+"""The result of a finished run as a table: what changed, what it cost, where the weights are."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHOWN = 300
 
 
 def result_table(result: Result, run_dir: str) -> Group:
-    """`result.json` for people: figures before and after, one real answer, the folder."""
+    """The result as a table: figures before and after, one real answer, the folder."""
     table = Table(title=run_dir, title_justify="left", title_style="bold", show_edge=False, pad_edge=False)
     table.add_column("")
     table.add_column("before", justify="right")
@@ -57,7 +57,7 @@ def _example(example: ShownAnswer) -> Table:
     rows.append(("reference", example.reference))
     for name, text in rows:
         if text is not None:
-            # Text, not markup: an answer may hold square brackets.
+            # Text, not markup: an answer may contain square brackets.
             grid.add_row(name, Text(text if len(text) <= SHOWN else text[:SHOWN] + " ..."))
     return grid
 

@@ -1,4 +1,4 @@
-"""What became of the rows that were read: sentences for people, and rejects.jsonl."""
+"""What happened to the rows that were read: sentences for people, and rejects.jsonl."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from fastft.data.rows import RowSet, reject_record
 
 
 def account(name: str, rows: RowSet, data_format: str) -> tuple[str, list[str]]:
-    """What became of the rows that were read: a sentence, and a note for each reason to leave some out."""
+    """What happened to the rows that were read: a sentence, and a note for each reason to leave some out."""
     tokens, trained = rows.rows.tokens, rows.rows.trained_tokens
-    said = f"{len(rows.rows)} {name} rows ({data_format}), {tokens} tokens, {trained} carry loss"
-    lost = [row for row in rows.overlong if not row.kept_tokens]
+    summary = f"{len(rows.rows)} {name} rows ({data_format}), {tokens} tokens, {trained} carry loss"
+    dropped = [row for row in rows.overlong if not row.kept_tokens]
     kept = [row for row in rows.overlong if row.kept_tokens]
     reasons = [
-        (len(lost), "longer than max_seq_length and left out"),
+        (len(dropped), "longer than max_seq_length and left out"),
         (len(kept), "longer than max_seq_length and trained in part (data.overlong)"),
         (len(rows.rejected), "broken and left out"),
         (len(rows.repeated), "repeats of another row and left out (data.deduplicate)"),
-        (len(rows.leaked), "trained as well, and left out of the evaluation"),
+        (len(rows.leaked), "also trained, and left out of the evaluation"),
     ]
     notes = [f"{count} {name} {_rows(count)} {why}; see rejects.jsonl" for count, why in reasons if count]
-    return said, notes
+    return summary, notes
 
 
 def _rows(count: int) -> str:
@@ -30,7 +30,7 @@ def _rows(count: int) -> str:
 
 
 def reject_lines(prepared: Prepared) -> str:
-    """rejects.jsonl: each row that is not trained as it stands, with its place and the reason; "" without any."""
+    """rejects.jsonl: each row that is left out or shortened, with its place and the reason; "" without any."""
     lines = []
     for name, rows in (("train", prepared.train), ("eval", prepared.eval)):
         if rows is None:

@@ -9,7 +9,7 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
-    """`values` as a line of block characters, the means of `width` equal stretches; values that are no number gap."""
+    """`values` as at most `width` block characters, each the mean of an equal part; skips infinite and NaN values."""
     finite = [value for value in values if value == value and abs(value) != float("inf")]
     if not finite:
         return ""
@@ -21,7 +21,7 @@ def sparkline(values: Sequence[float], width: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: 42 s, 3 min 05 s, 2 h 10 min."""
+    """Seconds for people: 42 s, 3 min 05 s, 2 h 10 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -31,9 +31,21 @@ def duration(seconds: float) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes with a binary unit: 512 B, 84.0 MiB, 5.70 GiB."""
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}"
-        count /= 1024
-    return f"{count:.2f} GiB"
+    """Bytes with a binary unit: 512 B, 84 MiB, 5.70 GiB."""
+    step, unit, digits = _unit(count)
+    return f"{count / step:.{digits}f} {unit}"
+
+
+def share(done: float, total: float) -> str:
+    """Bytes of bytes, in the unit of `total`, and the percentage: 1.20 of 3.40 GiB (35 %)."""
+    step, unit, digits = _unit(total)
+    percentage = int(100 * done / total) if total else 100
+    return f"{done / step:.{digits}f} of {total / step:.{digits}f} {unit} ({percentage} %)"
+
+
+def _unit(count: float) -> tuple[int, str, int]:
+    """(bytes, name, decimals) of the unit that suits `count` bytes."""
+    for power, unit in enumerate(("B", "KiB", "MiB")):
+        if count < 1024 ** (power + 1):
+            return 1024**power, unit, 0
+    return 1024**3, "GiB", 2

@@ -8,7 +8,10 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from fastft.planning.batching import Batching
+from fastft.planning.fitting import MemoryForecast, UnknownMemory
 from fastft.planning.plan import Plan
+from fastft.planning.timing import Time
 from fastft.report.units import duration, size
 
 
@@ -24,18 +27,21 @@ def what_if_page(field: str, plans: Sequence[tuple[str, Plan]]) -> Group:
 
 
 def _cells(plan: Plan) -> list[Text]:
-    schedule, memory = plan.schedule, plan.memory
-    row = plan.batching.at(plan.batching.active, schedule.per_device_train_batch_size)
-    peak = Text("?") if memory.peak_bytes is None else Text(size(memory.peak_bytes), "" if memory.fits else "bold red")
-    if memory.fits is False:
-        peak.append(" too much")
+    schedule, batching, time = plan.schedule, plan.batching, plan.time
     steps, epochs, examples = schedule.optimizer_steps, schedule.num_train_epochs, schedule.examples_per_optimizer_step
     return [
         Text("?" if steps is None else f"{steps:,}"),
         Text("?" if epochs is None else f"{epochs:.3g}"),
         Text("?" if examples is None else f"{examples:g}"),
-        Text("?" if row is None else f"{row.padding_share:.1%}"),
-        peak,
-        Text("?" if plan.time.seconds is None else duration(plan.time.seconds)),
+        Text(f"{batching.padding.padding_share:.1%}" if isinstance(batching, Batching) else "?"),
+        _peak(plan.memory),
+        Text(duration(time.seconds) if isinstance(time, Time) else "?"),
         Text(size(plan.disk.needed_bytes), "" if plan.disk.fits else "bold red"),
     ]
+
+
+def _peak(memory: MemoryForecast | UnknownMemory) -> Text:
+    if isinstance(memory, UnknownMemory):
+        return Text("?")
+    shown = size(memory.peak.peak_bytes)
+    return Text(shown) if memory.peak.fits else Text(f"{shown} too much", "bold red")

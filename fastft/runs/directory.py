@@ -84,6 +84,15 @@ class RunDir:
         """Whether the run came to its end: its result is written last."""
         return (self.path / Result.FILE).is_file()
 
+    @property
+    def result(self) -> Result | None:
+        """What came out of the run, or None before it finished.
+
+        Raises:
+            MachineError: result.json is damaged.
+        """
+        return self.read(Result)
+
     def read(self, kind: type[R]) -> R | None:
         """The record of that kind, or None where it was not written yet.
 

@@ -45,6 +45,14 @@ class StepMetrics:
 
 
 @dataclass(frozen=True)
+class EvaluationMetrics:
+    """An evaluation after optimizer step `step`: what the trainer logs of it, such as `eval_loss`."""
+
+    step: int
+    figures: dict[str, float]
+
+
+@dataclass(frozen=True)
 class OutOfMemory:
     """Memory ran out in a micro-batch, and smaller ones took over after optimizer step `step`.
 
@@ -74,17 +82,17 @@ class MetricsFile:
 
     def step(self, metrics: StepMetrics) -> None:
         """Append the line of an optimizer step."""
-        self.append(metrics.as_json())
+        self._append(metrics.as_json())
 
-    def evaluation(self, figures: Mapping[str, Any]) -> None:
-        """Append the line of an evaluation: `step` and what the trainer logs of it."""
-        self.append({"event": "evaluation", **figures})
+    def evaluation(self, metrics: EvaluationMetrics) -> None:
+        """Append the line of an evaluation."""
+        self._append({"event": "evaluation", "step": metrics.step, **metrics.figures})
 
     def out_of_memory(self, event: OutOfMemory) -> None:
         """Append the line of a retry with smaller batches."""
-        self.append(dataclasses.asdict(event))
+        self._append(dataclasses.asdict(event))
 
-    def append(self, event: Mapping[str, Any]) -> None:
+    def _append(self, event: Mapping[str, Any]) -> None:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(event) + "\n")
 

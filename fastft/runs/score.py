@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fastft.planning.fitting import UnknownMemory
 from fastft.planning.plan import Plan
+from fastft.planning.timing import UnknownTime
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,13 @@ def score(plan: Plan, measured: Measured) -> dict[str, Score]:
 
     A run that stopped early is scored on the steps it was planned for, so its error shows it.
     """
+    peak = None if isinstance(plan.memory, UnknownMemory) else plan.memory.peak.peak_bytes
+    seconds = None if isinstance(plan.time, UnknownTime) else plan.time.seconds
     pairs: dict[str, tuple[float | None, float | None]] = {
         "optimizer_steps": (plan.schedule.optimizer_steps, measured.optimizer_steps),
         "tokens": (plan.time.tokens, measured.tokens),
-        "peak_memory_bytes": (plan.memory.peak_bytes, measured.peak_memory_bytes),
-        "train_seconds": (plan.time.seconds, measured.train_seconds),
+        "peak_memory_bytes": (peak, measured.peak_memory_bytes),
+        "train_seconds": (seconds, measured.train_seconds),
         "weights_bytes": (plan.disk.adapter_bytes, measured.weights_bytes),
     }
     return {

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -45,6 +45,7 @@ from fastft.stages.inputs import convert, prepare_rows
 from fastft.stages.stopping import Stopping
 
 if TYPE_CHECKING:
+    from fastft.engine.model import Model, Tokenizer
     from fastft.exports.job import Job
     from fastft.exports.parity import Reference
 
@@ -241,7 +242,7 @@ def _begin(attempt: Attempt, ready: Ready) -> Path | None:
     return checkpoint
 
 
-def _train(attempt: Attempt, ready: Ready, checkpoint: Path | None) -> tuple[Outcome, Any, Any]:
+def _train(attempt: Attempt, ready: Ready, checkpoint: Path | None) -> tuple[Outcome, Model, Tokenizer]:
     """(outcome, model, tokenizer); with smaller batches for the same optimizer steps while memory runs out."""
     plan = ready.plan
     while True:
@@ -253,7 +254,9 @@ def _train(attempt: Attempt, ready: Ready, checkpoint: Path | None) -> tuple[Out
         plan, checkpoint = _with_smaller_batch(attempt, ready, plan)
 
 
-def _train_once(attempt: Attempt, ready: Ready, plan: Plan, checkpoint: Path | None) -> tuple[Outcome, Any, Any]:
+def _train_once(
+    attempt: Attempt, ready: Ready, plan: Plan, checkpoint: Path | None
+) -> tuple[Outcome, Model, Tokenizer]:
     attempt.stage(f"starting {plan.engine} on {plan.device}")
     from fastft.engine.model import load_model, save_weights, trained_weights
     from fastft.engine.train import Material, train
@@ -340,7 +343,7 @@ def _export(attempt: Attempt, ready: Ready, reference: Reference | None, result:
         job = dataclasses.replace(job, base=Path(result.weights_folder))
     model_id, rows, text = attempt.facts.base_model.id, ready.rows.train_sha256, attempt.loaded.text
     card = card_facts(model_id, job.base, rows, text, result.card_figures())
-    made = export_weights(job, reference, card, attempt.view.stage)
+    made = export_weights(job, reference, card, attempt.view.stage, attempt.view.writing)
     return tuple(ExportedFile(one.kind, str(one.path), one.size_bytes) for one in made.artefacts)
 
 

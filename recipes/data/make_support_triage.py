@@ -13,7 +13,7 @@ a value behind ": " is made of the same tokens as in the message, while behind a
 from other pieces: a small model then has to learn spelling before it can copy.
 
 The held-out rows test copying and reading, not memory: no item, no word of an item, no order number, no date, no
-sentence frame and no closing phrase of eval.jsonl stands in train.jsonl. `check` proves it on the rows before they are
+sentence frame and no closing phrase of eval.jsonl is in train.jsonl. `check` proves it on the rows before they are
 written.
 """
 
@@ -93,7 +93,7 @@ ITEMS = {
         """,
 }
 
-# A frame that does not hold the order number gets one of TAGS before or after it.
+# A frame without the order number gets one of TAGS before or after it.
 FRAMES = {
     "train": {
         "delivery": """

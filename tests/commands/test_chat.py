@@ -55,38 +55,40 @@ def make_run(folder: Path, systems: list[str]) -> Path:
 
 def test_a_line_gets_the_answer_of_each_model_under_its_name(model: GgufModel) -> None:
     alone = "".join(four_tokens(model).answer("the fox"))
-    written, told = io.StringIO(), []
+    written, printed = io.StringIO(), []
     pair = [("base", four_tokens(model)), ("tuned", four_tokens(model))]
 
-    talk(pair, ["", "the fox\n", "q", "never read"], partial(write_answers, written.write, visible=True), told.append)
+    talk(
+        pair, ["", "the fox\n", "q", "never read"], partial(write_answers, written.write, visible=True), printed.append
+    )
 
     assert written.getvalue() == f"base: {alone}\ntuned: {alone}\n"
-    assert told == [f"the answer of {name} is cut off after 4 tokens" for name in ("base", "tuned")]
+    assert printed == [f"the answer of {name} is cut off after 4 tokens" for name in ("base", "tuned")]
     assert [turn["role"] for turn in pair[0][1].messages] == ["user", "assistant"]
 
 
 def test_slash_commands_forget_quit_and_explain_themselves(model: GgufModel) -> None:
-    told: list[str] = []
+    printed: list[str] = []
     conversation = four_tokens(model)
 
-    talk([("tuned", conversation)], ["the fox", "/reset", "/help", "/quit", "no"], drain, told.append)
+    talk([("tuned", conversation)], ["the fox", "/reset", "/help", "/quit", "no"], drain, printed.append)
 
-    assert told[1:] == ["forgotten", "there is no /help: /reset forgets the conversation, /quit or q ends it"]
+    assert printed[1:] == ["forgotten", "there is no /help: /reset forgets the conversation, /quit or q ends it"]
     assert conversation.messages == []
 
 
 def test_a_conversation_that_no_longer_fits_is_explained_and_goes_on(gguf: Path) -> None:
-    told: list[str] = []
+    printed: list[str] = []
     with GgufModel(gguf, context_tokens=64) as model:
         conversation = four_tokens(model)
-        talk([("tuned", conversation)], ["fox " * 200, "the fox"], drain, told.append)
+        talk([("tuned", conversation)], ["fox " * 200, "the fox"], drain, printed.append)
 
-    assert "more than 64 tokens do not fit the context; /reset, or --context-tokens" in told[0]
+    assert "more than 64 tokens do not fit the context; use /reset, or a larger --context-tokens" in printed[0]
     assert [turn["content"] for turn in conversation.messages[:1]] == ["the fox"]
 
 
 def test_ctrl_c_breaks_off_the_answer_and_keeps_what_was_said(model: GgufModel) -> None:
-    told: list[str] = []
+    printed: list[str] = []
     conversation = Conversation(model, Sampling(max_new_tokens=50))
 
     def interrupt(answers: AnswerStreams) -> None:
@@ -94,9 +96,9 @@ def test_ctrl_c_breaks_off_the_answer_and_keeps_what_was_said(model: GgufModel) 
         pieces.close()
         raise KeyboardInterrupt
 
-    talk([("tuned", conversation)], ["the fox"], interrupt, told.append)
+    talk([("tuned", conversation)], ["the fox"], interrupt, printed.append)
 
-    assert told == ["broken off"]
+    assert printed == ["broken off"]
     assert len(conversation.messages) == 2
 
 
@@ -128,21 +130,21 @@ def test_the_system_prompt_of_the_rows_is_the_default(
     run = make_run(tmp_path / "run", systems)
     (run / "exports/gguf").mkdir(parents=True)
     os.link(gguf, run / "exports/gguf/run-f32.gguf")
-    told: list[str] = []
+    printed: list[str] = []
 
-    with open_chat(run / "exports/gguf/run-f32.gguf", ChatRequest(system=given), told.append) as conversations:
+    with open_chat(run / "exports/gguf/run-f32.gguf", ChatRequest(system=given), printed.append) as conversations:
         assert conversations[0][1].system == used
 
-    assert any("system prompt of the held-out rows" in line for line in told) == (used is not None)
+    assert any("system prompt of the held-out rows" in line for line in printed) == (used is not None)
 
 
 def test_a_file_that_failed_its_comparison_is_named(gguf: Path, tmp_path: Path) -> None:
     failed = tmp_path / "x.gguf.FAILED"
     os.link(gguf, failed)
-    told: list[str] = []
-    with open_chat(failed, ChatRequest(), told.append):
+    printed: list[str] = []
+    with open_chat(failed, ChatRequest(), printed.append):
         pass
-    assert told[0] == "x.gguf.FAILED FAILED its comparison with the trained model: do not trust its answers"
+    assert printed[0] == "x.gguf.FAILED FAILED its comparison with the trained model: do not trust its answers"
 
 
 @pytest.mark.parametrize(

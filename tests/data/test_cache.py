@@ -102,7 +102,7 @@ def test_another_template_of_the_model_changes_the_key(tmp_path: Path, chatml: T
 
 
 @pytest.mark.parametrize("name", ["train.arrow", "account.json"])
-def test_a_damaged_cache_is_made_anew(run: Callable[..., Prepared], name: str) -> None:
+def test_a_damaged_cache_is_made_again(run: Callable[..., Prepared], name: str) -> None:
     first = run()
     assert first.folder is not None
     rows = list(first.train.rows)
@@ -147,7 +147,7 @@ def test_rows_are_written_batch_by_batch(tmp_path: Path) -> None:
     assert len(set(rows.digests())) == 9
 
 
-def test_a_file_that_lost_its_last_batches_is_not_taken_for_whole(run: Callable[..., Prepared]) -> None:
+def test_a_file_that_lost_its_last_batches_is_not_used(run: Callable[..., Prepared]) -> None:
     made = run()
     assert made.folder is not None
     file = made.folder / "train.arrow"
@@ -162,7 +162,7 @@ def test_a_failed_preparation_leaves_nothing_behind(tmp_path: Path, prepared: Ca
     (tmp_path / "train.jsonl").write_text(chat(1))
     (tmp_path / "eval.jsonl").write_text("")
     data = DataSection(train="train.jsonl", eval="eval.jsonl")
-    with pytest.raises(DataError, match="holds no rows"):
+    with pytest.raises(DataError, match="has no rows"):
         prepared(data)
     assert [path for path in tmp_path.rglob("*") if "writing" in str(path)] == []
 
@@ -170,11 +170,11 @@ def test_a_failed_preparation_leaves_nothing_behind(tmp_path: Path, prepared: Ca
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, prepared: Callable[..., Prepared]) -> None:
     (tmp_path / "train.jsonl").write_text(chat(1))
     (tmp_path / "cache").write_text("a file, no folder")
-    with pytest.raises(MachineError, match=r"cache: the prepared rows cannot be written.*; make room"):
+    with pytest.raises(MachineError, match=r"cache: the prepared rows cannot be written.*; free space there"):
         prepared(DataSection(train="train.jsonl"))
 
 
-def test_no_rows_at_all_are_kept_too(tmp_path: Path, prepared: Callable[..., Prepared]) -> None:
+def test_an_empty_row_set_is_cached_too(tmp_path: Path, prepared: Callable[..., Prepared]) -> None:
     (tmp_path / "train.jsonl").write_text(chat(1))
     for _ in range(2):
         made = prepared(DataSection(train="train.jsonl"), 8, refuse_broken=False)

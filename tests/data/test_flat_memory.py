@@ -1,4 +1,4 @@
-"""Memory stays flat while rows are prepared: a process of its own, as the memory of this one is not returned."""
+"""Memory stays flat while rows are prepared: in its own process, because this one does not return memory."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def write_rows(path: Path, count: int, first: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not STATUS.is_file(), reason="private memory is told by Linux")
+@pytest.mark.skipif(not STATUS.is_file(), reason="only Linux reports private memory")
 def test_private_memory_does_not_grow_with_the_tokens(tmp_path: Path) -> None:
     """Only enough rows to outweigh the allocator's own ups and downs show what is held of each."""
     for name, first in (("few.jsonl", 10_000), ("eval-few.jsonl", 90_000)):

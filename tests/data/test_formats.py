@@ -29,7 +29,7 @@ def turns(row: dict[str, Any], data_format: str) -> list[tuple[str, str]]:
         (["question", "answer"], None),
     ],
 )
-def test_the_format_is_told_from_the_columns(columns: list[str], expected: str | None) -> None:
+def test_the_format_is_detected_from_the_columns(columns: list[str], expected: str | None) -> None:
     assert detect(dict.fromkeys(columns, "x")) == expected
 
 
@@ -113,7 +113,7 @@ def test_an_answer_of_weight_0_is_kept_but_not_trained() -> None:
         ([USER, {**ANSWER, "weight": 0.5}], "not 0 or 1"),
     ],
 )
-def test_a_row_that_teaches_nothing_or_something_wrong_is_refused_at_its_line(messages: object, expected: str) -> None:
+def test_a_row_that_cannot_be_trained_is_refused_at_its_line(messages: object, expected: str) -> None:
     with pytest.raises(DataError) as caught:
         to_example({"messages": messages}, "messages", HERE)
     assert str(caught.value).startswith("rows.jsonl:3: ")
@@ -128,7 +128,7 @@ def test_plain_text_must_be_text(value: object) -> None:
 
 def test_unknown_columns_list_what_would_fit() -> None:
     with pytest.raises(
-        DataError, match=r"fit no known format \(got question, answer\); name yours in data\.columns as one of"
+        DataError, match=r"fit no known format \(got question, answer\); map them in data\.columns to one of"
     ):
         detect_or_fail({"question": "", "answer": ""}, HERE)
 
@@ -145,7 +145,7 @@ def test_a_later_row_without_the_column_is_refused() -> None:
         to_example({"text": "x"}, "messages", HERE)
 
 
-def test_belle_conversations_are_told_from_alpaca_rows_and_taken_apart() -> None:
+def test_belle_conversations_are_not_alpaca_rows_and_are_split_into_turns() -> None:
     row = {"instruction": "Human:hi\nAssistant:hello\nthere\nHuman: bye\nAssistant:", "input": "", "output": "goodbye"}
     assert detect(row) == "belle"
     assert turns(row, "belle") == [

@@ -1,7 +1,7 @@
 """One row of each format through every template, against files that were read and approved by eye.
 
 The files show the text with ⟦ ⟧ around what carries loss. The tokenizer here has one token a byte and one for each
-control token, so that this text says the ids and labels exactly. `python tests/data/test_golden.py` writes them anew.
+control token, so that this text determines the ids and labels. `python tests/data/test_golden.py` writes them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fastft.data.encode import encode
 from fastft.data.formats import to_example
 from fastft.data.preview import preview
 from fastft.data.render import make_renderer
-from fastft.data.template import known_templates, load_template
+from fastft.data.template import TEMPLATES, load_template
 from fastft.data.tokenizer import TokenizerFacts
 from fastft.errors import Where
 
@@ -61,13 +61,13 @@ def shown(name: str, facts: TokenizerFacts) -> str:
     return "".join(parts)
 
 
-@pytest.mark.parametrize("name", known_templates())
+@pytest.mark.parametrize("name", TEMPLATES)
 def test_every_format_in_every_template_is_as_approved(name: str, every_token: TokenizerFacts) -> None:
     assert shown(name, every_token) == (GOLDEN / f"{name}.txt").read_text(encoding="utf-8")
 
 
 def test_no_golden_file_is_left_over() -> None:
-    assert sorted(path.stem for path in GOLDEN.glob("*.txt")) == sorted(known_templates())
+    assert sorted(path.stem for path in GOLDEN.glob("*.txt")) == sorted(TEMPLATES)
 
 
 if __name__ == "__main__":
@@ -75,5 +75,5 @@ if __name__ == "__main__":
     from conftest import every_token_facts
 
     GOLDEN.mkdir(exist_ok=True)
-    for template_name in known_templates():
+    for template_name in TEMPLATES:
         (GOLDEN / f"{template_name}.txt").write_text(shown(template_name, every_token_facts()), encoding="utf-8")

@@ -90,7 +90,7 @@ def test_prepared_rows_of_a_hub_dataset_are_mapped_until_its_revision_changes(
     cached: Cached, tmp_path: Path, chatml: TokenizerFacts, locate: Callable[[str], Where]
 ) -> None:
     def read() -> tuple[list[int], list[int | None]]:
-        told: list[int] = []
+        seen: list[int] = []
         made = prepare(
             DataSection(train="org/name"),
             chatml,
@@ -99,9 +99,9 @@ def test_prepared_rows_of_a_hub_dataset_are_mapped_until_its_revision_changes(
             recipe_dir=tmp_path,
             locate=locate,
             cache_dir=tmp_path / "cache",
-            progress=told.append,
+            progress=seen.append,
         )
-        return told, [row.where.line for row in made.train.rows]
+        return seen, [row.where.line for row in made.train.rows]
 
     cached(ROWS)
     assert read() == ([30], list(range(1, 31)))

@@ -65,7 +65,9 @@ def test_near_repeats_are_found_and_nothing_else(tmp_path: Path, clean: list[tup
     assert len(found - planted) <= 4
 
 
-def test_leaks_of_rows_near_rows_and_questions_are_told_apart(tmp_path: Path, clean: list[tuple[str, str]]) -> None:
+def test_leaks_of_rows_near_rows_and_questions_are_different_findings(
+    tmp_path: Path, clean: list[tuple[str, str]]
+) -> None:
     held_out = [
         clean[3],
         (clean[7][0], "something else entirely"),

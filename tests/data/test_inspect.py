@@ -23,7 +23,7 @@ def test_a_good_section_has_facts_and_no_problems(tmp_path: Path, locate: Callab
     assert found.sources[0].bytes == len(ROW)
 
 
-def test_all_problems_are_told_at_once(tmp_path: Path, locate: Callable[[str], Where]) -> None:
+def test_all_problems_are_reported_at_once(tmp_path: Path, locate: Callable[[str], Where]) -> None:
     (tmp_path / "eval.jsonl").write_text('{"question": "a"}\n')
     found = inspect(DataSection(train="trian.jsonl", eval="eval.jsonl", chat_template="llama3.1"), tmp_path, locate)
     assert [problem.field for problem in found.data_problems] == ["data.train", "data.format"]
@@ -44,13 +44,13 @@ def test_a_broken_first_row_does_not_hide_the_format(tmp_path: Path, locate: Cal
     assert inspect(DataSection(train="train.jsonl"), tmp_path, locate).sources[0].format == "messages"
 
 
-def test_a_file_of_broken_rows_only_is_told(tmp_path: Path, locate: Callable[[str], Where]) -> None:
+def test_a_file_of_broken_rows_only_is_reported(tmp_path: Path, locate: Callable[[str], Where]) -> None:
     (tmp_path / "train.jsonl").write_text("{broken\n")
     problems = inspect(DataSection(train="train.jsonl"), tmp_path, locate).data_problems
     assert ["not valid JSON" in str(problem) for problem in problems] == [True]
 
 
-def test_looking_at_data_loads_no_tokenizer(tmp_path: Path) -> None:
+def test_the_inspection_loads_no_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text(ROW)
     program = (
         "import sys; from pathlib import Path; from fastft.data.inspect import inspect\n"
@@ -63,7 +63,7 @@ def test_looking_at_data_loads_no_tokenizer(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_columns_are_looked_at_under_the_names_that_the_recipe_gives(
+def test_columns_are_checked_under_the_names_that_the_recipe_gives(
     tmp_path: Path, locate: Callable[[str], Where]
 ) -> None:
     (tmp_path / "train.jsonl").write_text('{"question": "a", "answer": "b"}\n')

@@ -25,7 +25,7 @@ def chat(question: str, answer: str, system: str = "") -> Turns:
 
 @pytest.fixture
 def clean() -> list[Turns]:
-    """Rows of which no two say the same, under a system turn that is longer than they are."""
+    """Rows that all differ, under a system turn that is longer than they are."""
     source = random.Random(3)  # noqa: S311 -- the same rows each time
     system = " ".join(source.choices(WORDS, k=300))
     return [
@@ -68,7 +68,7 @@ def test_planted_near_repeats_are_left_out_and_the_first_row_stays(
 
 
 def test_rows_that_are_much_alike_are_kept(near: Callable[..., Prepared], clean: list[Turns]) -> None:
-    """36 of 60 runs of three words are shared: the bands alone would let some of these 300 pairs through."""
+    """They share 36 of 60 runs of three words: the bands alone would match some of these 300 pairs."""
     alike = []
     for number, (_system, question, answer) in enumerate(clean):
         words = [*answer["content"].split()[:8], *(f"new{number}of{place}" for place in range(12))]

@@ -46,7 +46,7 @@ def row(ids: list[int], labels: list[int], where: Where) -> Encoded:
     return Encoded(array("i", ids), array("i", labels), where)
 
 
-def test_rows_give_back_what_was_put_in() -> None:
+def test_rows_return_what_was_appended() -> None:
     given = [row([1, 2, 3], [-100, 2, 3], Where("a", 1)), row([4], [4], Where("a"))]
     writer = RowWriter()
     for one in given:
@@ -122,12 +122,12 @@ def test_plain_text_needs_no_chat_template(tmp_path: Path, llama: TokenizerFacts
     assert made.train.rows.trained_tokens == len("once") + 2
 
 
-def test_progress_is_told(tmp_path: Path, chatml: TokenizerFacts, locate: Locate) -> None:
+def test_progress_is_reported(tmp_path: Path, chatml: TokenizerFacts, locate: Locate) -> None:
     write_rows(tmp_path, [chat("q", "a")] * 1500)
-    told: list[int] = []
+    seen: list[int] = []
     data = DataSection(train="train.jsonl")
-    prepare(data, chatml, max_seq_length=99, seed=7, recipe_dir=tmp_path, locate=locate, progress=told.append)
-    assert told == [1000, 1500]
+    prepare(data, chatml, max_seq_length=99, seed=7, recipe_dir=tmp_path, locate=locate, progress=seen.append)
+    assert seen == [1000, 1500]
 
 
 def test_overlong_rows_stop_the_run_when_asked(tmp_path: Path, chatml: TokenizerFacts, locate: Locate) -> None:

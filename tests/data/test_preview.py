@@ -35,7 +35,7 @@ def test_a_character_of_several_tokens_is_one_piece(row: Encoded, chatml: Tokeni
     assert (pieces["😀"], pieces["ü"], pieces["J"], pieces["<|im_end|>"]) == (4, 2, 1, 1)
 
 
-def test_json_gives_back_the_very_arrays_that_are_trained(row: Encoded, chatml: TokenizerFacts) -> None:
+def test_json_has_exactly_the_arrays_that_are_trained(row: Encoded, chatml: TokenizerFacts) -> None:
     made = preview(row, chatml.tokenizer, dropped_tokens=5).as_json()
     assert (made["input_ids"], made["labels"]) == (row.input_ids.tolist(), row.labels.tolist())
     assert (made["where"], made["dropped_tokens"]) == ("rows.jsonl:1", 5)

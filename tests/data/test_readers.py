@@ -57,7 +57,7 @@ def test_a_cut_off_gzip_file_is_refused(write: Write) -> None:
         (b'{"text": "a\xff"}', "not valid UTF-8: byte 0xff at byte 12 of the line"),
         (b'{"text": "a"', "not valid JSON"),
         (b'{"text": "a"} x', "not valid JSON"),
-        (b'{"text": "a", "text": "b"}', 'the key "text" stands twice'),
+        (b'{"text": "a", "text": "b"}', 'the key "text" is in one object twice'),
         (b'{"text": NaN}', "NaN is not JSON"),
         (b'["a"]', "a row is a JSON object (got a list)"),
         (b'"a"', "a row is a JSON object (got a string)"),
@@ -98,7 +98,7 @@ def test_a_broken_json_array_is_refused_as_a_whole(write: Write, content: str, e
 
 
 def long_array(padding: int) -> str:
-    """A JSON array of 300 KB on many lines, with escapes, long characters and numbers wherever a read may end."""
+    """A JSON array of 300 KB on many lines, with escapes, long characters and numbers where reads end."""
     texts = ("ü😀x" * (n % 40) + '\\"\n\u2028' * (n % 7) for n in range(3000))
     made = [{"text": text, "number": -1.5e10 + n, "none": None} for n, text in enumerate(texts)]
     return " " * padding + json.dumps(made, indent=(None, 0, 2)[padding % 3], ensure_ascii=padding % 2 == 0)
@@ -113,7 +113,7 @@ def test_a_long_json_array_is_read_as_json_reads_it(write: Write, padding: int) 
     assert [number for number, _ in found] == (begins or [1] * len(found))
 
 
-def test_a_json_array_is_read_as_it_is_asked_for() -> None:
+def test_a_json_array_is_read_on_demand() -> None:
     stream = io.BytesIO(long_array(0).encode())
     first = next(read_json(stream, "a.json"))
     assert first[1] == {"text": "", "number": -1.5e10, "none": None}
@@ -152,7 +152,7 @@ def test_json_lines_in_a_json_file_are_read(write: Write) -> None:
     assert rows(write("a.json", '{"text": "one"}\n{"text": "two"}\n'))[1] == (2, {"text": "two"})
 
 
-def test_csv_cells_may_hold_commas_quotes_and_line_breaks(write: Write) -> None:
+def test_csv_cells_may_contain_commas_quotes_and_line_breaks(write: Write) -> None:
     path = write("a.csv", 'prompt,completion\r\n"a, b","says ""c""\nand d"\r\nx,y\r\n')
     assert rows(path) == [
         (2, {"prompt": "a, b", "completion": 'says "c"\nand d'}),
@@ -177,7 +177,7 @@ def test_two_csv_columns_of_one_name_are_refused(write: Write) -> None:
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
 def test_an_empty_file_is_refused(write: Write, name: str) -> None:
-    with pytest.raises(DataError, match="holds no rows"):
+    with pytest.raises(DataError, match="has no rows"):
         rows(write(name, ""))
 
 
@@ -211,7 +211,7 @@ def test_the_fingerprint_follows_the_content_and_not_the_name(write: Write) -> N
     assert files_digest([one, other]) != files_digest([other, one])
 
 
-def test_hub_ids_are_told_from_paths(write: Write) -> None:
+def test_hub_ids_are_not_paths(write: Write) -> None:
     folder = write("train.jsonl", "{}").parent
     (folder / "data").mkdir()
     (folder / "data" / "set").mkdir()

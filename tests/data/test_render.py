@@ -10,7 +10,7 @@ from fastft.data.contract import check_encoded
 from fastft.data.encode import NO_LOSS, Encoded, encode, encode_batch
 from fastft.data.example import Example, Message
 from fastft.data.render import Renderer, make_renderer, render_prompt
-from fastft.data.template import ChatTemplate, known_templates, load_template
+from fastft.data.template import TEMPLATES, ChatTemplate, load_template
 from fastft.data.tokenizer import TokenizerFacts
 from fastft.errors import DataError, Problem, RecipeError, Where
 
@@ -56,7 +56,7 @@ ENDS = {
 LEADS = {"mistral": (" ", " "), "vicuna": (" ", " "), "qwen3": ("", "<think>\n\n</think>\n\n")}
 
 
-@pytest.mark.parametrize("name", known_templates())
+@pytest.mark.parametrize("name", TEMPLATES)
 def test_exactly_the_answers_and_their_end_tokens_carry_loss(
     name: str, every_token: TokenizerFacts, conversation: Conversation
 ) -> None:
@@ -167,7 +167,7 @@ def test_a_template_that_rewrites_earlier_turns_is_a_problem_of_the_row(
     )
     renderer = make_renderer(ChatTemplate("x.jinja", source), chatml, "assistant", HERE)
     assert encode(conversation("Hi", "Hello", system="S"), renderer).trained_tokens == len("Hello") + 1
-    with pytest.raises(DataError, match="its beginning is unclear"):
+    with pytest.raises(DataError, match="its start is unclear"):
         encode(conversation("Hi", "Hello", "Bye", "Goodbye", system="S"), renderer)
 
 
@@ -177,7 +177,7 @@ GENERATION = (
 )
 
 
-def test_generation_marks_that_hold_the_end_token_are_used(chatml: TokenizerFacts, conversation: Conversation) -> None:
+def test_generation_marks_with_the_end_token_are_used(chatml: TokenizerFacts, conversation: Conversation) -> None:
     source = GENERATION.replace("INSIDE", "<|im_end|>").replace("OUTSIDE", "")
     renderer = make_renderer(ChatTemplate("x.jinja", source), chatml, "assistant", HERE)
     encoded = encode(conversation("Hi", "Hello", "Bye", "Goodbye"), renderer)
@@ -249,19 +249,19 @@ def test_a_control_token_forged_inside_a_tool_call_or_a_tool_is_refused(chatml: 
     renderer = renderer_for("qwen2.5", chatml)
     call = {"tool_calls": [{"function": {"name": "say", "arguments": {"text": "ü<|im_end|>"}}}]}
     messages = (Message("user", "Hi"), Message("assistant", "", call))
-    with pytest.raises(DataError, match=r"message 2 \(assistant\): the text holds <\|im_end\|>"):
+    with pytest.raises(DataError, match=r"message 2 \(assistant\): the text contains <\|im_end\|>"):
         encode(Example(HERE, messages), renderer)
     tools = ({"name": "say", "description": "<|im_start|>system"},)
-    with pytest.raises(DataError, match=r"tools: the text holds <\|im_start\|>"):
+    with pytest.raises(DataError, match=r"tools: the text contains <\|im_start\|>"):
         encode(Example(HERE, (Message("user", "Hi"), Message("assistant", "Hello")), tools), renderer)
 
 
-def test_the_short_way_to_the_answers_finds_what_rendering_prefixes_finds(
+def test_the_search_in_tokens_finds_the_same_answers_as_rendering_prefixes(
     every_token: TokenizerFacts, conversation: Conversation
 ) -> None:
     example = conversation("Hi", "assistant\n", "assistant\nIs?", "USER: assistant", system="assistant\n")
     shortened = []
-    for name in known_templates():
+    for name in TEMPLATES:
         renderer = renderer_for(name, every_token)
         shortened += [name] if renderer.prompt_ids else []
         assert encode(example, renderer) == encode(example, replace(renderer, prompt_ids=()))
@@ -269,7 +269,7 @@ def test_the_short_way_to_the_answers_finds_what_rendering_prefixes_finds(
     assert "vicuna" not in shortened
 
 
-def test_the_token_that_begins_texts_does_not_pass_for_an_end(chatml: TokenizerFacts) -> None:
+def test_the_token_that_begins_texts_does_not_count_as_an_end(chatml: TokenizerFacts) -> None:
     # As a converted GGUF file has it: eos_token is the token that begins turns, and something else stops the model.
     odd = replace(chatml, bos_token="<|im_start|>", eos_token="<|im_start|>", stop_tokens=("<|im_end|>",))
     with pytest.raises(RecipeError, match="would never stop"):

@@ -56,7 +56,7 @@ def test_sources_of_text_and_conversations_do_not_mix(tmp_path: Path, chatml: To
         run(tmp_path, chatml, locate, section({"path": "a.jsonl"}, {"path": "b.jsonl"}))
 
 
-def test_a_missing_source_is_told_under_its_own_key(tmp_path: Path, locate: Locate) -> None:
+def test_a_missing_source_is_reported_under_its_own_key(tmp_path: Path, locate: Locate) -> None:
     write_texts(tmp_path, "a.jsonl", 2)
     found = inspect(section({"path": "a.jsonl"}, {"path": "b.jsonl"}), tmp_path, locate)
     assert [problem.field for problem in found.data_problems] == ["data.sources[1].path"]

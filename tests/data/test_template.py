@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fastft.data.example import Example
-from fastft.data.template import ChatTemplate, known_templates, load_template
+from fastft.data.template import TEMPLATES, ChatTemplate, load_template
 from fastft.errors import DataError, RecipeError, Where
 
 HERE = Where("recipe.toml", 7)
@@ -52,7 +52,7 @@ EXPECTED = {
 
 
 def test_every_template_that_is_brought_has_its_format_written_down() -> None:
-    assert sorted(EXPECTED) == sorted(known_templates())
+    assert sorted(EXPECTED) == sorted(TEMPLATES)
 
 
 @pytest.mark.parametrize("name", sorted(EXPECTED))
@@ -85,7 +85,7 @@ def test_a_template_cannot_change_the_messages(conversation: Conversation) -> No
         template.render(conversation("Hi", "Hello").messages, {}, where=HERE)
 
 
-def test_what_a_template_says_against_the_messages_is_told(conversation: Conversation) -> None:
+def test_the_reason_of_a_template_that_refuses_is_quoted(conversation: Conversation) -> None:
     template = ChatTemplate("x.jinja", "{{ raise_exception('only one turn, please') }}")
     with pytest.raises(DataError, match="only one turn, please"):
         template.render(conversation("Hi", "Hello").messages, {}, where=HERE)

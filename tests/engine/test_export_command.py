@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import re
 import shutil
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -109,6 +110,19 @@ def test_the_bytes_that_fail_are_kept_marked_and_end_with_code_5(
     assert done.value.code == 5
     assert "the file is kept and marked FAILED" in capsys.readouterr().err
     assert [path.name for path in (adapter / "exports/gguf").glob("*.gguf*")] == ["adapter-q8_0.gguf.FAILED"]
+
+
+def test_the_command_shows_the_bytes_of_a_long_export(
+    adapter: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("fastft.report.written.LINE_SECONDS", 0.0)  # each export of a tiny model is a long one
+    monkeypatch.setattr("sys.argv", ["fastft", "export", str(adapter), "--to", "gguf", "--quant", "q8_0"])
+    with pytest.raises(SystemExit):
+        main()
+
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("• q8_0: ") and " of " in line]
+    assert re.fullmatch(r"• q8_0: (\d+) of \1 KiB \(100 %\)", lines[-1])
+    assert any(line.endswith(" left") for line in lines[:-1])
 
 
 def test_another_base_of_the_same_shape_is_refused(trained: Path, tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ def job(tmp_path: Path) -> Job:
 
 def test_merged_weights_in_4_bits_are_loaded_by_transformers(job: Job) -> None:
     estimate = rehearse(job, adapter_exists=True)[MERGED_4BIT]
-    written = write_merged_4bit(job, MERGED_4BIT)
+    reported: list[tuple[int, int]] = []
+    written = write_merged_4bit(job, MERGED_4BIT, lambda done, total: reported.append((done, total)))
     whole = write_merged(job.base, job.adapter, job.out / "whole").folder
     tokens = torch.arange(3, 40)[None]
 
@@ -40,6 +41,8 @@ def test_merged_weights_in_4_bits_are_loaded_by_transformers(job: Job) -> None:
     assert (model(tokens).logits - exact).abs().mean() < 0.5 * (base - exact).abs().mean()
     assert read_json(written.path / "generation_config.json")["eos_token_id"] == [50, 2]
     assert written.size_bytes <= estimate
+    assert all(done <= total <= estimate for done, total in reported)
+    assert reported[-1][0] == reported[-1][1] <= written.size_bytes
 
 
 def test_a_4_bit_matrix_is_read_as_bitsandbytes_reads_it(job: Job) -> None:

@@ -42,7 +42,7 @@ for first, last in zip(starts[1:-1], starts[2:]):
         single = model(input_ids=ids[:, first:last], use_cache=False).logits[0]
     alone.append((single - whole[first:last]).abs().max().item())
 print(json.dumps({
-    "packing": parts.plan.choices["train.packing"].value,
+    "packing": parts.plan.choices.packing.value,
     "documents": len(starts) - 1,
     "rows": len(trainer.train_dataset),
     "tokens": sum(len(row) for row in trainer.train_dataset["input_ids"]),

@@ -31,8 +31,8 @@ def examined(folder: Path) -> dict[str, Diagnosis]:
 
 
 def broken(found: dict[str, Diagnosis]) -> dict[str, str]:
-    """What is broken, and what mends it."""
-    return {name: finding.mend for name, finding in found.items() if finding.state == "broken"}
+    """What is broken, and what fixes it."""
+    return {name: finding.fix for name, finding in found.items() if finding.state == "broken"}
 
 
 def test_a_sound_installation_passes_every_check(tmp_path: Path) -> None:
@@ -58,16 +58,17 @@ def test_a_torch_that_does_not_reach_the_gpu_is_found(
 def test_the_stock_trainer_under_ours_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As if Unsloth had left TRL's class alone: our modules are imported anew on top of the stock one."""
     monkeypatch.setattr(trl, "SFTTrainer", trl.SFTTrainer.__mro__[1])
-    for name in ("trainer", "train", "bench", "selftest"):
+    for name in ("trainer", "train", "selftest.made_up", "selftest.checks", "selftest"):
         monkeypatch.delitem(sys.modules, f"fastft.engine.{name}")
-        monkeypatch.setattr(fastft.engine, name, None)
+        if "." not in name:
+            monkeypatch.setattr(fastft.engine, name, None)
     fresh = importlib.import_module("fastft.engine.selftest.checks")
 
     [finding] = [entry for entry in fresh.examine(tmp_path, "unsloth", lambda _: None) if entry.name == "trainer"]
 
     assert finding.state == "broken"
     assert "is the stock one" in finding.detail
-    assert f"unsloth=={TESTED['unsloth']}" in finding.mend
+    assert f"unsloth=={TESTED['unsloth']}" in finding.fix
 
 
 @pytest.mark.parametrize(
@@ -95,7 +96,7 @@ def test_wrong_accumulation_scaling_is_found(tmp_path: Path, monkeypatch: pytest
     found = examined(tmp_path)
 
     assert list(broken(found)) == ["accumulation"]
-    assert "unsloth==" in found["accumulation"].mend
+    assert "unsloth==" in found["accumulation"].fix
 
 
 def test_loss_on_the_prompt_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +140,7 @@ def test_an_adapter_that_is_not_written_is_found(tmp_path: Path, monkeypatch: py
     found = examined(tmp_path)["export and reload"]
 
     assert "no weights were written" in found.detail
-    assert f"peft=={TESTED['peft']}" in found.mend
+    assert f"peft=={TESTED['peft']}" in found.fix
 
 
 @pytest.mark.parametrize("raised", [ImportError("no library", name="bitsandbytes"), OSError("libbitsandbytes_cpu.so")])
@@ -155,14 +156,14 @@ def test_a_bitsandbytes_whose_library_does_not_work_is_found(
     found = examined(tmp_path)
 
     assert list(broken(found)) == ["quantization"]
-    assert f"bitsandbytes=={TESTED['bitsandbytes']}" in found["quantization"].mend
+    assert f"bitsandbytes=={TESTED['bitsandbytes']}" in found["quantization"].fix
 
 
 # Packing is active with plain transformers, which cannot be brought up beside Unsloth: a process of its own.
 PACKED = """
 import dataclasses, json, sys
 from pathlib import Path
-from fastft.engine import selftest
+from fastft.engine.selftest import checks as selftest
 import torch
 from transformers import masking_utils
 torch.set_num_threads(1)
@@ -191,7 +192,7 @@ def test_packed_examples_that_see_each_other_are_found(tmp_path: Path) -> None:
     assert [name for name, finding in sound.items() if finding["state"] == "broken"] == []
     assert "packed examples changed" in sound["packing"]["detail"]
     assert [name for name, finding in contaminated.items() if finding["state"] == "broken"] == ["packing"]
-    assert f"transformers=={TESTED['transformers']}" in contaminated["packing"]["mend"]
+    assert f"transformers=={TESTED['transformers']}" in contaminated["packing"]["fix"]
 
 
 Doctor = Callable[..., tuple[int, dict[str, Any], str]]
@@ -224,5 +225,5 @@ def test_the_command_tells_a_package_that_cannot_be_imported(doctor: Doctor, tmp
     wrong = {name: finding for name, finding in found.items() if finding["state"] == "broken"}
     assert code == 4
     assert wrong
-    assert all(f"bitsandbytes=={TESTED['bitsandbytes']}" in finding["mend"] for finding in wrong.values())
+    assert all(f"bitsandbytes=={TESTED['bitsandbytes']}" in finding["fix"] for finding in wrong.values())
     assert "• starting unsloth" in progress

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from fastft.data.encode import NO_LOSS, encode
 from fastft.data.example import Example, Message
 from fastft.data.render import make_renderer, render_prompt
-from fastft.data.template import ChatTemplate, known_templates, load_template
+from fastft.data.template import TEMPLATES, ChatTemplate, load_template
 from fastft.data.tokenizer import make_facts
 from fastft.errors import Where
 
@@ -54,7 +54,7 @@ def both(tokenizer: Tokenizer, source: str) -> tuple[PreTrainedTokenizerFast, di
     return theirs, make_facts(tokenizer, bos_token="<s>", eos_token="</s>").template_tokens
 
 
-@pytest.mark.parametrize("name", [*known_templates(), "features", "marked"])
+@pytest.mark.parametrize("name", [*TEMPLATES, "features", "marked"])
 @pytest.mark.parametrize("add_generation_prompt", [False, True])
 def test_the_text_equals_that_of_transformers(tokenizer: Tokenizer, name: str, add_generation_prompt: bool) -> None:
     sources = {"features": FEATURES, "marked": MARKED}
@@ -78,7 +78,7 @@ def test_ids_and_assistant_mask_equal_those_of_transformers(tokenizer: Tokenizer
     assert [int(label != NO_LOSS) for label in encoded.labels] == expected["assistant_masks"]
 
 
-@pytest.mark.parametrize("name", known_templates())
+@pytest.mark.parametrize("name", TEMPLATES)
 def test_the_derived_mask_equals_the_template_with_marks_put_in(tokenizer: Tokenizer, name: str) -> None:
     facts = make_facts(tokenizer, bos_token="<s>", eos_token="</s>")
     theirs, _ = both(tokenizer, load_template(name, Path(), None, HERE).source)

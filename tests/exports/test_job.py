@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from fastft.errors import FastftError, RecipeError
+from fastft.errors import FastftError, MachineError, RecipeError
 from fastft.exports.card import CardFacts, model_card
 from fastft.exports.job import Job, finish, rehearse, wanted_kinds, write
 from fastft.exports.parity import Verdict
@@ -86,3 +87,37 @@ def test_no_name_can_add_fields_or_markup_to_the_card() -> None:
     assert "license: mit" not in head.splitlines()
     assert "<script>" not in rest.split("## Recipe")[0]
     assert "`````toml" in rest
+
+
+def test_a_damaged_record_is_found_before_anything_is_written(job: Job) -> None:
+    job.out.mkdir()
+    (job.out / "export.json").write_text("{", encoding="utf-8")
+
+    with pytest.raises(FastftError, match=r"export.json: is damaged: not JSON"):
+        rehearse(job, adapter_exists=True)
+
+
+def test_a_card_that_cannot_be_written_is_explained(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    artefact = write(job, "q8_0")
+
+    def full(*_: object) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(MachineError, match="could not be written: No space left on device"):
+        finish(job, [artefact], [], FACTS)
+    assert [path.name for path in artefact.path.parent.iterdir()] == [artefact.path.name]
+
+
+@pytest.mark.parametrize("kind", ["merged_16bit", "q8_0"])
+def test_the_bytes_that_are_reported_grow_and_reach_the_total_exactly(job: Job, kind: str) -> None:
+    reported: list[tuple[int, int]] = []
+
+    artefact = write(job, kind, lambda done, total: reported.append((done, total)))
+
+    written = [done for done, _ in reported]
+    assert written == sorted(written)
+    assert len({total for _, total in reported}) == 1
+    assert reported[-1][0] == reported[-1][1]
+    # The rest are headers, tokenizer and padding.
+    assert 0.5 * artefact.size_bytes < written[-1] <= artefact.size_bytes

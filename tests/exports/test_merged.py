@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from fastft.errors import FastftError, MachineError, RecipeError, TrainingError
 from fastft.exports.merged import estimate_merged_bytes, write_merged
-from fastft.files import staging
+from fastft.files import atomic
 from tests.exports.tiny import HIDDEN, base_arrays, read_json, write_adapter, write_base, write_json
 
 QUERY = "model.layers.0.self_attn.q_proj"
@@ -238,10 +238,10 @@ def test_an_existing_name_is_never_overwritten(base: Path, adapter: Path, tmp_pa
 
 
 def test_too_small_a_disk_is_refused_before_the_first_byte(tmp_path: Path) -> None:
-    free = staging.free_bytes(tmp_path)
+    free = atomic.free_bytes(tmp_path)
     with (
         pytest.raises(MachineError, match=r"needs [\d,]+ bytes, [\d,]+ bytes are free"),
-        staging.staged_file(tmp_path / "deep" / "out", 2 * free),
+        atomic.staged_file(tmp_path / "deep" / "out", 2 * free),
     ):
         pytest.fail("the block must not start")
     assert list(tmp_path.iterdir()) == []
@@ -249,7 +249,7 @@ def test_too_small_a_disk_is_refused_before_the_first_byte(tmp_path: Path) -> No
 
 def test_a_write_that_fails_leaves_nothing_and_names_the_bytes(tmp_path: Path) -> None:
     def fill_the_disk() -> None:
-        with staging.staged_folder(tmp_path / "out", 10) as stage:
+        with atomic.staged_folder(tmp_path / "out", 10) as stage:
             (stage / "part").write_bytes(b"half")
             raise OSError(28, os.strerror(28))
 

@@ -62,8 +62,8 @@ def test_the_forecast_is_within_8_percent_of_what_was_allocated(large: Path, tmp
 
     # torch counts what it hands out; the context and the libraries beside it are the forecast's framework bytes.
     forecast = memory["peak_bytes"] - memory["framework_bytes"]
-    told = {key: value for key, value in memory.items() if key.endswith("_bytes")}
+    figures = {key: value for key, value in memory.items() if key.endswith("_bytes")}
     allocated = ran.result["peak_memory_bytes"] - held
-    print(json.dumps({"case": name, "allocated": allocated, "forecast": forecast, **told}))
+    print(json.dumps({"case": name, "allocated": allocated, "forecast": forecast, **figures}))
     if not ON_CPU:
         assert forecast == pytest.approx(allocated, rel=0.08)

@@ -56,7 +56,7 @@ def test_changing_one_packed_example_moves_nothing_in_the_others(model: Path, tm
     changes = {"model.load_in_4bit": in_4bit, "train.packing": True, "train.per_device_train_batch_size": 1}
     parts = make_parts(write_recipe(tmp_path, model, changes))
     trainer = parts.trainer()
-    assert parts.plan.choices["train.packing"].value is True
+    assert parts.plan.choices.packing.value is True
     assert len(trainer.train_dataset) < 40
     batch: dict[str, Any] = next(iter(trainer.get_train_dataloader()))
     values = {key: value for key, value in batch.items() if key != "labels"}

@@ -6,11 +6,14 @@ import pytest
 
 from fastft.planning.choices import (
     choose_accumulation,
-    choose_batching,
+    choose_bf16,
     choose_checkpointing,
+    choose_dtype,
     choose_engine,
+    choose_fp16,
+    choose_grouping,
     choose_optimizer,
-    choose_precision,
+    choose_packing,
 )
 from fastft.probe.device import Device
 from fastft.probe.software import TESTED
@@ -53,9 +56,12 @@ def test_unsloth_trains_where_it_is(recipe: Make, override: str, installed: dict
 def test_precision_is_what_the_device_computes_in(
     recipe: Make, device: Device, overrides: list[str], values: tuple[str, bool, bool]
 ) -> None:
-    chosen = choose_precision(recipe("", *overrides).recipe, device)
+    asked = recipe("", *overrides).recipe
 
-    assert (chosen["model.dtype"].value, chosen["train.bf16"].value, chosen["train.fp16"].value) == values
+    bf16 = choose_bf16(asked, device).value
+    fp16 = choose_fp16(asked, device, bf16).value
+
+    assert (choose_dtype(asked, device, bf16, fp16).value, bf16, fp16) == values
 
 
 @pytest.mark.parametrize("asked", ["adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "adamw_torch"])
@@ -88,9 +94,9 @@ def test_examples_are_packed_where_they_stay_apart_and_else_grouped(
 ) -> None:
     loaded = recipe("", "train.packing=true", "train.group_by_length=true", *overrides)
 
-    chosen = choose_batching(loaded.recipe, engine, device)
+    packing = choose_packing(loaded.recipe, engine, device).value
 
-    assert (chosen["train.packing"].value, chosen["train.group_by_length"].value) == values
+    assert (packing, choose_grouping(loaded.recipe, engine, device, packing).value) == values
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,12 @@ import pytest
 
 from fastft.commands.plan import Question, compare
 from fastft.errors import RecipeError, UsageError
-from fastft.planning.batching import batches_to_measure, describe, measure, packed_rows
+from fastft.planning.batching import Batching, UnknownBatching, batches_to_measure, describe, measure, packed_rows
 from fastft.planning.devices import SHEETS, named_device, sheet_of
 from fastft.planning.facts import Facts
+from fastft.planning.fitting import MemoryForecast, UnknownMemory
 from fastft.planning.plan import Plan, make_plan
-from fastft.planning.timing import work_per_token
+from fastft.planning.timing import Time, UnknownTime, work_per_token
 from fastft.probe.architecture import KNOWN
 from fastft.probe.base_model import BaseModel
 from fastft.probe.device import GIB, Device
@@ -40,6 +41,11 @@ def plan(loaded: LoadedRecipe, device: Device = A100, lengths: list[int] | None 
         rows=row_facts(lengths or [300] * 480),
     )
     return make_plan(loaded, dataclasses.replace(facts, **changes), "runs/x", price_per_hour=2.0)
+
+
+def memory_of(made: Plan) -> MemoryForecast:
+    assert isinstance(made.memory, MemoryForecast)
+    return made.memory
 
 
 @pytest.fixture
@@ -77,60 +83,57 @@ def test_full_fine_tuning_costs_half_as_much_again() -> None:
 
 
 def test_time_follows_from_tokens_and_the_price_from_time(llama: Make) -> None:
-    one, two = plan(llama()), plan(llama("train.num_train_epochs=2"))
+    one, two = plan(llama()).time, plan(llama("train.num_train_epochs=2")).time
 
-    assert (one.time.tokens, two.time.tokens) == (144_000, 288_000)
-    assert one.time.seconds is not None
-    assert two.time.seconds == pytest.approx(2 * one.time.seconds, rel=0.01)
-    assert two.time.price == pytest.approx(2.0 * two.time.seconds / 3600, abs=0.01)
+    assert isinstance(one, Time)
+    assert isinstance(two, Time)
+    assert (one.tokens, two.tokens) == (144_000, 288_000)
+    assert two.seconds == pytest.approx(2 * one.seconds, rel=0.01)
+    assert two.price == pytest.approx(2.0 * two.seconds / 3600, abs=0.01)
 
 
 def test_a_gpu_that_is_not_listed_has_no_forecast_of_time(llama: Make) -> None:
     time = plan(llama(), Device("cuda", "NVIDIA X1", 80 * GIB, 1, computes_bfloat16=True)).time
 
-    assert time.seconds is None
-    assert time.assumption == "the rate of NVIDIA X1 is not known"
+    assert isinstance(time, UnknownTime)
+    assert time.missing == "the rate of NVIDIA X1 is not known"
 
 
 def test_without_lengths_the_plan_says_so_and_assumes_the_longest_rows(llama: Make) -> None:
     made = plan(llama("model.max_seq_length=512"), rows=None, rows_missing="no tokenizer here")
 
-    assert made.batching.recommended_because == "no tokenizer here"
-    assert made.time.assumption == "no tokenizer here"
-    assert made.memory.memory is not None
-    assert made.memory.memory.tokens == 2 * 512
+    assert isinstance(made.batching, UnknownBatching)
+    assert isinstance(made.time, UnknownTime)
+    assert (made.batching.missing, made.time.missing) == ("no tokenizer here", "no tokenizer here")
+    assert isinstance(made.memory, MemoryForecast)
+    assert made.memory.peak.tokens == 2 * 512
 
 
 def test_an_unknown_model_has_no_forecast_of_memory(recipe: Make) -> None:
     made = plan(recipe(), base_model=BaseModel("org/model", "hub", None))
 
     assert made.as_json()["memory"]["peak_bytes"] is None
+    assert isinstance(made.memory, UnknownMemory)
     assert made.memory.missing == "the sizes of the base model are unknown until it is here"
 
 
 def test_what_fits_keeps_the_examples_of_a_step(llama: Make) -> None:
-    fitting = plan(llama("train.gradient_accumulation_steps=36")).memory.fitting
+    target = memory_of(plan(llama("train.gradient_accumulation_steps=36"))).fitting.target
 
-    assert fitting is not None
-    assert fitting.target_batch is not None
-    assert fitting.target_accumulation is not None
-    assert fitting.target_batch * fitting.target_accumulation == 72
-    assert fitting.target_peak_bytes is not None
-    assert fitting.target_peak_bytes <= 0.9 * A100.memory_bytes
+    assert target is not None
+    assert target.batch * target.accumulation == 72
+    assert target.peak_bytes <= 0.9 * A100.memory_bytes
 
 
 @pytest.mark.parametrize(("memory", "needed"), [("80GB", False), ("12GB", True)])
 def test_four_bits_are_needed_only_where_sixteen_do_not_fit(llama: Make, memory: str, needed: bool) -> None:
     device = named_device("a100-80gb", memory, CPU)
 
-    fitting = plan(llama(), device).memory.fitting
-
-    assert fitting is not None
-    assert fitting.needs_4bit is needed
+    assert memory_of(plan(llama(), device)).fitting.needs_4bit is needed
 
 
 def test_the_recipe_does_not_fit_a_card_of_4_gb(llama: Make) -> None:
-    assert plan(llama(), named_device("t4", "4GB", CPU)).memory.fits is False
+    assert memory_of(plan(llama(), named_device("t4", "4GB", CPU))).peak.fits is False
 
 
 @pytest.mark.parametrize("name", SHEETS)
@@ -203,8 +206,9 @@ def test_grouping_is_recommended_where_rows_differ_and_no_packing_can_be(recipe:
     apart = plan(recipe("", "train.per_device_train_batch_size=8"), CPU, lengths).batching
     alike = plan(recipe("", "train.per_device_train_batch_size=8"), CPU, [300] * 480).batching
 
+    assert isinstance(apart, Batching)
+    assert isinstance(alike, Batching)
     assert (apart.active, apart.recommended) == ("random", "group_by_length")
-    assert apart.speed_up is not None
     assert apart.speed_up > 1.5
     assert (alike.recommended, alike.speed_up) == ("random", 1.0)
 
@@ -243,7 +247,7 @@ def test_what_if_refuses_a_value_that_the_recipe_would_refuse(recipe: Make, tmp_
 
 def test_the_score_sets_each_forecast_beside_what_was_measured(llama: Make) -> None:
     made = plan(llama())
-    peak, steps = made.memory.peak_bytes, made.schedule.optimizer_steps
+    peak, steps = made.memory.peak.peak_bytes, made.schedule.optimizer_steps
     measured = Measured(steps, tokens=144_000, peak_memory_bytes=peak * 2, train_seconds=0.0, weights_bytes=None)
 
     scored = score(made, measured)

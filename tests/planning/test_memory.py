@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fastft.planning.memory import Memory, MemorySettings, forecast_memory, most_tokens
+from fastft.planning.memory import MemorySettings, PeakMemory, forecast_memory, most_tokens
 from fastft.probe.architecture import KNOWN, PROJECTIONS, Architecture
 
 GB = 1e9
@@ -41,7 +41,7 @@ ROWS = [
 ]
 
 
-def peak(kind: str, model: str, tokens: int) -> Memory:
+def peak(kind: str, model: str, tokens: int) -> PeakMemory:
     return forecast_memory(MODELS[model], SETTINGS[kind], tokens, 0)
 
 

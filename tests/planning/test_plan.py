@@ -14,6 +14,7 @@ from fastft.probe.base_model import BaseModel
 from fastft.probe.device import GIB, Device
 from fastft.probe.software import TESTED
 from fastft.recipe.loader import LoadedRecipe
+from fastft.recipe.reference import fields
 from tests.golden import A100, CPU, T4, row_facts
 
 Make = Callable[..., LoadedRecipe]
@@ -58,12 +59,12 @@ def test_a_plan_is_plain_json(recipe: Make) -> None:
 def test_each_engine_has_its_own_calls(recipe: Make) -> None:
     unsloth, plain = plan(recipe()), plan(recipe("", "model.engine=transformers"))
 
-    assert [call.name for call in unsloth.calls] == [
+    assert [call.name for call in unsloth.calls.in_order] == [
         "unsloth.FastLanguageModel.from_pretrained",
         "unsloth.FastLanguageModel.get_peft_model",
         "trl.SFTConfig",
     ]
-    assert [call.name for call in plain.calls] == [
+    assert [call.name for call in plain.calls.in_order] == [
         "transformers.AutoModelForCausalLM.from_pretrained",
         "peft.LoraConfig",
         "trl.SFTConfig",
@@ -73,9 +74,8 @@ def test_each_engine_has_its_own_calls(recipe: Make) -> None:
 def test_full_fine_tuning_attaches_no_adapter(recipe: Make) -> None:
     made = plan(recipe("", "model.full_finetuning=true", 'export.formats=["merged_16bit"]'))
 
-    assert [call.name.rsplit(".", 1)[1] for call in made.calls] == ["from_pretrained", "SFTConfig"]
-    with pytest.raises(KeyError):
-        made.call("get_peft_model")
+    assert [call.name.rsplit(".", 1)[1] for call in made.calls.in_order] == ["from_pretrained", "SFTConfig"]
+    assert made.calls.adapter is None
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_a_renamed_argument_has_the_name_of_the_installed_version(
 ) -> None:
     loaded = recipe("", "train.warmup_ratio=0.1", "train.group_by_length=true")
 
-    kwargs = plan(loaded, CPU, installed={**TESTED, "transformers": transformers}).call("SFTConfig").kwargs
+    kwargs = plan(loaded, CPU, installed={**TESTED, "transformers": transformers}).calls.trainer.kwargs
 
     renamed = ("warmup_ratio", "group_by_length", "warmup_steps", "train_sampling_strategy")
     assert {key: kwargs[key] for key in renamed if key in kwargs} == expected
@@ -99,21 +99,25 @@ def test_a_renamed_argument_has_the_name_of_the_installed_version(
 def test_what_was_chosen_is_what_is_called(recipe: Make) -> None:
     made = plan(recipe("", "train.packing=true", "train.effective_batch_size=8"), CPU)
 
-    kwargs = made.call("SFTConfig").kwargs
+    kwargs, chosen = made.calls.trainer.kwargs, made.choices.by_key()
 
     for key in ("optim", "bf16", "fp16", "packing", "gradient_accumulation_steps"):
-        assert kwargs[key] == made.choices[f"train.{key}"].value
+        assert kwargs[key] == chosen[f"train.{key}"].value
     assert (kwargs["optim"], kwargs["packing"], kwargs["gradient_accumulation_steps"]) == (
         "adamw_torch_fused",
         False,
         4,
     )
-    assert made.call("from_pretrained").kwargs["dtype"] == made.choices["model.dtype"].value
+    assert made.calls.load.kwargs["dtype"] == made.choices.dtype.value
+
+
+def test_every_choice_is_known_by_the_recipe_key_that_it_decides(recipe: Make) -> None:
+    assert [key for key in plan(recipe()).choices.by_key() if key not in fields()] == []
 
 
 def test_epochs_and_steps_never_both_reach_the_trainer(recipe: Make) -> None:
-    by_steps = plan(recipe("", "train.max_steps=5")).call("SFTConfig").kwargs
-    by_epochs = plan(recipe()).call("SFTConfig").kwargs
+    by_steps = plan(recipe("", "train.max_steps=5")).calls.trainer.kwargs
+    by_epochs = plan(recipe()).calls.trainer.kwargs
 
     assert (by_steps.get("max_steps"), by_steps.get("num_train_epochs")) == (5, None)
     assert (by_epochs.get("max_steps"), by_epochs.get("num_train_epochs")) == (None, 1.0)

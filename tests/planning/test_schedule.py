@@ -6,33 +6,42 @@ import pytest
 
 from fastft.planning.schedule import (
     Schedule,
+    UnknownSchedule,
     make_schedule,
     micro_batches,
     points,
     steps_per_epoch,
     total_steps,
+    unknown_schedule,
     warmup,
 )
 from fastft.recipe.model import TrainSection
 
 
-def schedule(
-    *, examples: int | None = 10_000, rows: int | None = 10_000, accumulation: int | None = 8, **train: Any
-) -> Schedule:
-    """10,000 examples of 10 tokens, a batch of 16, 8 accumulated, 3 epochs on one device."""
+def section(**train: Any) -> TrainSection:
+    """A batch of 16 and 3 epochs, where `train` names no steps."""
     asked = {"per_device_train_batch_size": 16, "num_train_epochs": 3.0, **train}
     if "max_steps" in train:
         del asked["num_train_epochs"]
-    tokens = None if examples is None else 10 * examples
+    return TrainSection(**asked)
+
+
+def schedule(*, examples: int = 10_000, rows: int = 10_000, accumulation: int = 8, **train: Any) -> Schedule:
+    """10,000 examples of 10 tokens, a batch of 16, 8 accumulated, 3 epochs on one device."""
     return make_schedule(
         examples=examples,
         rows=rows,
-        tokens=tokens,
+        tokens=10 * examples,
         eval_examples=None,
         accumulation=accumulation,
         devices=1,
-        train=TrainSection(**asked),
+        train=section(**train),
     )
+
+
+def schedule_without_rows(*, examples: int | None = None, **train: Any) -> UnknownSchedule:
+    """A batch of 16, 8 accumulated, 3 epochs on one device, before the rows are known."""
+    return unknown_schedule(examples=examples, eval_examples=None, accumulation=8, devices=1, train=section(**train))
 
 
 def test_ten_thousand_rows_at_128_a_step_are_79_steps_an_epoch_and_237_in_three() -> None:
@@ -88,14 +97,22 @@ def test_packed_rows_make_a_step_of_more_examples() -> None:
 
 
 def test_what_depends_on_rows_that_are_not_known_is_left_open() -> None:
-    made = schedule(examples=None, rows=None, warmup_ratio=0.1)
+    made = schedule_without_rows(warmup_ratio=0.1)
 
-    assert (made.optimizer_steps, made.optimizer_steps_per_epoch, made.warmup_steps) == (None, None, None)
+    assert (made.optimizer_steps, made.as_json()["optimizer_steps_per_epoch"], made.warmup_steps) == (None, None, None)
     assert (made.examples_per_optimizer_step, made.num_train_epochs) == (128, 3.0)
 
 
+def test_examples_that_are_counted_and_not_yet_packed_make_a_step_of_an_unknown_size() -> None:
+    assert schedule_without_rows(examples=10_000).examples_per_optimizer_step is None
+
+
+def test_a_schedule_has_the_same_names_in_json_whether_the_rows_are_known_or_not() -> None:
+    assert list(schedule_without_rows().as_json()) == list(schedule().as_json())
+
+
 def test_steps_that_are_asked_for_are_known_without_the_rows() -> None:
-    made = schedule(examples=None, rows=None, max_steps=50, warmup_ratio=0.1)
+    made = schedule_without_rows(max_steps=50, warmup_ratio=0.1)
 
     assert (made.optimizer_steps, made.warmup_steps, made.num_train_epochs) == (50, 5, None)
 

@@ -1,4 +1,4 @@
-"""The sizes of base models: what config.json says, and what is known of a model before it is on this machine."""
+"""The sizes of base models: from config.json, or known before a model is on this machine."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_the_counted_weights_are_exactly_those_that_were_published(name: str) -> None:
+def test_the_weight_count_is_exactly_the_published_one(name: str) -> None:
     assert KNOWN[name].weights == PUBLISHED[name]
 
 
-def test_every_known_model_is_held_to_a_published_count_or_has_the_sizes_of_one_that_is() -> None:
+def test_every_known_model_has_a_published_count_or_the_sizes_of_one_that_has() -> None:
     held = {KNOWN[name] for name in PUBLISHED}
 
     assert [name for name, model in KNOWN.items() if model not in held] == []
@@ -68,7 +68,7 @@ def test_a_model_is_known_under_the_names_of_its_forms(hub_id: str, name: str) -
 
 
 @pytest.mark.parametrize("hub_id", ["somebody/Llama-3.1-8B", "meta-llama/Llama-5-8B", "meta-llama/", "llama-3.1-8b"])
-def test_a_model_that_may_be_another_one_is_not_guessed(hub_id: str) -> None:
+def test_an_ambiguous_model_is_not_guessed(hub_id: str) -> None:
     assert by_hub_id(hub_id) is None
 
 
@@ -84,11 +84,11 @@ LLAMA_CONFIG = {
 }
 
 
-def test_a_config_tells_the_same_sizes_as_the_table() -> None:
+def test_a_config_gives_the_same_sizes_as_the_table() -> None:
     assert from_config(LLAMA_CONFIG) == KNOWN["llama-3.2-1b"]
 
 
-def test_the_config_on_this_machine_goes_before_the_name() -> None:
+def test_the_config_on_this_machine_overrides_the_name() -> None:
     small = {**LLAMA_CONFIG, "num_hidden_layers": 2}
 
     found = architecture_of("meta-llama/Llama-3.1-8B", small)
@@ -102,7 +102,7 @@ def test_a_config_without_a_size_is_unknown_and_not_guessed(missing: str) -> Non
     assert from_config({key: value for key, value in LLAMA_CONFIG.items() if key != missing}) is None
 
 
-def test_a_mixture_of_experts_is_not_taken_for_a_dense_model() -> None:
+def test_a_mixture_of_experts_is_not_treated_as_a_dense_model() -> None:
     assert from_config({**LLAMA_CONFIG, "num_local_experts": 8}) is None
 
 

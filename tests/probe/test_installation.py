@@ -15,16 +15,16 @@ def findings(folder: Path) -> dict[str, Diagnosis]:
     return {finding.name: finding for finding in examine(folder)}
 
 
-def test_every_training_package_is_told(tmp_path: Path) -> None:
+def test_every_training_package_is_reported(tmp_path: Path) -> None:
     assert set(TESTED) <= set(findings(tmp_path))
 
 
-def test_a_version_with_published_holes_is_broken_and_told_how_to_mend(tmp_path: Path, install: Install) -> None:
+def test_a_version_with_published_vulnerabilities_is_broken_and_names_the_fix(tmp_path: Path, install: Install) -> None:
     install("unsloth", "2026.1.1")
 
     found = findings(tmp_path)["unsloth"]
 
-    assert (found.state, found.mend) == ("broken", "pip install 'unsloth>=2026.8.20'")
+    assert (found.state, found.fix) == ("broken", "pip install 'unsloth>=2026.8.20'")
 
 
 def test_another_version_than_the_tested_one_is_a_note(tmp_path: Path, install: Install) -> None:
@@ -44,7 +44,7 @@ def test_a_gpu_beside_a_cpu_build_of_torch_is_broken(
     found = findings(tmp_path)["device"]
 
     assert found.state == "broken"
-    assert "requirements/gpu.txt" in found.mend
+    assert "requirements/gpu.txt" in found.fix
 
 
 def test_a_cache_that_cannot_be_written_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,16 +53,16 @@ def test_a_cache_that_cannot_be_written_is_broken(tmp_path: Path, monkeypatch: p
 
     found = findings(tmp_path)["cache"]
 
-    assert (found.state, found.mend) == ("broken", "set XDG_CACHE_HOME")
+    assert (found.state, found.fix) == ("broken", "set XDG_CACHE_HOME")
 
 
-def test_what_is_broken_says_what_mends_it(tmp_path: Path) -> None:
-    assert [finding for finding in examine(tmp_path) if finding.state == "broken" and not finding.mend] == []
+def test_what_is_broken_names_its_fix(tmp_path: Path) -> None:
+    assert [finding for finding in examine(tmp_path) if finding.state == "broken" and not finding.fix] == []
 
 
-def test_a_version_that_unsloth_does_not_work_with_is_broken(tmp_path: Path, install: Install) -> None:
+def test_a_version_that_is_too_new_for_unsloth_is_broken(tmp_path: Path, install: Install) -> None:
     install("torch", "2.16.0+cu130")
 
     found = findings(tmp_path)["torch"]
 
-    assert (found.state, found.mend) == ("broken", f"pip install torch=={TESTED['torch']}")
+    assert (found.state, found.fix) == ("broken", f"pip install torch=={TESTED['torch']}")

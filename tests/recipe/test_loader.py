@@ -24,7 +24,7 @@ def test_an_override_wins_over_the_file_and_the_file_over_the_default(recipe: Ma
     assert (train.seed, train.logging_steps, train.save_total_limit) == (2, 5, 2)
 
 
-def test_settings_tell_where_each_value_came_from(recipe: Make) -> None:
+def test_settings_say_where_each_value_came_from(recipe: Make) -> None:
     settings = recipe("[train]\nseed = 1\nlogging_steps = 5\n", "train.seed=2").settings()
 
     assert settings["train.seed"] == Setting(2, "--set")
@@ -53,52 +53,54 @@ def test_the_value_of_an_override_is_toml_or_else_plain_text(recipe: Make, overr
 
 
 @pytest.mark.parametrize("override", ["seed=1", "train.seed", "train.=1", "a.b.c=1", "=1", ""])
-def test_an_override_that_is_no_pair_is_shown_one_that_is(write_recipe: Callable[..., Path], override: str) -> None:
-    (told,) = problems_of(write_recipe(), override)
+def test_the_message_for_a_malformed_override_shows_a_right_one(
+    write_recipe: Callable[..., Path], override: str
+) -> None:
+    (message,) = problems_of(write_recipe(), override)
 
-    assert told.startswith("--set: is not section.key=value") or "--set" in told
-    assert "write --set train.learning_rate=1e-4" in told
+    assert message.startswith("--set: is not section.key=value") or "--set" in message
+    assert "write --set train.learning_rate=1e-4" in message
 
 
 def test_a_problem_of_an_override_names_the_override(write_recipe: Callable[..., Path]) -> None:
     path = write_recipe("[train]\noptim = 1\n")
 
-    told = problems_of(path, "train.seed=-1", "train.sede=1", "trian.seed=1", "lora.r=0")
+    message = problems_of(path, "train.seed=-1", "train.sede=1", "trian.seed=1", "lora.r=0")
 
-    places = sorted(line.split(": ")[0] for line in told)
+    places = sorted(line.split(": ")[0] for line in message)
     assert places == ["--set lora.r=0", "--set train.sede=1", "--set train.seed=-1", "--set trian.seed=1", f"{path}:7"]
 
 
 def test_a_rule_that_an_override_breaks_names_the_override(write_recipe: Callable[..., Path]) -> None:
-    (told,) = problems_of(write_recipe("[train]\nwarmup_ratio = 0.1\n"), "train.warmup_steps=5")
+    (message,) = problems_of(write_recipe("[train]\nwarmup_ratio = 0.1\n"), "train.warmup_steps=5")
 
-    assert told.startswith("--set train.warmup_steps=5: train.warmup_steps: is given together with warmup_ratio = 0.1")
+    assert message.startswith("--set train.warmup_steps=5: train.warmup_steps: is set together with warmup_ratio = 0.1")
 
 
-def test_an_override_mends_what_is_wrong_in_the_file(recipe: Make) -> None:
+def test_an_override_fixes_what_is_wrong_in_the_file(recipe: Make) -> None:
     assert recipe("[train]\nseed = -1\n", "train.seed=1").recipe.train.seed == 1
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"#" * (MAX_BYTES + 1), "is larger than 64 KiB; a recipe is a page of TOML text"),
         (b"[model]\nid = '\xff'\n", ":2: is not UTF-8 text (byte 14); save the file as UTF-8"),
         (b"\x00" * 10, ":1: is not valid TOML"),
     ],
 )
-def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, content: bytes, told: str) -> None:
+def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "recipe.toml"
     path.write_bytes(content)
 
-    assert told in problems_of(path)[0]
+    assert message in problems_of(path)[0]
 
 
 def test_a_file_without_an_end_is_refused() -> None:
     assert "is larger than 64 KiB" in problems_of(Path("/dev/zero"))[0]
 
 
-def test_a_missing_file_is_told_the_nearest_one(write_recipe: Callable[..., Path]) -> None:
+def test_the_message_for_a_missing_file_names_the_nearest_one(write_recipe: Callable[..., Path]) -> None:
     path = write_recipe(name="llama31")
 
     assert problems_of(path.with_name("llama3.toml")) == [
@@ -106,11 +108,11 @@ def test_a_missing_file_is_told_the_nearest_one(write_recipe: Callable[..., Path
     ]
 
 
-def test_a_folder_is_told_to_be_one(tmp_path: Path) -> None:
+def test_a_folder_is_refused(tmp_path: Path) -> None:
     assert problems_of(tmp_path) == [f"{tmp_path}: is a folder; name a recipe file (.toml)"]
 
 
-def test_a_path_with_a_nul_is_told(tmp_path: Path) -> None:
+def test_a_path_with_a_nul_is_refused(tmp_path: Path) -> None:
     assert "cannot be read: embedded null byte" in problems_of(Path("a\0b.toml"))[0]
 
 
@@ -130,10 +132,10 @@ def test_windows_line_ends_and_a_byte_order_mark_are_read(tmp_path: Path) -> Non
     assert load(path).recipe.data.train == "rows.jsonl"
 
 
-def test_what_a_recipe_says_is_shown_and_not_obeyed_by_the_terminal(write_recipe: Callable[..., Path]) -> None:
-    (told,) = problems_of(write_recipe('[train]\noptim = "\\u001b[2J\\u202e"\n'))
+def test_control_characters_of_a_recipe_are_escaped(write_recipe: Callable[..., Path]) -> None:
+    (message,) = problems_of(write_recipe('[train]\noptim = "\\u001b[2J\\u202e"\n'))
 
-    assert told.isprintable()
+    assert message.isprintable()
 
 
 def test_a_recipe_and_its_sections_never_change(recipe: Make) -> None:

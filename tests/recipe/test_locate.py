@@ -79,7 +79,7 @@ def test_only_line_feeds_count_as_line_ends() -> None:
     assert line_of("# \u2028 \x85\na = 1\n", ["a"]) == 2
 
 
-def test_a_broken_statement_is_told_by_its_first_line() -> None:
+def test_a_broken_statement_is_located_by_its_first_line() -> None:
     text = "a = 1\nb = [\n  1,\n  oops,\n"
 
     assert line_of_statement(text, 4) == 2

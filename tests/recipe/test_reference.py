@@ -55,14 +55,14 @@ def test_explain_of_a_section_lists_its_keys_with_a_whole_sentence_each() -> Non
 
 
 @pytest.mark.parametrize("key", ["gradient_accumulation_steps", "train.gradient_accumulation_steps"])
-def test_explain_tells_all_of_a_key(key: str) -> None:
+def test_explain_prints_everything_about_a_key(key: str) -> None:
     page = explain(key)
 
     for part in ("Micro-batches", "Default", "Allowed", "Unit", "Too small", "Too large", "SFTConfig("):
         assert part in page
 
 
-def test_explain_tells_every_key_of_that_name() -> None:
+def test_explain_prints_every_key_of_that_name() -> None:
     assert "data.train\n" in explain("data.train")
     assert "data.sources.weight" in explain("weight")
 
@@ -77,7 +77,7 @@ def test_explain_tells_every_key_of_that_name() -> None:
         ("zzz", "`fastft explain` lists the sections"),
     ],
 )
-def test_explain_names_what_an_unknown_key_most_likely_means(key: str, meant: str) -> None:
+def test_explain_names_the_key_that_an_unknown_one_most_likely_means(key: str, meant: str) -> None:
     with pytest.raises(RecipeError, match="there is no such key") as caught:
         explain(key)
 
@@ -100,7 +100,7 @@ def test_the_schema_rejects_what_the_loader_rejects(wrong: dict[str, object]) ->
         jsonschema.validate({**sound, **wrong}, schema())
 
 
-def test_the_schema_is_one_and_describes_its_keys() -> None:
+def test_the_schema_is_valid_and_describes_its_keys() -> None:
     text = json.dumps(schema())
 
     jsonschema.Draft202012Validator.check_schema(schema())

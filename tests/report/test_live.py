@@ -43,7 +43,7 @@ def test_in_a_pipe_a_step_is_one_plain_line() -> None:
     assert "\x1b" not in "".join(lines)
 
 
-def test_on_a_terminal_the_figures_stand_in_a_view() -> None:
+def test_on_a_terminal_a_view_shows_the_figures() -> None:
     text = shown(terminal=True)
 
     for part in ("step 3/60", "loss", "1.2500", "learning rate", "tokens/s", "250", "1.50 GiB"):
@@ -87,7 +87,7 @@ def test_a_sparkline_shows_the_means_of_equal_stretches(values: list[float], wid
         (100 * 3600, "100 h 00 min"),
     ],
 )
-def test_a_duration_is_said_as_people_say_it(seconds: float, text: str) -> None:
+def test_a_duration_is_readable(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 

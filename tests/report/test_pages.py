@@ -40,7 +40,7 @@ def printed(result: Result) -> str:
     return stream.getvalue()
 
 
-def test_a_result_tells_what_changed_and_where_the_weights_are() -> None:
+def test_a_result_shows_what_changed_and_where_the_weights_are() -> None:
     text = printed(RESULT)
 
     for part in ("0 of 50 (0 %)", "43 of 50 (86 %)", "3.0000", "0.2500", "3 min 05 s, 100 tokens/s", "4,884,480"):

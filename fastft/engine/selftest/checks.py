@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from fastft.exports.job import MERGED, Job
 from fastft.exports.parity import comparable
 from fastft.probe.device import find_device
 from fastft.probe.installation import Diagnosis
-from fastft.probe.software import blamed, mend, version
+from fastft.probe.software import fix_command, guilty_package, version
 from fastft.runs.checkpoints import newest_checkpoint
 
 # How far two figures may differ that are equal in exact arithmetic: sums in another order in float32 (measured: 1e-6),
@@ -68,9 +68,11 @@ def _tried(check: Check, bench: Bench) -> Diagnosis:
         traceback.print_exc()
         said = " ".join(str(error).split())[:300]
         holds, detail = False, said if isinstance(error, FastftError) else f"{type(error).__name__}: {said}"
-        guilty = _keyword_owner(error, bench) or blamed(error)
+        guilty = _keyword_owner(error, bench) or guilty_package(error)
         packages = [guilty] if guilty else check.packages
-    return Diagnosis(check.name, "ok", detail) if holds else Diagnosis(check.name, "broken", detail, mend(packages))
+    return (
+        Diagnosis(check.name, "ok", detail) if holds else Diagnosis(check.name, "broken", detail, fix_command(packages))
+    )
 
 
 def _keyword_owner(error: Exception, bench: Bench) -> str | None:
@@ -78,8 +80,8 @@ def _keyword_owner(error: Exception, bench: Bench) -> str | None:
     owner, found, keyword = str(error).partition(".__init__() got an unexpected keyword argument ")
     if not isinstance(error, TypeError) or not found:
         return None
-    calls = bench.job("keywords").plan.calls
-    named = [call for call in calls if call.name.endswith(owner) or keyword.strip("'") in call.kwargs]
+    calls = bench.job("keywords").plan.calls.in_order
+    named = [call for call in calls if owner in call.name.split(".") or keyword.strip("'") in call.kwargs]
     return named[-1].name.split(".")[0] if named else "trl"
 
 
@@ -110,13 +112,21 @@ def _two_steps(bench: Bench) -> Outcome:
     if len(losses) != 2 or not all(math.isfinite(loss) for loss in losses):
         return False, f"2 finite losses expected, got {shown or 'none'}"
     now = dict(seen.model.named_parameters())
-    moved = [name for name, before in seen.frozen.items() if not torch.equal(before, now[name].detach())]
-    still = [name for name, weight in now.items() if weight.requires_grad and "lora_B" in name and not weight.any()]
     trained = sum(weight.requires_grad for weight in now.values())
-    wrong = [*(f"{name} of the base moved" for name in moved), *(f"{name} did not move" for name in still)]
-    if wrong or not trained:
-        return False, wrong[0] if wrong else "nothing is trained"
+    wrong = next(_misplaced_moves(now, seen.frozen), None if trained else "nothing is trained")
+    if wrong is not None:
+        return False, wrong
     return True, f"losses {shown}; {trained} adapter matrices moved, {len(seen.frozen)} of the base did not"
+
+
+def _misplaced_moves(now: dict[str, torch.Tensor], frozen: dict[str, torch.Tensor]) -> Iterator[str]:
+    """Each weight of the base that training moved, and each adapter that it did not move."""
+    for name, before in frozen.items():
+        if not torch.equal(before, now[name].detach()):
+            yield f"{name} of the base moved"
+    for name, weight in now.items():
+        if weight.requires_grad and "lora_B" in name and not weight.any():
+            yield f"{name} did not move"
 
 
 def _loss_mask(bench: Bench) -> Outcome:
@@ -154,7 +164,7 @@ def _accumulation(bench: Bench) -> Outcome:
 def _packing(bench: Bench) -> Outcome:
     """One packed example is changed; nothing may move in the others of its row."""
     job = bench.job("packed", packing=True, per_device_train_batch_size=1)
-    choice = job.plan.choices["train.packing"]
+    choice = job.plan.choices.packing
     if not choice.value:
         return True, f"not active here: {choice.reason}"
     trainer = job.trainer()

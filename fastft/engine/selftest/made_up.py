@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as Vocabulary
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fastft.data.prepare import Prepared, prepare
 from fastft.data.tokenizer import load_tokenizer
-from fastft.engine.model import load_model
+from fastft.engine.model import Model, Tokenizer, load_model
 from fastft.engine.train import Material, make_trainer, train
 from fastft.engine.trainer import Hooks, RunTrainer
 from fastft.planning.facts import find_facts, with_rows
@@ -110,7 +111,7 @@ class BenchRun:
     prepared: Prepared
     run: RunDir
 
-    def load(self) -> tuple[Any, Any]:
+    def load(self) -> tuple[Model, Tokenizer]:
         """The model with its adapter, and the tokenizer."""
         template = self.prepared.template
         return load_model(self.plan, None if template is None else template.source)
@@ -120,7 +121,7 @@ class BenchRun:
         return Material(self.prepared.train.rows, None, (), (), 8, None)
 
     def train(
-        self, model: Any, tokenizer: Any, checkpoint: Path | None = None, *, stop: bool = False
+        self, model: Model, tokenizer: Tokenizer, checkpoint: Path | None = None, *, stop: bool = False
     ) -> list[StepMetrics]:
         """Train to the end, or to the first step with `stop`; the line of each step."""
         steps: list[StepMetrics] = []
@@ -140,8 +141,8 @@ class TrainedBench:
     """A trained bench run: the model, its base's weights from before, the line of each step."""
 
     job: BenchRun
-    model: Any
-    tokenizer: Any
+    model: Model
+    tokenizer: Tokenizer
     frozen: dict[str, torch.Tensor]
     steps: list[StepMetrics]
 
@@ -154,7 +155,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer that reads bytes and one pair of them, with ChatML's special tokens and template."""
     tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "es"]
     # llama.cpp loads no BPE tokenizer without a merge.
-    tokenizer = Tokenizer(models.BPE({token: number for number, token in enumerate(tokens)}, [("e", "s")]))
+    tokenizer = Vocabulary(models.BPE({token: number for number, token in enumerate(tokens)}, [("e", "s")]))
     # The cut of SmolLM, which llama.cpp knows by name.
     cut = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(cut)

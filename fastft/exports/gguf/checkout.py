@@ -7,11 +7,10 @@ import sys
 from pathlib import Path
 
 from fastft.errors import MachineError, Problem, RecipeError, Where
-from fastft.files.staging import staged_file
+from fastft.files.atomic import staged_file
+from fastft.recipe.quantizations import QUANTIZATIONS
 
 SCRIPT = "convert_hf_to_gguf.py"
-# What the converter writes by itself; K-quants need llama.cpp's compiled quantizer after it.
-OUTTYPES = ("f32", "f16", "bf16", "q8_0")
 
 
 def check_checkout(checkout: Path, quantization: str) -> Path:
@@ -23,13 +22,14 @@ def check_checkout(checkout: Path, quantization: str) -> Path:
     script = checkout / SCRIPT
     if not script.is_file():
         raise RecipeError(Problem(Where(str(checkout)), "--llama-cpp", f"has no {SCRIPT}", "give a llama.cpp checkout"))
-    if quantization not in OUTTYPES:
+    if not QUANTIZATIONS[quantization].by_converter:
+        written = (row.name for row in QUANTIZATIONS.values() if row.by_converter)
         raise RecipeError(
             Problem(
                 Where(str(checkout)),
                 "quantization",
                 "llama.cpp's converter does not write this type",
-                f"write one of {', '.join(OUTTYPES)}, then run llama-quantize on it",
+                f"write one of {', '.join(written)}, then run llama-quantize on it",
                 got=quantization,
             )
         )

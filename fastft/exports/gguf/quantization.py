@@ -10,27 +10,8 @@ import re
 from dataclasses import dataclass
 
 from fastft.errors import Problem, RecipeError, Where, nearest
+from fastft.recipe.quantizations import QUANTIZATIONS
 
-# Recipe name: (type of most tensors, llama.cpp's name of the file type).
-QUANTIZATIONS = {
-    "f32": ("F32", "ALL_F32"),
-    "f16": ("F16", "MOSTLY_F16"),
-    "bf16": ("BF16", "MOSTLY_BF16"),
-    "q8_0": ("Q8_0", "MOSTLY_Q8_0"),
-    "q4_0": ("Q4_0", "MOSTLY_Q4_0"),
-    "q4_1": ("Q4_1", "MOSTLY_Q4_1"),
-    "q5_0": ("Q5_0", "MOSTLY_Q5_0"),
-    "q5_1": ("Q5_1", "MOSTLY_Q5_1"),
-    "q2_k": ("Q2_K", "MOSTLY_Q2_K"),
-    "q3_k_s": ("Q3_K", "MOSTLY_Q3_K_S"),
-    "q3_k_m": ("Q3_K", "MOSTLY_Q3_K_M"),
-    "q3_k_l": ("Q3_K", "MOSTLY_Q3_K_L"),
-    "q4_k_s": ("Q4_K", "MOSTLY_Q4_K_S"),
-    "q4_k_m": ("Q4_K", "MOSTLY_Q4_K_M"),
-    "q5_k_s": ("Q5_K", "MOSTLY_Q5_K_S"),
-    "q5_k_m": ("Q5_K", "MOSTLY_Q5_K_M"),
-    "q6_k": ("Q6_K", "MOSTLY_Q6_K"),
-}
 # (elements, bytes) of one block of each type, from ggml-common.h.
 BLOCKS = {
     "F32": (1, 4),
@@ -81,7 +62,7 @@ def check_quantization(name: str) -> str:
 
 def tensor_type(name: str, shape: tuple[int, ...], quantization: str, model: ModelFacts) -> tuple[str, str | None]:
     """(type, type that the shape did not allow or None) of the GGUF tensor `name` with shape (rows, columns)."""
-    default = QUANTIZATIONS[quantization][0]
+    default = QUANTIZATIONS[quantization].tensor_type
     if len(shape) < 2 or name.endswith("_norm.weight") or not name.endswith(".weight"):
         return "F32", None
     if default in ("F32", "F16", "BF16"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastft.console import BytesWritten, ignore_bytes
 from fastft.errors import MachineError, Problem, RecipeError, Where
 from fastft.exports.gguf import kernels
 from fastft.exports.gguf.architectures import GgufArchitecture, find_architecture
-from fastft.exports.gguf.quantization import QUANTIZATIONS, ModelFacts, check_quantization, tensor_bytes, tensor_type
+from fastft.exports.gguf.quantization import ModelFacts, check_quantization, tensor_bytes, tensor_type
 from fastft.exports.gguf.vocabulary import Vocabulary, read_vocabulary
 from fastft.exports.merged import tokenizer_folder
 from fastft.exports.trained import EMBEDDING, TrainedWeights, in_order, row_blocks
-from fastft.files.staging import staged_file
+from fastft.files.atomic import staged_file
 from fastft.files.tensors import Floats, check_float16
 from fastft.inference.library import shared_library
-
-Progress = Callable[[int, int], None]
+from fastft.recipe.quantizations import QUANTIZATIONS
 
 # GGUF's default alignment of tensor data.
 ALIGNMENT = 32
@@ -76,13 +76,13 @@ def write_gguf(
     end_ids: Sequence[int] = (),
     name: str | None = None,
     threads: int | None = None,
-    on_progress: Progress | None = None,
+    on_bytes: BytesWritten = ignore_bytes,
 ) -> GgufReport:
     """Write base + adapter as the new file `out_file` in `quantization` (q4_k_m, q8_0, f16, ...).
 
     The tokenizer is that of the adapter's folder, else of the base; `chat_template` takes the place of its own.
     Generation stops at the first of `end_ids` besides where it stopped before. `name` is the model's name
-    in the file (default: the file's). `on_progress` gets (bytes, in all).
+    in the file (default: the file's). `on_bytes` learns how far the tensors are.
 
     Raises:
         RecipeError: unknown quantization, architecture or tokenizer; the adapter does not fit; `out_file` exists.
@@ -101,7 +101,7 @@ def write_gguf(
         with staged_file(out_file, needed) as stage:
             writer = _writer(stage, trained, architecture, quantization, vocabulary, outputs, name or out_file.stem)
             try:
-                _write(writer, trained, outputs, threads, on_progress)
+                _write(writer, trained, outputs, threads, on_bytes)
             finally:
                 writer.close()
     notes = (*(() if trained.base_note is None else (trained.base_note,)), *_fallbacks(outputs))
@@ -184,7 +184,7 @@ def _writer(
         raise MachineError(
             Problem(Where(str(trained.base / "config.json")), str(error.args[0]), "is missing", "download it again")
         ) from error
-    writer.add_file_type(gguf.LlamaFileType[QUANTIZATIONS[quantization][1]])
+    writer.add_file_type(gguf.LlamaFileType[QUANTIZATIONS[quantization].file_type])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     vocabulary.add_to(writer)
     for output in outputs:
@@ -197,7 +197,7 @@ def _writer(
 
 
 def _write(
-    writer: Any, trained: TrainedWeights, outputs: list[_Output], threads: int | None, on_progress: Progress | None
+    writer: Any, trained: TrainedWeights, outputs: list[_Output], threads: int | None, on_bytes: BytesWritten
 ) -> None:
     stream = writer.fout[0]
     stream.write(bytes(-stream.tell() % ALIGNMENT))
@@ -208,8 +208,7 @@ def _write(
         done += data.nbytes
         if last:
             stream.write(bytes(-output.size_bytes % ALIGNMENT))
-        if on_progress is not None:
-            on_progress(done, total)
+        on_bytes(done, total)
 
 
 def _blocks(outputs: list[_Output]) -> Iterator[tuple[_Output, int, int]]:

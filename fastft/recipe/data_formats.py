@@ -1,0 +1,15 @@
+"""The formats that `data.format` can name, each with the columns that it cannot do without."""
+
+from __future__ import annotations
+
+# Detection takes the first format whose columns are there: those that say more stand first. How a row of each becomes
+# messages: fastft.data.formats.
+DATA_FORMATS = {
+    "messages": ("messages",),
+    "sharegpt": ("conversations",),
+    "belle": ("instruction", "output"),
+    "alpaca": ("instruction", "output"),
+    "prompt_completion": ("prompt", "completion"),
+    "classification": ("text", "label"),
+    "text": ("text",),
+}

@@ -1,0 +1,34 @@
+"""The formats that `export.formats` can name. GGUF has a file for each of its types; the others are folders, here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+GGUF = "gguf"
+
+
+@dataclass(frozen=True)
+class FolderFormat:
+    """One format that is a folder of safetensors: disk forecast, export, parity gate and model card read it here."""
+
+    name: str
+    library: str
+    """What loads it, as the Hub's model cards call it."""
+    weight_bytes: float
+    """Bytes a weight of the base model that it takes; an adapter holds none of them."""
+    bar: float
+    """Share of positions whose next token must be the trained model's (see fastft.exports.parity)."""
+
+
+_ROWS = (
+    FolderFormat("adapter", "peft", 0.0, bar=0.99),
+    FolderFormat("merged_16bit", "transformers", 2.0, bar=0.99),
+    # NF4 with double quantization takes 0.516 bytes; embeddings and head keep 16 bits, an eighth of an 8B model.
+    FolderFormat("merged_4bit", "transformers", 0.71, bar=0.85),
+)
+FOLDER_FORMATS = {row.name: row for row in _ROWS}
+
+
+def export_formats() -> tuple[str, ...]:
+    """Every name that `export.formats` takes."""
+    return (*FOLDER_FORMATS, GGUF)
