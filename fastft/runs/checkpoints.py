@@ -40,6 +40,11 @@ def checkpoints(run: RunDir) -> list[tuple[int, Path]]:
     return sorted(found, reverse=True)
 
 
+def newest_step(run: RunDir) -> int:
+    """The optimizer step of the newest checkpoint, whole or not; 0 without one."""
+    return max((step for step, _ in checkpoints(run)), default=0)
+
+
 def newest_checkpoint(run: RunDir) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint, and a sentence for each newer one that was passed over."""
     passed: list[str] = []

@@ -82,7 +82,7 @@ def test_sigterm_writes_a_checkpoint_and_says_how_to_go_on(model: Path, tmp_path
     folder, stopped = stop(write_recipe(tmp_path, model, changes), 3)
     assert stopped.exit_code == 75
     assert "stopped by SIGTERM after a checkpoint" in str(stopped)
-    assert "the same command with --resume continues" in str(stopped)
+    assert "the same command continues" in str(stopped)
     [(step, checkpoint)] = checkpoints(folder)
     assert (step, damage(checkpoint)) == (3, None)
     assert not folder.is_finished
@@ -266,7 +266,7 @@ def test_a_killed_process_and_a_stopped_one_end_like_an_undisturbed_run(model: P
             endings.append((process.wait(60), process.stderr.read()))
     assert endings[0][0] == -signal.SIGKILL
     assert endings[1][0] == 75
-    assert "the same command with --resume continues" in endings[1][1]
+    assert "the same command continues" in endings[1][1]
     resumed = run(recipe, resume=True)
     assert resumed.losses == whole.losses
     assert adapter(resumed) == adapter(whole)
