@@ -61,11 +61,13 @@ def train(
     try:
         trainer = make_trainer(plan, model, tokenizer, material, run, hooks)
         before = _before(trainer, tokenizer, material, run, hooks)
+        if checkpoint is not None:
+            checkpoint = trainer.completed(checkpoint)
         if checkpoint is not None and trainer.has_ended_at(checkpoint):
             trainer.take_from(checkpoint)
         else:
             hooks.stage(f"training: {trainer_steps(plan)} optimizer steps")
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            trainer.train_from(checkpoint)
         if trainer.stopped:
             return _trained(trainer, before, Evaluation(None, None), finished=False)
         trainer.refuse_if_poisoned()
