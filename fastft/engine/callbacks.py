@@ -127,6 +127,25 @@ class Resumption(TrainerCallback):
         self._trainer.restore_unlogged()
 
 
+class HeldOutWatch(TrainerCallback):
+    """Says once when the held-out loss is above that of the untrained model."""
+
+    def __init__(self, untrained: float, say: Callable[[str], None]) -> None:
+        self._untrained, self._say = untrained, say
+        self._said = False
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, Any], **_: Any
+    ) -> None:
+        loss = metrics.get("eval_loss")
+        if loss is not None and loss > self._untrained and not self._said:
+            self._said = True
+            self._say(
+                f"step {state.global_step}: the held-out loss is {loss:.4f}, {self._untrained:.4f} before training: "
+                "the model gets worse; a lower train.learning_rate or other rows may help"
+            )
+
+
 class EarlyStopping(EarlyStoppingCallback):
     """transformers' early stopping, whose count of evaluations without gain survives a resume."""
 

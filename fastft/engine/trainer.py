@@ -31,6 +31,7 @@ from fastft.engine.random_state import RandomState
 from fastft.engine.sampler import EpochSampler
 from fastft.engine_choice import selected
 from fastft.errors import Problem, TrainingError, Where
+from fastft.files.atomic import free_bytes
 from fastft.files.records import read_record, write_record
 from fastft.files.seal import seal
 from fastft.runs.checkpoints import STATE, checkpoints, evaluations_at
@@ -60,6 +61,7 @@ class Hooks:
     """Where news goes, and whether somebody asked to stop."""
 
     stage: Callable[[str], None]
+    note: Callable[[str], None]
     step: Callable[[StepMetrics], None]
     evaluated: Callable[[EvaluationMetrics], None]
     stop_asked: Callable[[], bool]
@@ -179,6 +181,7 @@ class RunTrainer(SFTTrainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Let the trainer write into a folder that nobody reads, then seal it under its final name."""
         self.refuse_if_poisoned()
+        self._refuse_if_disk_is_short()
         step, best = self.state.global_step, self.state.best_global_step
         self._saving_to = self._run.checkpoints / ".partial"
         shutil.rmtree(self._saving_to, ignore_errors=True)
@@ -195,11 +198,27 @@ class RunTrainer(SFTTrainer):
             (written / "training_args.bin").unlink(missing_ok=True)
             seal(written, self._run.checkpoints / f"step-{step}")
         except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap what the disk said
-            raise _cannot_save(self._run.checkpoints, error) from error
+            free = free_bytes(self._run.checkpoints)
+            said = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+            wrong = f"the checkpoint could not be written: {said} ({free / 2**20:.0f} MiB free)"
+            raise _cannot_save(self._run.checkpoints, wrong) from error
         finally:
             shutil.rmtree(self._saving_to, ignore_errors=True)
             self._saving_to = None
         self._forget_old()
+
+    def _refuse_if_disk_is_short(self) -> None:
+        """Stop before a checkpoint that does not fit: a full disk makes torch and safetensors fail in other words.
+
+        Raises:
+            TrainingError: fewer bytes are free than the trained weights and the optimizer's state take.
+        """
+        trained = [weight for weight in self.model.parameters() if weight.requires_grad]
+        state = [value for kept in self.optimizer.state.values() for value in kept.values() if torch.is_tensor(value)]
+        needed, free = sum(tensor.nbytes for tensor in (*trained, *state)), free_bytes(self._run.checkpoints)
+        if free < needed:
+            wrong = f"the disk is full: a checkpoint needs {needed / 2**20:.1f} MiB, {free / 2**20:.1f} MiB are free"
+            raise _cannot_save(self._run.checkpoints, wrong)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate; the random numbers of before stay at hand, for a stop on the way."""
@@ -288,11 +307,8 @@ class RunTrainer(SFTTrainer):
             shutil.rmtree(path)
 
 
-def _cannot_save(folder: Path, error: Exception) -> TrainingError:
-    free = shutil.disk_usage(folder).free / 1024**2
-    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
-    wrong = f"the checkpoint could not be written: {said} ({free:.0f} MiB free)"
-    instead = "free some space, then go on with --resume: earlier checkpoints are whole"
+def _cannot_save(folder: Path, wrong: str) -> TrainingError:
+    instead = "free some space, then run the same command: it continues from the newest checkpoint"
     return TrainingError(Problem(Where(str(folder)), "train.save_strategy", wrong, instead))
 
 

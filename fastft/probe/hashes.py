@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 from collections.abc import Sequence
@@ -33,6 +34,11 @@ def sha256_of_files(folder: Path, patterns: Sequence[str]) -> dict[str, str]:
             kept_in.parent.mkdir(parents=True, exist_ok=True)
             write_json(kept_in, known)
     return {file.name: known[keys[file]] for file in files}
+
+
+def kept_sha256(file: Path) -> str:
+    """SHA-256 of one file, kept as those of `sha256_of_files`."""
+    return sha256_of_files(file.parent, (glob.escape(file.name),))[file.name]
 
 
 def _key(file: Path) -> str:

@@ -42,6 +42,7 @@ from fastft.runs.manifest import Manifest, changes, make_manifest
 from fastft.runs.metrics import MetricsFile, OutOfMemory, StepMetrics
 from fastft.runs.result import ExportedFile, Result, SavedWeights, Trained, make_result
 from fastft.runs.score import Measured, score
+from fastft.stages.faults import explain
 from fastft.stages.inputs import convert, prepare_rows
 from fastft.stages.stopping import Stopping
 
@@ -142,6 +143,10 @@ def run_attempt(
                 raise
             except KeyboardInterrupt:
                 raise attempt.interrupted(log, saved=bool(checkpoints(run))) from None
+            except OSError as error:
+                if log.parent.is_dir():
+                    _write_traceback(log)
+                raise explain(error, run) from error
             except Exception as error:
                 _write_traceback(log)
                 wrong = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
@@ -307,6 +312,8 @@ def _train_once(
         attempt.view.note(f"continuing from step {step_of(checkpoint)}")
 
     def show(line: StepMetrics) -> None:
+        if not attempt.run.recipe.is_file():  # saving would make the folder anew, without what was in it
+            raise FileNotFoundError(attempt.run.path)
         metrics.step(line)
         attempt.view.step(line)
 
@@ -318,7 +325,9 @@ def _train_once(
         max_new_tokens=recipe.eval.max_new_tokens,
         early_stopping_patience=recipe.train.early_stopping_patience,
     )
-    hooks = Hooks(attempt.view.stage, show, metrics.evaluation, lambda: attempt.stopping.asked is not None)
+    hooks = Hooks(
+        attempt.view.stage, attempt.view.note, show, metrics.evaluation, lambda: attempt.stopping.asked is not None
+    )
     with contextlib.ExitStack() as until_saved:
         until_saved.enter_context(attempt.stopping.deferred())
         trained = train(plan, model, tokenizer, material, attempt.run, hooks, checkpoint)

@@ -229,7 +229,7 @@ def make_parts(recipe: Path) -> Parts:
     plan = make_plan(loaded, with_rows(facts, section, prepared), str(folder.path))
     held_out = None if prepared.eval is None else prepared.eval.rows
     material = Material(prepared.train.rows, held_out, (), (), 8, section.train.early_stopping_patience)
-    hooks = Hooks(lambda _: None, lambda _: None, lambda _: None, lambda: False)
+    hooks = Hooks(lambda _: None, lambda _: None, lambda _: None, lambda _: None, lambda: False)
     return Parts(plan, prepared, material, hooks, folder)
 
 
