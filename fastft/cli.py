@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
+import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from fastft import __version__
-from fastft.errors import FastftError
-from fastft.probe.software import NEEDED_TO_CHAT, NEEDED_TO_EXPORT, require
+from fastft.errors import FastftError, MachineError, Problem, Where
+from fastft.probe.base_model import cache_folder
+from fastft.probe.software import INSTALL, NEEDED_TO_CHAT, NEEDED_TO_EXPORT, require
 
 # The value of `--resume` without a folder. No folder has an empty name.
 NEWEST = ""
@@ -255,9 +259,43 @@ def _top(
 
 def main() -> None:
     """Run the command line. Exit codes: docs/runs.md."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal of another encoding shows "?" for what it lacks
+            stream.reconfigure(errors="replace")
     try:
-        app(_with_resume_value(sys.argv[1:]), prog_name="fastft")
+        try:
+            app(_with_resume_value(sys.argv[1:]), prog_name="fastft")
+        finally:
+            sys.stdout.flush()
     except FastftError as error:
         for problem in error.problems:
             print(problem, file=sys.stderr)
         raise SystemExit(error.exit_code) from None
+    except BrokenPipeError:  # the reader has gone, as `| head` does
+        _discard_output()
+        raise SystemExit(1) from None
+    except (OSError, ImportError) as error:
+        _discard_output()
+        print(_explain(error), file=sys.stderr)
+        raise SystemExit(MachineError.exit_code) from None
+
+
+def _discard_output() -> None:
+    """Send what is still to be written to standard output nowhere: Python would fail on it again at its exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _explain(error: OSError | ImportError) -> Problem:
+    """An error of the machine in one line; its traceback goes to a log in fastft's cache."""
+    log = cache_folder() / "error.txt"
+    text = "".join(traceback.format_exception(error))
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(text, encoding="utf-8")
+        instead = f"the traceback is in {log}"
+    except OSError:
+        instead = "set XDG_CACHE_HOME to a folder that you may write to"
+    if isinstance(error, ImportError):
+        return Problem(Where(error.name or "python"), "", f"cannot be imported: {error}", f"{INSTALL}; {instead}")
+    where = error.filename if isinstance(error.filename, str) else "standard output"
+    return Problem(Where(where), "", f"failed: {error.strerror or error}", instead)

@@ -16,6 +16,7 @@ from fastft.planning.check import check
 from fastft.planning.facts import find_facts
 from fastft.planning.plan import make_plan
 from fastft.probe.hub import fetch
+from fastft.probe.world import refuse_several_processes
 from fastft.recipe.loader import LoadedRecipe, load
 from fastft.report.result import print_result
 from fastft.runs.directory import (
@@ -39,6 +40,7 @@ def run(recipe: Path, overrides: Sequence[str], runs_dir: Path, start: Start, co
         FastftError: anything that a user can fix, before or during training.
         Interrupted: somebody asked the run to stop; the same command continues.
     """
+    refuse_several_processes()
     loaded = load(recipe, overrides)
     check(loaded)
     earlier, notes = _choose(loaded, runs_dir, start)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from fastft.files.atomic import free_bytes
 from fastft.probe.base_model import BaseModel, find_base_model
 from fastft.probe.device import Device, find_device
 from fastft.probe.software import installed
+from fastft.probe.world import world_size
 from fastft.recipe.loader import LoadedRecipe
 from fastft.recipe.model import Recipe
 
@@ -45,7 +45,7 @@ class Facts:
 
     `train_examples`, `eval_examples`: rows in the data, None where they cannot be counted here. `rows`: what is known
     once they are tokenized, else None and `rows_missing` says why. `free_disk_bytes`: free space where runs are
-    written. `processes`: how many this run is made of, one a GPU (torchrun tells them by WORLD_SIZE).
+    written. `processes`: how many this run is made of, one a GPU (see probe/world.py).
     """
 
     device: Device
@@ -80,7 +80,7 @@ def find_facts(loaded: LoadedRecipe, runs_dir: Path) -> Facts:
         train_examples=train_examples,
         eval_examples=eval_examples,
         free_disk_bytes=free_bytes(runs_dir),
-        processes=int(os.environ.get("WORLD_SIZE") or 1),
+        processes=world_size(),
     )
 
 

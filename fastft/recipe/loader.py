@@ -156,9 +156,9 @@ def _parse_overrides(overrides: Iterable[str]) -> dict[str, tuple[str, Any]]:
         field, equals, raw = text.partition("=")
         field = field.strip()
         if not equals or not re.fullmatch(r"[A-Za-z_]\w*\.[A-Za-z_]\w*", field):
-            problems.append(
-                Problem(Where("--set"), "", "is not section.key=value", "write --set train.learning_rate=1e-4", text)
-            )
+            known = [name for name in fields() if name.partition(".")[2] == field]
+            example = f"{known[0]}={raw}" if known and equals else "train.learning_rate=1e-4"
+            problems.append(Problem(Where("--set"), "", "is not section.key=value", f"write --set {example}", text))
             continue
         try:
             value = tomllib.loads(f"value = {raw}")["value"]

@@ -53,6 +53,8 @@ def describe(fault: Fault, tree: Mapping[str, Any], where: Where) -> Problem:
         value = value[part]
     instead = allowed(named)
     close = nearest(value, re.findall(r'"([^"]+)"', instead)) if isinstance(value, str) else None
+    if close is not None and value.strip() == close:  # the right word in the wrong form
+        close = None
     instead = f'did you mean "{close}"?' if close else f"write {instead}"
     return Problem(where, field, "is not an allowed value", instead, shown(value))
 
