@@ -23,11 +23,12 @@ def load_model(plan: Plan, chat_template: str | None) -> tuple[Any, PreTrainedTo
     """The model that is trained (base and adapter, or all weights) and its tokenizer with `chat_template`.
 
     Raises:
-        TrainingError: the loader or the adapter refused, in the library's own words.
+        TrainingError: the loader or the adapter refused, in the library's own words, or gave other weights.
     """
     load = plan.calls[0]
     try:
         model, tokenizer = _load(plan, load.kwargs)
+        _refuse_other_weights(plan, model)
         tokenizer.chat_template = chat_template or tokenizer.chat_template
         if any(call.name.endswith(("get_peft_model", "LoraConfig")) for call in plan.calls):
             model = _attach(plan, model)
@@ -56,6 +57,22 @@ def _load(plan: Plan, kwargs: Mapping[str, Any]) -> tuple[Any, PreTrainedTokeniz
         path, revision=values.get("revision"), trust_remote_code=values["trust_remote_code"]
     )
     return model, tokenizer
+
+
+def _refuse_other_weights(plan: Plan, model: Any) -> None:
+    """Stop when the weights are not those of the plan: Unsloth falls back to 16 bits, and only prints it.
+
+    Raises:
+        TrainingError: they are not.
+    """
+    load = plan.calls[0].kwargs
+    if (load.get("load_in_4bit") or load.get("quantization_config")) and not is_in_4bit(model):
+        wrong = f"the plan says 4-bit weights, the loader gave {model.dtype} ones"
+        instead = "see `fastft doctor`: bitsandbytes' library for this CUDA may be missing; or write false"
+        raise TrainingError(Problem(Where(plan.recipe), "model.load_in_4bit", wrong, instead))
+    if not load.get("full_finetuning") and model.dtype != getattr(torch, load["dtype"]):
+        wrong = f"the plan says {load['dtype']}, the loader gave {model.dtype} weights"
+        raise TrainingError(Problem(Where(plan.recipe), "model.dtype", wrong, "write the type that the loader gives"))
 
 
 def _attach(plan: Plan, model: Any) -> Any:

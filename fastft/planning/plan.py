@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastft.errors import Problem
-from fastft.planning.batching import Batching, packed_rows
+from fastft.planning.batching import Batching, Mode, packed_rows
 from fastft.planning.calls import Call, adapter_call, load_call, trainer_call
 from fastft.planning.cautions import Caution, Sight, find_cautions
 from fastft.planning.choices import (
@@ -115,7 +115,7 @@ def make_plan(loaded: LoadedRecipe, facts: Facts, run_dir: str, price_per_hour: 
         choices=choices,
         warnings=find_cautions(Sight(loaded, facts, schedule, forecast.batching, choices)),
         obstacles=find_obstacles(loaded, device, facts.installed, facts.base_model, disk, engine.value),
-        calls=_calls(loaded, facts, choices, engine.value, run_dir),
+        calls=_calls(loaded, facts, choices, forecast.batching.active, engine.value, run_dir),
     )
 
 
@@ -137,7 +137,7 @@ def with_smaller_batch(loaded: LoadedRecipe, plan: Plan) -> LoadedRecipe:
 
 
 def _calls(
-    loaded: LoadedRecipe, facts: Facts, choices: Mapping[str, Choice], engine: str, run_dir: str
+    loaded: LoadedRecipe, facts: Facts, choices: Mapping[str, Choice], mode: Mode, engine: str, run_dir: str
 ) -> tuple[Call, ...]:
     recipe = loaded.recipe
     transformers = release(facts.installed.get("transformers", TESTED["transformers"]))
@@ -145,7 +145,7 @@ def _calls(
     if not recipe.model.full_finetuning:
         calls.append(adapter_call(recipe, engine, choices))
     deepspeed = None if recipe.train.deepspeed is None else str(loaded.folder / recipe.train.deepspeed)
-    calls.append(trainer_call(recipe, f"{run_dir}/checkpoints", choices, transformers, deepspeed))
+    calls.append(trainer_call(recipe, f"{run_dir}/checkpoints", choices, mode, transformers, deepspeed))
     return tuple(calls)
 
 

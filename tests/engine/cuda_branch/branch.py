@@ -59,6 +59,9 @@ def finish_the_branch() -> None:
             known = vars(module)
             known |= {key: value for key, value in here.items() if key in known}
     llama._LazyDeviceScratch = lambda _, make: _OneDevice({"cpu": make(torch.device("cpu"))})
+    # For heads of 512, which no model here has; it can be imported with a driver alone.
+    sys.modules["unsloth.kernels.large_head_attention"] = types.ModuleType("large_head_attention")
+    vars(sys.modules["unsloth.kernels.large_head_attention"])["patch_large_head_attention"] = lambda _: None
     _replace_kernels()
 
 

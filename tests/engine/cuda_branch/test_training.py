@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
@@ -12,9 +13,10 @@ from typing import Any
 
 import pytest
 import torch
+import unsloth
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from unsloth.kernels.fast_lora import apply_lora_mlp_swiglu, apply_lora_qkv
 
 from fastft.data.encode import NO_LOSS
@@ -23,9 +25,9 @@ from fastft.data.render import Prompt
 from fastft.engine.model import save_weights
 from fastft.engine.train import train
 from fastft.engine.trainer import RunTrainer
-from fastft.errors import Where
+from fastft.errors import TrainingError, Where
 from fastft.runs.metrics import StepMetrics
-from tests.engine.tiny import Parts, make_parts, make_rows, run, stop, write_recipe, write_rows
+from tests.engine.tiny import Parts, events, make_parts, make_rows, run, stop, write_recipe, write_rows
 
 NO_CHECKPOINTS = {"train.save_strategy": "no", "train.save_steps": None, "train.save_total_limit": None}
 EXACT = {"model.dtype": "float32", **NO_CHECKPOINTS}
@@ -101,6 +103,15 @@ def test_the_trainer_and_the_layers_are_those_of_unsloth_on_a_gpu(model: Path, t
     assert layer.self_attn.apply_qkv is apply_lora_qkv
     assert layer.mlp.forward.__func__ is apply_lora_mlp_swiglu
     assert trainer.args.bf16
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_batches_are_flattened_as_the_plan_says(model: Path, tmp_path: Path, grouped: bool) -> None:
+    parts = make_parts(write_recipe(tmp_path, model, {"train.group_by_length": grouped}))
+    trainer = parts.trainer()
+    assert parts.plan.batching.active == "padding_free"
+    assert trainer.args.padding_free
+    assert "attention_mask" not in next(iter(trainer.get_train_dataloader()))
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -179,6 +190,80 @@ def greedy(model: Any, tokenizer: Any, ids: list[int], count: int) -> str:
     return text
 
 
+def test_a_trainer_that_would_do_something_else_than_the_plan_says_is_refused(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # One way among many in which Unsloth leaves packing out: a base whose model type it cannot keep apart.
+    parts = make_parts(write_recipe(tmp_path, model, {"train.packing": True}))
+    monkeypatch.setattr(unsloth.trainer, "PADDING_FREE_BLOCKLIST", {"llama"})
+    with pytest.raises(TrainingError, match=r"train.packing: the plan says True, the trainer made False of it"):
+        parts.trainer()
+
+
+def test_4_bit_weights_that_are_asked_for_and_not_given_are_refused(model: Path, tmp_path: Path) -> None:
+    # bitsandbytes has no library for CUDA here, as on a host where it does not load.
+    parts = make_parts(write_recipe(tmp_path, model, {"model.load_in_4bit": True}))
+    with pytest.raises(TrainingError, match=r"model.load_in_4bit: the plan says 4-bit weights, the loader gave"):
+        parts.load()
+
+
+def test_a_template_with_tokens_that_the_base_never_saw_is_refused_with_the_way_out(
+    model: Path, tmp_path: Path
+) -> None:
+    # As in Meta's base Llama 3: the embeddings of tokens that the chat template writes are zero.
+    base = AutoModelForCausalLM.from_pretrained(model)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    with torch.no_grad():
+        for weight in (base.get_input_embeddings().weight, base.get_output_embeddings().weight):
+            weight[tokenizer.convert_tokens_to_ids("<|im_start|>")] = 0
+    base.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    parts = make_parts(write_recipe(tmp_path, tmp_path / "base"))
+    with pytest.raises(TrainingError, match="never trained on; take the Instruct model, or write lora"):
+        parts.trainer()
+
+
+@pytest.mark.usefixtures("t4")
+@pytest.mark.parametrize("batch", [1, 6])
+def test_the_loss_of_held_out_rows_does_not_depend_on_the_batch(model: Path, tmp_path: Path, batch: int) -> None:
+    write_rows(tmp_path / "held_out.jsonl", make_rows(6, seed=9))
+    changes = {**EXACT, "data.eval": "held_out.jsonl", "train.per_device_train_batch_size": batch}
+    parts = make_parts(write_recipe(tmp_path, model, changes))
+    trainer = parts.trainer()
+    assert parts.prepared.eval is not None
+    held_out = [(tuple(row.input_ids), tuple(row.labels)) for row in parts.prepared.eval.rows]
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(loss_by_hand(trainer.model, held_out), rel=FLOAT32)
+
+
+@pytest.mark.usefixtures("t4")
+def test_the_best_checkpoint_can_be_that_of_the_best_token_accuracy(model: Path, tmp_path: Path) -> None:
+    changes = {"model.dtype": "float32", "data.eval_fraction": 0.2, "train.load_best_model_at_end": True}
+    changes |= {"train.metric_for_best_model": "eval_mean_token_accuracy", "train.eval_strategy": "steps"}
+    done = run(write_recipe(tmp_path, model, {**changes, "train.eval_steps": 2, "train.save_steps": 2}))
+    seen = [event for event in events(done.folder) if event["event"] == "evaluation" and event["step"]]
+    best = max(seen, key=lambda event: event["eval_mean_token_accuracy"])
+    assert 0 < best["eval_mean_token_accuracy"] <= 1
+    assert done.result["best_checkpoint"].endswith(f"step-{best['step']}")
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_counting_reads_nothing_from_the_device_between_lines(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packing: bool
+) -> None:
+    changes = {**NO_CHECKPOINTS, "train.packing": packing, "train.logging_steps": 100, "train.num_train_epochs": 1}
+    parts = make_parts(write_recipe(tmp_path, model, changes))
+    readers: list[str] = []
+    read = torch.Tensor.__int__
+
+    def watched(tensor: torch.Tensor) -> int:
+        readers.append(sys._getframe(1).f_code.co_name)
+        return read(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "__int__", watched)
+    steps_of(parts)
+    assert "training_step" not in readers
+
+
 def test_a_stopped_run_ends_like_an_undisturbed_one(model: Path, tmp_path: Path) -> None:
     changes = {"data.eval_fraction": 0.2, "eval.exact_match": True, "eval.max_new_tokens": 4, "train.packing": True}
     changes |= {"train.per_device_train_batch_size": 1, "lora.lora_dropout": 0.1}
@@ -220,3 +305,18 @@ def test_the_adapter_is_the_one_that_the_cpu_backend_trains() -> None:
     expected = weights(there / "adapter")
     for name, value in weights(here.folder.adapter).items():
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_full_fine_tuning_moves_every_weight_in_bfloat16(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("UNSLOTH_ENABLE_FULL_FINETUNING", "UNSLOTH_MIXED_PRECISION"):
+        monkeypatch.setenv(name, os.environ.get(name, "0"))  # put back afterwards: Unsloth leaves them set
+    changes = {"model.full_finetuning": True, "lora.r": None, "lora.lora_alpha": None, "train.learning_rate": 1e-2}
+    changes |= {"export.formats": ["merged_16bit"], "train.num_train_epochs": 1}
+    parts = make_parts(write_recipe(tmp_path, model, {**changes, **NO_CHECKPOINTS}))
+    loaded, tokenizer = parts.load()
+    before = {name: weight.detach().clone() for name, weight in loaded.named_parameters()}
+    train(parts.plan, loaded, tokenizer, parts.material, parts.folder, parts.hooks, None)
+    assert {weight.dtype for weight in before.values() if weight.ndim == 2} == {torch.bfloat16}
+    assert [name for name, weight in loaded.named_parameters() if torch.equal(weight, before[name])] == []
