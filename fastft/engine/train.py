@@ -148,8 +148,12 @@ def _refuse_another_run(plan: Plan, trainer: RunTrainer) -> None:
     Raises:
         TrainingError: an argument of the trainer is not that of the plan.
     """
-    for name, planned in plan.call("SFTConfig").kwargs.items():
-        real = getattr(trainer.args, name)
+    kwargs = plan.call("SFTConfig").kwargs
+    compared = [(name, value, getattr(trainer.args, name)) for name, value in kwargs.items()]
+    # The arguments say whether, this attribute of Unsloth's adapters says how.
+    checkpointing = plan.choices["train.gradient_checkpointing"].value
+    real_checkpointing = getattr(trainer.model, "_unsloth_gradient_checkpointing", checkpointing)
+    for name, planned, real in [*compared, ("gradient_checkpointing", checkpointing, real_checkpointing)]:
         if real != planned and name not in _NOT_COMPARED:
             wrong = f"the plan says {planned}, the trainer made {real} of it"
             instead = 'see the log of this attempt for its reason; engine = "transformers" does as the plan says'

@@ -200,6 +200,13 @@ def test_a_trainer_that_would_do_something_else_than_the_plan_says_is_refused(
         parts.trainer()
 
 
+@pytest.mark.parametrize("asked", ["unsloth", True, False])
+def test_activations_are_kept_as_the_plan_says(model: Path, tmp_path: Path, asked: bool | str) -> None:
+    parts = make_parts(write_recipe(tmp_path, model, {"train.gradient_checkpointing": asked}))
+    # max_seq_length is 256: from 512 on Unsloth offloads, to memory that only a GPU's driver can pin.
+    assert parts.trainer().model._unsloth_gradient_checkpointing is bool(asked)
+
+
 def test_4_bit_weights_that_are_asked_for_and_not_given_are_refused(model: Path, tmp_path: Path) -> None:
     # bitsandbytes has no library for CUDA here, as on a host where it does not load.
     parts = make_parts(write_recipe(tmp_path, model, {"model.load_in_4bit": True}))
@@ -257,7 +264,7 @@ def test_counting_reads_nothing_from_the_device_between_lines(
 
     def watched(tensor: torch.Tensor) -> int:
         readers.append(sys._getframe(1).f_code.co_name)
-        return read(tensor)
+        return int(read(tensor))
 
     monkeypatch.setattr(torch.Tensor, "__int__", watched)
     steps_of(parts)
@@ -312,8 +319,8 @@ def test_full_fine_tuning_moves_every_weight_in_bfloat16(
 ) -> None:
     for name in ("UNSLOTH_ENABLE_FULL_FINETUNING", "UNSLOTH_MIXED_PRECISION"):
         monkeypatch.setenv(name, os.environ.get(name, "0"))  # put back afterwards: Unsloth leaves them set
-    changes = {"model.full_finetuning": True, "lora.r": None, "lora.lora_alpha": None, "train.learning_rate": 1e-2}
-    changes |= {"export.formats": ["merged_16bit"], "train.num_train_epochs": 1}
+    changes: dict[str, Any] = {"model.full_finetuning": True, "lora.r": None, "lora.lora_alpha": None}
+    changes |= {"export.formats": ["merged_16bit"], "train.num_train_epochs": 1, "train.learning_rate": 1e-2}
     parts = make_parts(write_recipe(tmp_path, model, {**changes, **NO_CHECKPOINTS}))
     loaded, tokenizer = parts.load()
     before = {name: weight.detach().clone() for name, weight in loaded.named_parameters()}
