@@ -26,10 +26,11 @@ def peak_memory() -> int:
 def free_memory() -> None:
     """Free what a model that nobody refers to took: trainers are rings of references, and torch keeps what is freed."""
     if selected() == "unsloth":
-        from unsloth_zoo.gradient_checkpointing import reset_unsloth_gradient_checkpointing_buffers
+        from unsloth_zoo import gradient_checkpointing
 
-        # Unsloth does it after a training that ends well; one that ran out of memory leaves them as they were.
-        reset_unsloth_gradient_checkpointing_buffers()
+        # Unsloth does it after a training that ends well. The buffers are there once one has moved activations.
+        if "GPU_BUFFERS" in vars(gradient_checkpointing):
+            gradient_checkpointing.reset_unsloth_gradient_checkpointing_buffers()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

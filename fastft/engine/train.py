@@ -138,8 +138,8 @@ def make_trainer(
     return trainer
 
 
-# What Unsloth writes over without another run: it cuts no row of ours, prepares none, and knows no list of reporters.
-_NOT_COMPARED = ("max_length", "dataset_kwargs", "report_to")
+# What upstream writes in other words: no row is cut or prepared any more, TF32 means nothing to a processor.
+_NOT_COMPARED = ("max_length", "dataset_kwargs", "report_to", "deepspeed", "tf32")
 
 
 def _refuse_another_run(plan: Plan, trainer: RunTrainer) -> None:

@@ -286,6 +286,22 @@ def test_a_stopped_run_ends_like_an_undisturbed_one(model: Path, tmp_path: Path)
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
+def test_memory_that_runs_out_halves_the_batch(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {"train.per_device_train_batch_size": 2, "train.gradient_accumulation_steps": 2}
+    wanted = run(write_recipe(tmp_path, model, small, "small"))
+    step = RunTrainer.training_step
+
+    def limited(trainer: RunTrainer, loaded: Any, inputs: dict[str, Any], *rest: Any) -> torch.Tensor:
+        if len(examples(inputs)) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return step(trainer, loaded, inputs, *rest)
+
+    monkeypatch.setattr(RunTrainer, "training_step", limited)
+    retried = run(write_recipe(tmp_path, model, {}, "large"))
+    assert retried.result["out_of_memory"][0]["rows_now"] == "2 x 2"
+    assert retried.losses == wanted.losses
+
+
 @pytest.mark.usefixtures("t4")
 def test_the_saved_adapter_says_the_same_on_a_stock_base(model: Path, tmp_path: Path) -> None:
     parts = make_parts(write_recipe(tmp_path, model, EXACT))
