@@ -7,7 +7,6 @@ of RunTrainer, as on a GPU. What remains out of reach: 4-bit weights, offloading
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 import types
@@ -142,8 +141,6 @@ def bring_up() -> None:
         warnings.simplefilter("ignore")
         import fastft.engine  # noqa: F401
     finish_the_branch()
-    # Unsloth collects garbage nine times a model, a second each while it walks through all of torch and transformers.
-    gc.freeze()
 
 
 bring_up()
