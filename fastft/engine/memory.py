@@ -8,6 +8,8 @@ import sys
 import psutil
 import torch
 
+from fastft.engine_choice import selected
+
 
 def peak_memory() -> int:
     """Peak bytes: allocated on the GPU, or resident in this process on a CPU."""
@@ -23,6 +25,12 @@ def peak_memory() -> int:
 
 def free_memory() -> None:
     """Free what a model that nobody refers to took: trainers are rings of references, and torch keeps what is freed."""
+    if selected() == "unsloth":
+        from unsloth_zoo import gradient_checkpointing
+
+        # Unsloth does it after a training that ends well. The buffers are there once one has moved activations.
+        if "GPU_BUFFERS" in vars(gradient_checkpointing):
+            gradient_checkpointing.reset_unsloth_gradient_checkpointing_buffers()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -36,7 +36,7 @@ def load_model(plan: Plan, chat_template: str | None) -> tuple[Model, Tokenizer]
     """The model that is trained (base and adapter, or all weights) and its tokenizer with `chat_template`.
 
     Raises:
-        TrainingError: the loader or the adapter refused, in the library's own words.
+        TrainingError: the loader or the adapter refused, in the library's own words, or gave other weights.
     """
     free_memory()  # of an earlier run in this process
     try:
@@ -54,7 +54,25 @@ def _load(plan: Plan) -> tuple[Any, Any]:
         from fastft.engine.backends import unsloth as backend
     else:
         from fastft.engine.backends import transformers as backend  # type: ignore[no-redef]
-    return backend.load(plan.calls, getattr(torch, plan.choices.dtype.value))
+    model, tokenizer = backend.load(plan.calls, getattr(torch, plan.choices.dtype.value))
+    _refuse_other_weights(plan, model)
+    return backend.attach(plan.calls, model), tokenizer
+
+
+def _refuse_other_weights(plan: Plan, model: Any) -> None:
+    """Stop when the weights are not those of the plan: Unsloth falls back to 16 bits, and only prints it.
+
+    Raises:
+        TrainingError: they are not.
+    """
+    load = plan.calls.load.kwargs
+    if (load.get("load_in_4bit") or load.get("quantization_config")) and not is_in_4bit(model):
+        wrong = f"the plan says 4-bit weights, the loader gave {model.dtype} ones"
+        instead = "see `fastft doctor`: bitsandbytes' library for this CUDA may be missing; or write false"
+        raise TrainingError(Problem(Where(plan.recipe), "model.load_in_4bit", wrong, instead))
+    if not load.get("full_finetuning") and model.dtype != getattr(torch, load["dtype"]):
+        wrong = f"the plan says {load['dtype']}, the loader gave {model.dtype} weights"
+        raise TrainingError(Problem(Where(plan.recipe), "model.dtype", wrong, "write the type that the loader gives"))
 
 
 def is_in_4bit(model: Model) -> bool:

@@ -21,7 +21,7 @@ from fastft.engine.evaluate import answer
 from fastft.engine.memory import peak_memory
 from fastft.engine.model import Model, Tokenizer
 from fastft.engine.trainer import Hooks, RunTrainer
-from fastft.errors import OutOfMemoryError, Problem, Where
+from fastft.errors import OutOfMemoryError, Problem, TrainingError, Where
 from fastft.planning.plan import Plan
 from fastft.runs.directory import RunDir
 from fastft.runs.held_out import Evaluation, Untrained
@@ -111,19 +111,53 @@ def make_trainer(
     run: RunDir,
     hooks: Hooks,
 ) -> RunTrainer:
-    """The trainer of a run, with the keywords of the plan."""
+    """The trainer of a run, with the keywords of the plan.
+
+    Raises:
+        TrainingError: the trainer would do something else than the plan says.
+    """
     patience = material.early_stopping_patience
-    return RunTrainer(
-        model=model,
-        args=SFTConfig(**plan.calls.trainer.kwargs),
-        train_dataset=_dataset(material.train),
-        eval_dataset=None if material.eval is None else _dataset(material.eval),
-        processing_class=tokenizer,
-        callbacks=[] if patience is None else [EarlyStopping(patience)],
-        run=run,
-        hooks=hooks,
-        lengths=list(material.train.lengths) if plan.choices.group_by_length.value else None,
-    )
+    try:
+        trainer = RunTrainer(
+            model=model,
+            args=SFTConfig(**plan.calls.trainer.kwargs),
+            train_dataset=_dataset(material.train),
+            eval_dataset=None if material.eval is None else _dataset(material.eval),
+            processing_class=tokenizer,
+            callbacks=[] if patience is None else [EarlyStopping(patience)],
+            run=run,
+            hooks=hooks,
+            lengths=list(material.train.lengths) if plan.choices.group_by_length.value else None,
+        )
+    except ValueError as error:
+        if "Untrained tokens" not in str(error):  # unsloth_zoo/tokenizer_utils.py, fix_untrained_tokens
+            raise
+        wrong = "the chat template has tokens that this base model was never trained on"
+        instead = 'take the Instruct model, or write lora.modules_to_save = ["embed_tokens", "lm_head"]'
+        raise TrainingError(Problem(Where(plan.recipe), "model.id", wrong, instead)) from error
+    _refuse_another_run(plan, trainer)
+    return trainer
+
+
+# What upstream writes in other words: no row is cut or prepared any more, TF32 means nothing to a processor.
+_NOT_COMPARED = ("max_length", "dataset_kwargs", "report_to", "deepspeed", "tf32")
+
+
+def _refuse_another_run(plan: Plan, trainer: RunTrainer) -> None:
+    """Stop when the trainer changed what the plan says: Unsloth switches off what it cannot do, and only prints it.
+
+    Raises:
+        TrainingError: an argument of the trainer is not that of the plan.
+    """
+    compared = [(name, value, getattr(trainer.args, name)) for name, value in plan.calls.trainer.kwargs.items()]
+    # The arguments say whether, this attribute of Unsloth's adapters says how.
+    checkpointing = plan.choices.gradient_checkpointing.value
+    real_checkpointing = getattr(trainer.model, "_unsloth_gradient_checkpointing", checkpointing)
+    for name, planned, real in [*compared, ("gradient_checkpointing", checkpointing, real_checkpointing)]:
+        if real != planned and name not in _NOT_COMPARED:
+            wrong = f"the plan says {planned}, the trainer made {real} of it"
+            instead = 'see the log of this attempt for its reason; engine = "transformers" does as the plan says'
+            raise TrainingError(Problem(Where(plan.recipe), f"train.{name}", wrong, instead))
 
 
 def _dataset(rows: Rows) -> datasets.Dataset:
@@ -135,7 +169,10 @@ def _dataset(rows: Rows) -> datasets.Dataset:
             columns[name].append(pyarrow.ListArray.from_arrays(ends, as_arrow(values)))
     table = pyarrow.table({name: pyarrow.chunked_array(parts) for name, parts in columns.items()})
     # Without a name `datasets` makes one of the whole table, pickled: 46 bytes a token were measured (4.8.5).
-    return datasets.Dataset(table, fingerprint=generate_random_fingerprint())
+    dataset = datasets.Dataset(table, fingerprint=generate_random_fingerprint())
+    # Or Unsloth takes the rows for uncut and pads their batches (unsloth/models/rl.py, _TRUNCATION_ATTESTATION_ATTR).
+    dataset._unsloth_truncated_to = max(rows.lengths)
+    return dataset
 
 
 def _evaluate(trainer: RunTrainer, tokenizer: Tokenizer, material: Material, hooks: Hooks, when: str) -> Evaluation:

@@ -75,12 +75,16 @@ class RunTrainer(SFTTrainer):
         self._lengths = lengths
         self._saving_to: Path | None = None
         self._real_tokens: list[torch.Tensor | int] = []
-        self._examples = 0
+        self._examples: list[torch.Tensor | int] = []
+        self._eval_losses: list[torch.Tensor] = []
         self._loss: torch.Tensor | None = None
         self._grad_norm: torch.Tensor | float | None = None
         super().__init__(*args, **kwargs)
         # TRL 1.15 computes its loss in a Triton kernel alone, which needs a GPU; Unsloth brings a loss of its own.
         self._needs_plain_loss = selected() == "transformers" and self.args.device.type == "cpu"
+        # Unsloth's trainer for GPUs makes no logits, and so none of the accuracies that TRL reports.
+        best = self.args.metric_for_best_model
+        self._needs_accuracy = best == "eval_mean_token_accuracy" and SFTTrainer.__name__ == "UnslothSFTTrainer"
         self._checkpoint: Path | None = None
         self._before_evaluation: RandomState | None = None
         self._reporter = StepReporter(self, hooks.step, hooks.evaluated)
@@ -102,8 +106,11 @@ class RunTrainer(SFTTrainer):
         mask = inputs.get("attention_mask")
         # Sums stay on the device until a line is logged: reading them here would make the GPU wait.
         self._real_tokens.append(inputs["input_ids"].numel() if mask is None else mask.sum())
-        positions = inputs.get("position_ids")
-        self._examples += len(inputs["input_ids"]) if positions is None else int((positions == 0).sum())
+        positions, lengths = inputs.get("position_ids"), inputs.get("packed_seq_lengths")
+        if lengths is not None:
+            self._examples.append(lengths.numel())
+        else:
+            self._examples.append(len(inputs["input_ids"]) if positions is None else (positions == 0).sum())
         loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
         self._loss = loss if self._loss is None else self._loss + loss
         return loss
@@ -112,14 +119,39 @@ class RunTrainer(SFTTrainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         if not self._needs_plain_loss:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            if self._needs_accuracy and not model.training:
+                with torch.no_grad():
+                    outputs = model(**{key: value for key, value in inputs.items() if key != "labels"}, use_cache=False)
+                self._note_accuracy(outputs.logits, inputs["labels"])
+            return result
         inputs["use_cache"] = False
         loss, outputs = Trainer.compute_loss(self, model, inputs, True, num_items_in_batch)
         if not model.training:
-            trained = inputs["labels"][:, 1:] != NO_LOSS
-            right = (outputs.logits[:, :-1].argmax(-1) == inputs["labels"][:, 1:]) & trained
-            self._metrics["eval"]["mean_token_accuracy"].append((right.sum() / trained.sum().clamp(min=1)).item())
+            self._note_accuracy(outputs.logits, inputs["labels"])
         return (loss, outputs) if return_outputs else loss
+
+    def _note_accuracy(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        trained = labels[:, 1:] != NO_LOSS
+        right = (logits[:, :-1].argmax(-1) == labels[:, 1:]) & trained
+        self._metrics["eval"]["mean_token_accuracy"].append((right.sum() / trained.sum().clamp(min=1)).item())
+
+    def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        tokens = (inputs["labels"][:, 1:] != NO_LOSS).sum()
+        result = super().prediction_step(model, inputs, *args, **kwargs)
+        self._eval_losses.append(torch.stack([result[0].double() * tokens, tokens.double()]))
+        return result
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As the trainer's, with the loss as a mean over all trained tokens.
+
+        Its own is the mean of the micro-batches' means, which changes with the batch size and with packing.
+        """
+        self._eval_losses = []
+        output = super().evaluation_loop(*args, **kwargs)
+        total, tokens = self.accelerator.reduce(torch.stack(self._eval_losses).sum(dim=0)).tolist()
+        output.metrics["eval_loss"] = total / tokens
+        return output
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
         self._grad_norm = super()._get_grad_norm(*args, **kwargs)
@@ -158,9 +190,12 @@ class RunTrainer(SFTTrainer):
 
     def take_counts(self) -> tuple[int, int]:
         """Real tokens and examples trained since the last call."""
-        tokens, examples = sum(int(count) for count in self._real_tokens), self._examples
-        self._real_tokens, self._examples = [], 0
-        return tokens, examples
+        counts = self._counts()
+        self._real_tokens, self._examples = [], []
+        return counts
+
+    def _counts(self) -> tuple[int, int]:
+        return sum(int(count) for count in self._real_tokens), sum(int(count) for count in self._examples)
 
     def restore_unlogged(self) -> None:
         """Put back what the steps since the last line had added up to when the checkpoint was written."""
@@ -169,7 +204,7 @@ class RunTrainer(SFTTrainer):
             return
         self._tr_loss = torch.tensor(unlogged.loss, device=self.args.device)
         self._globalstep_last_logged = unlogged.last_step
-        self._real_tokens, self._examples = [unlogged.tokens], unlogged.examples
+        self._real_tokens, self._examples = [unlogged.tokens], [unlogged.examples]
         self._reporter.seconds = unlogged.seconds
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
@@ -191,8 +226,7 @@ class RunTrainer(SFTTrainer):
             if best:
                 self.find_best()
                 self.state.save_to_json(str(written / STATE))
-            tokens = sum(int(count) for count in self._real_tokens)
-            since = (self._globalstep_last_logged, tokens, self._examples, self._reporter.seconds)
+            since = (self._globalstep_last_logged, *self._counts(), self._reporter.seconds)
             write_record(written / Unlogged.FILE, Unlogged(float(self._tr_loss), *since))
             # A pickle of the arguments, tokens included, that nothing here reads.
             (written / "training_args.bin").unlink(missing_ok=True)

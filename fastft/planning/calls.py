@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fastft.planning.batching import Mode
 from fastft.planning.choices import Choices
 from fastft.recipe.model import Recipe
 from fastft.recipe.optimizers import OPTIMIZERS
@@ -102,7 +103,12 @@ def adapter_call(recipe: Recipe, choices: Choices) -> Call:
 
 
 def trainer_call(
-    recipe: Recipe, output_dir: str, choices: Choices, transformers: tuple[int, ...], deepspeed: str | None
+    recipe: Recipe,
+    output_dir: str,
+    choices: Choices,
+    mode: Mode,
+    transformers: tuple[int, ...],
+    deepspeed: str | None,
 ) -> Call:
     """The trainer's configuration, `trl.SFTConfig`, in the words of the installed transformers version."""
     train = recipe.train
@@ -133,14 +139,19 @@ def trainer_call(
         "adam_beta2": train.adam_beta2,
         "adam_epsilon": train.adam_epsilon,
         "max_grad_norm": train.max_grad_norm,
-        "bf16": choices.bf16.value,
+        "bf16": choices.bf16.value and not _is_bfloat16_throughout(recipe, choices),
         "fp16": choices.fp16.value,
         "torch_compile": train.torch_compile,
         "gradient_checkpointing": choices.recomputes,
         "seed": train.seed,
         # Rows are tokenized, masked and cut by fastft; with packing TRL only joins them (no row is longer than a row).
         "packing": packing,
-        **({"packing_strategy": "bfd"} if packing else {"dataset_kwargs": {"skip_prepare_dataset": True}}),
+        **(
+            {"packing_strategy": "bfd"}
+            if packing
+            # By name, because Unsloth chooses padded batches itself on some cards (unsloth/utils/padding_choice.py).
+            else {"dataset_kwargs": {"skip_prepare_dataset": True}, "padding_free": mode == "padding_free"}
+        ),
         # Unsloth would share the packing among processes by the machine's size, and each share packs by itself: the
         # number of rows, and so of steps, would differ from machine to machine.
         **({"dataset_num_proc": 1} if packing and choices.engine.value == "unsloth" else {}),
@@ -160,6 +171,12 @@ def trainer_call(
         **{key: value for key, value in optional.items() if value is not None},
     }
     return Call("trl.SFTConfig", kwargs)
+
+
+def _is_bfloat16_throughout(recipe: Recipe, choices: Choices) -> bool:
+    """Whether Unsloth trains all weights in bfloat16 itself: it then switches mixed precision off (models/rl.py)."""
+    whole = recipe.model.full_finetuning and choices.engine.value == "unsloth"
+    return whole and choices.dtype.value == "bfloat16"
 
 
 def _warmup(recipe: Recipe, transformers: tuple[int, ...]) -> dict[str, Any]:

@@ -130,11 +130,18 @@ def choose_optimizer(recipe: Recipe, device: Device) -> Choice[str]:
     return Choice(asked.on_cpu, f"{asked.name} needs a GPU; the same {asked.family} in float32")
 
 
+# Below it Unsloth recomputes without moving anything to main memory (unsloth/models/_utils.py,
+# apply_unsloth_gradient_checkpointing).
+OFFLOADED_FROM_TOKENS = 512
+
+
 def choose_checkpointing(recipe: Recipe, engine: str, device: Device) -> Choice[CheckpointingMode]:
     """How activations are kept: `"unsloth"` is only known to Unsloth, and is plain recomputation on a processor."""
     asked = recipe.train.gradient_checkpointing
     if asked == "unsloth" and engine != "unsloth":
         return Choice(True, 'plain recomputation: "unsloth" checkpointing belongs to Unsloth')
+    if asked == "unsloth" and device.is_gpu and recipe.model.max_seq_length < OFFLOADED_FROM_TOKENS:
+        return Choice(True, f"plain recomputation: Unsloth offloads from max_seq_length {OFFLOADED_FROM_TOKENS} on")
     if asked == "unsloth" and not device.is_gpu:
         return Choice("unsloth", "plain recomputation on a processor; false would be about twice as fast")
     return Choice(asked, "as train.gradient_checkpointing says")

@@ -113,9 +113,14 @@ def _active(choices: Choices, facts: Facts) -> tuple[Mode, str]:
     return "random", "examples come in random order, padded to the longest of each micro-batch"
 
 
+# Models whose examples Unsloth keeps apart in neither way (unsloth/trainer.py, PADDING_FREE_BLOCKLIST).
+NOT_FLATTENED = ("gemma2", "gpt_oss")
+
+
 def _flattens(choices: Choices, facts: Facts) -> bool:
-    """Unsloth's default where the model allows it (unsloth/trainer.py, _should_auto_padding_free)."""
-    return facts.device.is_gpu and choices.engine.value == "unsloth"
+    """Whether micro-batches are flattened: by Unsloth on a GPU, where its attention for the model can."""
+    can = facts.base_model.config.get("model_type") not in NOT_FLATTENED
+    return can and facts.device.is_gpu and choices.engine.value == "unsloth"
 
 
 def _available(recipe: Recipe, choices: Choices, facts: Facts) -> tuple[Mode, ...]:

@@ -13,12 +13,16 @@ from fastft.probe.software import CEILINGS, FLOORS, INSTALL, NEEDED, TESTED, rel
 from fastft.recipe.loader import LoadedRecipe
 from fastft.recipe.optimizers import OPTIMIZERS
 
+# <|eot_id|>, and all tokens of Llama 3, 3.1, 3.2 and 3.3 (their config.json).
+LLAMA_3_END_OF_TURN, LLAMA_3_VOCABULARY = 128_009, 128_256
+
 
 def find_obstacles(loaded: LoadedRecipe, facts: Facts, disk: Disk, engine: str) -> tuple[Problem, ...]:
     """Every obstacle, most basic first."""
     return (
         *_software(loaded, facts.installed, engine),
-        *_device(loaded, facts.device, engine),
+        *(_gpu(loaded, facts.device, engine) if facts.device.is_gpu else _processor(loaded, facts.device)),
+        *_untrained(loaded, facts.device, facts.base_model, engine),
         *_memory(loaded, facts.device, facts.base_model),
         *_disk(loaded, disk),
     )
@@ -41,16 +45,26 @@ def _software(loaded: LoadedRecipe, installed: Mapping[str, str], engine: str) -
             yield loaded.problem("model.engine", wrong, instead)
 
 
-def _device(loaded: LoadedRecipe, device: Device, engine: str) -> Iterator[Problem]:
+def _gpu(loaded: LoadedRecipe, device: Device, engine: str) -> Iterator[Problem]:
     recipe = loaded.recipe
-    if device.is_gpu:
-        if recipe.train.bf16 is True and not device.computes_bfloat16:
-            yield loaded.problem("train.bf16", f"{device} does not compute in bfloat16", "write fp16 = true instead")
-        if engine == "unsloth" and recipe.model.attn_implementation != "auto":
-            wrong = "has no effect: on a GPU, Unsloth picks the attention itself"
-            instead = 'take the line away, or write engine = "transformers"'
-            yield loaded.problem("model.attn_implementation", wrong, instead)
-        return
+    if recipe.train.bf16 is True and not device.computes_bfloat16:
+        yield loaded.problem("train.bf16", f"{device} does not compute in bfloat16", "write fp16 = true instead")
+    mixed = recipe.train.bf16 is True or recipe.train.fp16 is True
+    if engine == "unsloth" and device.computes_bfloat16 and not mixed:
+        instead = 'take the line away, or write engine = "transformers"'
+        wrong = "on this GPU Unsloth computes in bfloat16 all the same, without its fused layers"
+        if recipe.model.dtype == "float32":
+            yield loaded.problem("model.dtype", wrong, instead)
+        elif recipe.train.bf16 is False:
+            yield loaded.problem("train.bf16", wrong, instead)
+    if engine == "unsloth" and recipe.model.attn_implementation != "auto":
+        wrong = "has no effect: on a GPU, Unsloth picks the attention itself"
+        instead = 'take the line away, or write engine = "transformers"'
+        yield loaded.problem("model.attn_implementation", wrong, instead)
+
+
+def _processor(loaded: LoadedRecipe, device: Device) -> Iterator[Problem]:
+    recipe = loaded.recipe
     here = f"{device.missing}; here is only {device}" if device.missing else f"no GPU found, only {device}"
     fits = "take recipes/quickstart.toml, a 135M model, on this machine"
     if recipe.model.load_in_4bit:
@@ -65,6 +79,20 @@ def _device(loaded: LoadedRecipe, device: Device, engine: str) -> Iterator[Probl
         yield loaded.problem("train.optim", f"this optimizer is made for GPUs: {here}", instead)
     if recipe.train.deepspeed is not None:
         yield loaded.problem("train.deepspeed", f"DeepSpeed needs GPUs: {here}", "take the line away")
+
+
+def _untrained(loaded: LoadedRecipe, device: Device, model: BaseModel, engine: str) -> Iterator[Problem]:
+    """Meta's Llama 3 bases never saw the tokens of the chat template; their Instruct forms end an answer with one."""
+    recipe = loaded.recipe
+    ends = model.config.get("eos_token_id", LLAMA_3_END_OF_TURN)
+    if not device.is_gpu or engine != "unsloth" or not recipe.data.chat_template.startswith("llama-3"):
+        return
+    if LLAMA_3_END_OF_TURN in (ends if isinstance(ends, list) else [ends]) or recipe.model.full_finetuning:
+        return
+    if model.config.get("vocab_size") == LLAMA_3_VOCABULARY and not recipe.lora.modules_to_save:
+        wrong = "this base model was never trained on the tokens of this template"
+        instead = 'take the Instruct model, or write lora.modules_to_save = ["embed_tokens", "lm_head"]'
+        yield loaded.problem("data.chat_template", wrong, instead)
 
 
 def _memory(loaded: LoadedRecipe, device: Device, model: BaseModel) -> Iterator[Problem]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastft.errors import Problem
-from fastft.planning.batching import Batching, UnknownBatching, packed_rows
+from fastft.planning.batching import Batching, Mode, UnknownBatching, packed_rows
 from fastft.planning.calls import Calls, adapter_call, load_call, trainer_call
 from fastft.planning.cautions import Caution, Sight, find_cautions
 from fastft.planning.choices import Choices, choose_engine, choose_packing, make_choices
@@ -83,7 +83,7 @@ def make_plan(loaded: LoadedRecipe, facts: Facts, run_dir: str, price_per_hour: 
         choices=choices,
         warnings=find_cautions(Sight(loaded, facts, schedule, choices)),
         obstacles=find_obstacles(loaded, facts, disk, engine.value),
-        calls=_calls(loaded, facts, choices, run_dir),
+        calls=_calls(loaded, facts, choices, batching.active, run_dir),
     )
 
 
@@ -128,7 +128,7 @@ def _schedule(
     )
 
 
-def _calls(loaded: LoadedRecipe, facts: Facts, choices: Choices, run_dir: str) -> Calls:
+def _calls(loaded: LoadedRecipe, facts: Facts, choices: Choices, mode: Mode, run_dir: str) -> Calls:
     recipe, base = loaded.recipe, facts.base_model
     # A local folder wherever there is one, so that the loader looks nothing up again.
     model_path = base.id if base.folder is None else str(base.folder)
@@ -137,5 +137,5 @@ def _calls(loaded: LoadedRecipe, facts: Facts, choices: Choices, run_dir: str) -
     return Calls(
         load=load_call(recipe, model_path, choices),
         adapter=None if recipe.model.full_finetuning else adapter_call(recipe, choices),
-        trainer=trainer_call(recipe, f"{run_dir}/checkpoints", choices, transformers, deepspeed),
+        trainer=trainer_call(recipe, f"{run_dir}/checkpoints", choices, mode, transformers, deepspeed),
     )

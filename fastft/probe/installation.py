@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
+import re
 import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
@@ -73,16 +74,32 @@ def _quantization(device: Device) -> Iterator[Diagnosis]:
     """bitsandbytes needs a library for the CUDA version that torch was built for."""
     if not device.is_gpu or version("bitsandbytes") is None:
         return
-    cuda = (version("torch") or "").partition("+cu")[2]
-    spec = importlib.util.find_spec("bitsandbytes")
-    folder = Path(spec.origin).parent if spec is not None and spec.origin else None
-    if not cuda or folder is None:
+    cuda = _torch_cuda()
+    if not cuda:
         return
-    if (folder / f"libbitsandbytes_cuda{cuda}.so").is_file():
+    if _installed_file("bitsandbytes", f"libbitsandbytes_cuda{cuda}.so") is not None:
         yield Diagnosis("4-bit weights", "ok", f"bitsandbytes has its library for CUDA {cuda}")
     else:
         fix = "pip install -U bitsandbytes, or install a torch build for a CUDA version that bitsandbytes supports"
         yield Diagnosis("4-bit weights", "broken", f"bitsandbytes has no library for CUDA {cuda}", fix)
+
+
+def _torch_cuda() -> str:
+    """The CUDA version that torch was built for, as bitsandbytes writes it: "130"; "" where there is none."""
+    path = _installed_file("torch", "version.py")
+    # The wheel on PyPI has no +cu130 in its version: only this file of torch knows.
+    text = "" if path is None else path.read_text(encoding="utf-8")
+    found = re.search(r"^cuda\b.*= *'([\d.]+)'", text, re.MULTILINE)
+    return "" if found is None else found[1].replace(".", "")
+
+
+def _installed_file(package: str, name: str) -> Path | None:
+    """A file in the folder of an installed package, found by its metadata; None where it is not there."""
+    try:
+        path = Path(str(metadata.distribution(package).locate_file(f"{package}/{name}")))
+    except metadata.PackageNotFoundError:
+        return None
+    return path if path.is_file() else None
 
 
 def _kernels(device: Device) -> Iterator[Diagnosis]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from tests.engine.tiny import make_model
 
 # Sums in float32 depend on how they are split among threads: one thread here and in the processes that tests start.
 torch.set_num_threads(1)
+# Unsloth collects garbage with each model, and walks through all of torch and transformers each time: a third of the
+# time of these tests.
+gc.freeze()
 
 HERE = Path(__file__).parent
 

@@ -101,8 +101,13 @@ def test_batch_8_x_1_is_1_x_8(model: Path, tmp_path: Path, in_4bit: bool, packin
     assert next(norms) == pytest.approx(next(norms), rel=5 * BFLOAT16)
 
 
-def test_a_stopped_run_ends_like_an_undisturbed_one(model: Path, tmp_path: Path, in_4bit: bool) -> None:
+# From 512 on, Unsloth's checkpointing moves activations to main memory, as the shipped recipes have it.
+@pytest.mark.parametrize(("length", "checkpointing"), [(256, False), (512, "unsloth")])
+def test_a_stopped_run_ends_like_an_undisturbed_one(
+    model: Path, tmp_path: Path, in_4bit: bool, length: int, checkpointing: bool | str
+) -> None:
     changes = {"model.load_in_4bit": in_4bit, "train.learning_rate": 1e-3, "train.optim": "adamw_8bit"}
+    changes |= {"model.max_seq_length": length, "train.gradient_checkpointing": checkpointing}
     whole = run(write_recipe(tmp_path, model, changes, "whole"))
     recipe = write_recipe(tmp_path, model, changes, "stopped")
     stop(recipe, 7)

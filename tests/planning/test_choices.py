@@ -72,6 +72,13 @@ def test_a_processor_gets_the_same_adamw_in_float32_and_is_told(recipe: Make, as
     assert choose_optimizer(loaded.recipe, A100).value == asked
 
 
+@pytest.mark.parametrize(("tokens", "value"), [(511, True), (512, "unsloth")])
+def test_unsloth_checkpointing_is_plain_for_short_rows(recipe: Make, tokens: int, value: bool | str) -> None:
+    loaded = recipe("", f"model.max_seq_length={tokens}")
+
+    assert choose_checkpointing(loaded.recipe, "unsloth", A100).value == value
+
+
 def test_unsloth_checkpointing_is_plain_without_unsloth(recipe: Make) -> None:
     assert choose_checkpointing(recipe().recipe, "unsloth", A100).value == "unsloth"
     assert choose_checkpointing(recipe().recipe, "transformers", A100).value is True

@@ -115,6 +115,39 @@ def test_every_choice_is_known_by_the_recipe_key_that_it_decides(recipe: Make) -
     assert [key for key in plan(recipe()).choices.by_key() if key not in fields()] == []
 
 
+@pytest.mark.parametrize(
+    ("device", "overrides", "expected"),
+    [
+        (A100, [], True),
+        (A100, ["model.engine=transformers"], False),
+        (CPU, [], False),
+        (A100, ["train.packing=true"], None),
+    ],
+)
+def test_padding_free_batches_are_asked_for_where_the_forecast_counts_on_them(
+    recipe: Make, device: Device, overrides: list[str], expected: bool | None
+) -> None:
+    made = plan(recipe("", *overrides), device)
+
+    assert made.calls.trainer.kwargs.get("padding_free") is expected
+    assert (made.batching.active == "padding_free") is (expected is True)
+
+
+def test_models_that_unsloth_does_not_flatten_are_padded(recipe: Make, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**LLAMA, "model_type": "gemma2"}))
+
+    made = plan(recipe(), base_model=BaseModel("org/model", "folder", tmp_path))
+
+    assert (made.batching.active, made.calls.trainer.kwargs["padding_free"]) == ("random", False)
+
+
+def test_full_fine_tuning_in_bfloat16_needs_no_mixed_precision(recipe: Make) -> None:
+    overrides = ("model.full_finetuning=true", 'export.formats=["merged_16bit"]')
+
+    assert not plan(recipe("", *overrides)).calls.trainer.kwargs["bf16"]
+    assert plan(recipe("", *overrides, "model.engine=transformers")).calls.trainer.kwargs["bf16"]
+
+
 def test_epochs_and_steps_never_both_reach_the_trainer(recipe: Make) -> None:
     by_steps = plan(recipe("", "train.max_steps=5")).calls.trainer.kwargs
     by_epochs = plan(recipe()).calls.trainer.kwargs
@@ -131,6 +164,8 @@ def test_epochs_and_steps_never_both_reach_the_trainer(recipe: Make) -> None:
         (CPU, ["train.optim=lion_8bit"], "train.optim", "this optimizer is made for GPUs"),
         (CPU, ["train.deepspeed=zero.json"], "train.deepspeed", "DeepSpeed needs GPUs"),
         (T4, ["train.bf16=true"], "train.bf16", "Tesla T4, 15.0 GiB does not compute in bfloat16"),
+        (A100, ["model.dtype=float32"], "model.dtype", "on this GPU Unsloth computes in bfloat16 all the same"),
+        (A100, ["train.bf16=false"], "train.bf16", "on this GPU Unsloth computes in bfloat16 all the same"),
     ],
 )
 def test_what_the_device_cannot_do_is_an_obstacle(
@@ -140,6 +175,32 @@ def test_what_the_device_cannot_do_is_an_obstacle(
 
     assert obstacle.field == field
     assert told in str(obstacle)
+
+
+@pytest.mark.parametrize(
+    ("device", "overrides"),
+    [
+        (A100, ["model.dtype=float32", "train.bf16=true"]),
+        (A100, ["train.bf16=false", "train.fp16=true"]),
+        (A100, ["model.dtype=float32", "model.engine=transformers"]),
+        (T4, ["model.dtype=float32"]),
+    ],
+)
+def test_float32_is_no_obstacle_where_it_is_what_runs(recipe: Make, device: Device, overrides: list[str]) -> None:
+    assert plan(recipe("", *overrides), device).obstacles == ()
+
+
+def test_a_base_that_never_saw_the_tokens_of_the_template_is_an_obstacle(recipe: Make, tmp_path: Path) -> None:
+    def obstacles(ends: int | list[int], *overrides: str, device: Device = A100) -> list[str]:
+        (tmp_path / "config.json").write_text(json.dumps({**LLAMA, "eos_token_id": ends}))
+        loaded = recipe("", 'data.chat_template="llama-3.1"', *overrides)
+        base = BaseModel("org/model", "folder", tmp_path)
+        return [problem.field for problem in plan(loaded, device, base_model=base).obstacles]
+
+    assert obstacles(128_001) == ["data.chat_template"]
+    assert obstacles([128_001, 128_008, 128_009]) == []
+    assert obstacles(128_001, 'lora.modules_to_save=["embed_tokens", "lm_head"]') == []
+    assert obstacles(128_001, "model.engine=transformers") == []
 
 
 def test_a_sound_recipe_on_a_fitting_machine_has_no_obstacle(recipe: Make) -> None:

@@ -47,6 +47,22 @@ def test_a_gpu_beside_a_cpu_build_of_torch_is_broken(
     assert "requirements/gpu.txt" in found.fix
 
 
+@pytest.mark.parametrize(("cuda", "state"), [("13.0", "ok"), ("12.5", "broken")])
+def test_bitsandbytes_needs_a_library_for_the_cuda_of_torch(
+    tmp_path: Path, install: Install, nvidia_smi: Callable[[str], None], cuda: str, state: str
+) -> None:
+    nvidia_smi("Tesla T4, 15360, 7.5")
+    for name, file, text in (
+        ("torch", "version.py", f"from typing import Optional\ncuda: Optional[str] = '{cuda}'\nhip = None\n"),
+        ("bitsandbytes", "libbitsandbytes_cuda130.so", ""),
+    ):
+        install(name, TESTED[name])
+        (tmp_path / "site" / name).mkdir()
+        (tmp_path / "site" / name / file).write_text(text)
+
+    assert findings(tmp_path)["4-bit weights"].state == state
+
+
 def test_a_cache_that_cannot_be_written_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))

@@ -12,7 +12,7 @@ from fastft.planning.calls import Calls
 
 
 def load(calls: Calls, dtype: Any) -> tuple[Any, Any]:
-    """The base model in the torch type `dtype`, with an adapter where `calls` has one, and its tokenizer."""
+    """The base model in the torch type `dtype`, and its tokenizer."""
     values = {**calls.load.kwargs, "dtype": dtype}
     path, quantized = values.pop("pretrained_model_name_or_path"), values.pop("quantization_config", None)
     if quantized is not None:
@@ -23,10 +23,15 @@ def load(calls: Calls, dtype: Any) -> tuple[Any, Any]:
     tokenizer = AutoTokenizer.from_pretrained(
         path, revision=values.get("revision"), trust_remote_code=values["trust_remote_code"]
     )
-    if calls.adapter is not None:
-        if quantized is not None:
-            recomputes = calls.trainer.kwargs["gradient_checkpointing"]
-            model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=recomputes)
-        torch.manual_seed(calls.trainer.kwargs["seed"])
-        model = get_peft_model(model, LoraConfig(**calls.adapter.kwargs))
     return model, tokenizer
+
+
+def attach(calls: Calls, model: Any) -> Any:
+    """`model` with its adapter, where `calls` has one; its first weights depend on the seed of the trainer alone."""
+    if calls.adapter is None:
+        return model
+    trainer = calls.trainer.kwargs
+    if "quantization_config" in calls.load.kwargs:
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=trainer["gradient_checkpointing"])
+    torch.manual_seed(trainer["seed"])
+    return get_peft_model(model, LoraConfig(**calls.adapter.kwargs))

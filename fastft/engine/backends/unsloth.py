@@ -10,8 +10,11 @@ from fastft.planning.calls import Calls
 
 
 def load(calls: Calls, dtype: Any) -> tuple[Any, Any]:
-    """The base model in the torch type `dtype`, with an adapter where `calls` has one, and its tokenizer."""
+    """The base model in the torch type `dtype`, and its tokenizer."""
     model, tokenizer = FastLanguageModel.from_pretrained(**{**calls.load.kwargs, "dtype": dtype})
-    if calls.adapter is not None:
-        model = FastLanguageModel.get_peft_model(model, **calls.adapter.kwargs)
     return model, tokenizer
+
+
+def attach(calls: Calls, model: Any) -> Any:
+    """`model` with its adapter, where `calls` has one."""
+    return model if calls.adapter is None else FastLanguageModel.get_peft_model(model, **calls.adapter.kwargs)

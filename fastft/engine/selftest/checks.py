@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from fastft.data.encode import NO_LOSS
 from fastft.engine.export import export_weights, trained_reference
 from fastft.engine.model import save_weights
+from fastft.engine.reference import device_map
 from fastft.engine.sampler import EpochSampler
 from fastft.engine.selftest.made_up import SEED, STEP, Bench, nothing
 from fastft.engine.trainer import RunTrainer
@@ -209,8 +210,11 @@ def _quantization(bench: Bench) -> Outcome:
 
 
 def _resume(bench: Bench) -> Outcome:
-    """Stopped after the first step and resumed, against uninterrupted: the same adapter."""
-    job = bench.job("resumed")
+    """Stopped after the first step and resumed, against uninterrupted: the same adapter.
+
+    With Unsloth's checkpointing, which nothing else here tries: on a GPU it moves activations to main memory.
+    """
+    job = bench.job("resumed", gradient_checkpointing="unsloth")
     first = job.train(*job.load(), stop=True)
     checkpoint, _ = newest_checkpoint(job.run)
     if checkpoint is None or len(first) != 1:
@@ -233,13 +237,14 @@ def _export(bench: Bench) -> Outcome:
     """The adapter reloaded by PEFT says what the trained model says; merged (and GGUF) weights pass the parity gate."""
     seen = bench.trained
     folder = save_weights(seen.model, seen.tokenizer, seen.job.plan, seen.job.run)
-    base = AutoModelForCausalLM.from_pretrained(bench.folder / "model", dtype=torch.float32)
+    # On the GPU, because Unsloth made the class of its rotary embedding one that computes nowhere else.
+    base = AutoModelForCausalLM.from_pretrained(bench.folder / "model", dtype=torch.float32, device_map=device_map())
     reloaded = PeftModel.from_pretrained(base, folder).eval()
     ids = torch.tensor([seen.job.prepared.train.rows[0].input_ids.tolist()])
     seen.model.eval()
     with torch.no_grad():
         trained = seen.model(input_ids=ids.to(seen.model.device), use_cache=False).logits[0].float().cpu()
-        again = reloaded(input_ids=ids, use_cache=False).logits[0]
+        again = reloaded(input_ids=ids.to(reloaded.device), use_cache=False).logits[0].cpu()
     apart = float((trained - again).abs().max())
     # A whole model of 16-bit sums is apart by more than one of them.
     if apart > 5 * _tolerance(bench) * float(trained.abs().max()):

@@ -37,7 +37,7 @@ RECIPE = """\
 [model]
 id = "model"
 engine = "{engine}"
-max_seq_length = 256
+max_seq_length = 512
 load_in_4bit = {in_4bit}
 [lora]
 r = 4
@@ -50,7 +50,6 @@ max_steps = 2
 learning_rate = 1e-2
 lr_scheduler_type = "constant"
 optim = "adamw_torch"
-gradient_checkpointing = false
 save_strategy = "steps"
 save_steps = 1
 seed = 11
@@ -70,7 +69,12 @@ class Bench:
 
     def job(self, name: str, *, in_4bit: bool = False, **train: Any) -> BenchRun:
         """A run of the recipe, with `train` in its [train] section; not yet loaded."""
-        values = {"per_device_train_batch_size": STEP, "gradient_accumulation_steps": 1, **train}
+        values = {
+            "per_device_train_batch_size": STEP,
+            "gradient_accumulation_steps": 1,
+            "gradient_checkpointing": False,
+            **train,
+        }
         recipe = self.folder / f"{name}.toml"
         recipe.write_text(
             RECIPE.format(engine=self.engine, in_4bit=json.dumps(in_4bit))
