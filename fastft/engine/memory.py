@@ -1,4 +1,4 @@
-"""The memory of this process: its peak, and giving back what nothing uses any more."""
+"""The memory of this process: its peak, and freeing what is no longer used."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def peak_memory() -> int:
 
 
 def free_memory() -> None:
-    """Free what a model that nobody refers to took: trainers are rings of references, and torch keeps what is freed."""
+    """Free the memory of models without references: trainers are reference cycles, and torch caches what is freed."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -25,7 +25,7 @@ from fastft.exports.merged import (
 from fastft.exports.trained import TrainedWeights
 from fastft.files.atomic import staged_folder
 
-# What is held in memory before it is written as one file.
+# Bytes of one file, held in memory until it is written.
 SHARD_BYTES = 1 << 30
 
 Tensors = dict[str, torch.Tensor]
@@ -34,7 +34,7 @@ Tensors = dict[str, torch.Tensor]
 def write_merged_4bit(job: Job, kind: str, on_bytes: BytesWritten = ignore_bytes) -> Artefact:
     """Write base + adapter to `job.place(kind)`, matrix by matrix; memory holds one shard of 1 GiB.
 
-    `on_bytes` learns how far the tensors are; the bytes in all are an estimate until the end.
+    `on_bytes` takes the bytes written so far; the bytes in all are an estimate until the end.
 
     Raises:
         FastftError: as `fastft.exports.merged.write_merged`.
