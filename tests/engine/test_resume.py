@@ -179,7 +179,7 @@ def test_a_torn_checkpoint_is_passed_over_for_the_one_before(
     recipe, folder, expected = stopped_copy
     tear(folder.checkpoints / "step-8" / name, how)
     resumed = run(recipe, resume=True)
-    assert re.search(rf"step-8 is damaged \({re.escape(name)} .*\): passed over", resumed.shown)
+    assert re.search(rf"step-8 is damaged \({re.escape(name)} .*\): skipped", resumed.shown)
     assert "continuing from step 7" in resumed.shown
     assert adapter(resumed) == expected
 
@@ -189,7 +189,7 @@ def test_a_run_without_a_whole_checkpoint_begins_again(stopped_copy: tuple[Path,
     for _, path in checkpoints(folder):
         tear(path / "optimizer.pt", "half")
     resumed = run(recipe, resume=True)
-    assert resumed.shown.count("passed over") == 8
+    assert resumed.shown.count("skipped") == 8
     assert [step["step"] for step in resumed.steps] == list(range(1, 13))
     assert adapter(resumed) == expected
 
