@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import gc
+import resource
 import sys
 
-import psutil
 import torch
 
 
@@ -13,10 +13,6 @@ def peak_memory() -> int:
     """Peak bytes: allocated on the GPU, or resident in this process on a CPU."""
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
-    if sys.platform == "win32":
-        return int(psutil.Process().memory_info().peak_wset)
-    import resource  # not on Windows
-
     # Kilobytes on Linux, bytes on macOS.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
