@@ -82,7 +82,7 @@ def run(
 
     Raises:
         FastftError: anything that a user can correct, before or during training.
-        Interrupted: somebody asked the run to stop; the same call continues.
+        Interrupted: the run was asked to stop; the same call continues.
     """
     from fastft.commands.run import run_with_progress
     from fastft.stages.attempt import Start

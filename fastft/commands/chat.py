@@ -63,8 +63,7 @@ def open_chat(path: Path, request: ChatRequest, say: Say) -> Iterator[list[tuple
         if weights.kind == "gguf":
             from fastft.inference.llamacpp import GgufModel
 
-            gguf = stack.enter_context(GgufModel(weights.path, context_tokens=request.context_tokens))
-            models = [("tuned", gguf)]
+            models = [("tuned", stack.enter_context(GgufModel(weights.path, context_tokens=request.context_tokens)))]
         else:
             models = _torch(weights, request, say)
         template = models[-1][1].chat_template
@@ -111,7 +110,7 @@ def chat_in_terminal(path: Path, request: ChatRequest, prompt: str | None) -> No
     from rich.console import Console
 
     visible = sys.stdout.isatty()
-    answering: Answering = partial(write_answers, _write, visible=visible)
+    answering: Answering = partial(write_answers, partial(print, end="", flush=True), visible=visible)
     if request.compare and visible:
         answering = partial(show_beside, Console())
     with open_chat(path, request, say_in_terminal) as conversations:
@@ -130,15 +129,10 @@ def _typed() -> Iterator[str]:
         try:
             yield input("> ")
         except EOFError:
-            _write("\n")
+            print()
             return
         except KeyboardInterrupt:
-            _write("\n")
-
-
-def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
+            print()
 
 
 def _system(weights: WeightsPath, request: ChatRequest, say: Say) -> str | None:

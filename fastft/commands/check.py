@@ -36,18 +36,12 @@ def check_in_terminal(recipes: Sequence[Path], overrides: Sequence[str], *, rows
                 _check_rows(loaded)
         except FastftError as error:
             failed[path] = error
-    problems = {path: failed[path].problems if path in failed else () for path in recipes}
     if as_json:
-        listed = [
-            {"recipe": str(path), "sound": path not in failed, "problems": [each.as_json() for each in problems[path]]}
-            for path in recipes
-        ]
-        print(json.dumps(listed, indent=2))
-        recipes = ()
-    for path in recipes:
-        for problem in problems[path]:
-            print(problem, file=sys.stderr)
-        if path not in failed:
+        print(json.dumps([_as_json(path, failed.get(path)) for path in recipes], indent=2))
+    for path in () if as_json else recipes:
+        if path in failed:
+            print(failed[path], file=sys.stderr)
+        else:
             sources = [
                 f"{one.key}: {one.source} ({one.format or 'on the Hub, not read'})" for one in found[path].sources
             ]
@@ -57,15 +51,18 @@ def check_in_terminal(recipes: Sequence[Path], overrides: Sequence[str], *, rows
 
 def _check_rows(loaded: LoadedRecipe) -> None:
     """Prepare every row: counts and notes go to standard error, broken rows raise DataError."""
-    from fastft.report.rows import account
+    from fastft.report.rows import accounts
     from fastft.stages.inputs import fetch_tokenizer, prepare_rows
 
     made = prepare_rows(loaded, fetch_tokenizer(loaded, say), refuse_broken=False)
-    for name, rows in (("training", made.train), ("held-out", made.eval)):
-        if rows is not None:
-            counts, notes = account(name, rows, made.format)
-            for line in (counts, *notes):
-                say(line)
+    for counts, notes in accounts(made):
+        for line in (counts, *notes):
+            say(line)
     broken = [*made.train.rejected, *(made.eval.rejected if made.eval else ())]
     if broken:
         raise DataError(broken)
+
+
+def _as_json(path: Path, error: FastftError | None) -> dict[str, object]:
+    problems = [] if error is None else [problem.as_json() for problem in error.problems]
+    return {"recipe": str(path), "sound": error is None, "problems": problems}

@@ -29,7 +29,7 @@ def run(recipe: Path, overrides: Sequence[str], runs_dir: Path, start: Start, co
 
     Raises:
         FastftError: anything that a user can fix, before or during training.
-        Interrupted: somebody asked the run to stop; the same command continues.
+        Interrupted: the run was asked to stop; the same command continues.
     """
     loaded = load(recipe, overrides)
     check(loaded)

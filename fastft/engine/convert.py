@@ -26,10 +26,7 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
         with sealed_folder(folder) as stage:
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
             model = AutoModelForCausalLM.from_pretrained(
-                gguf.parent,
-                gguf_file=gguf.name,
-                quantization_config=GgufConfig(dequantize=True),
-                dtype=torch.float32,
+                gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
             )
             # The metadata has the right end token; transformers 5.17 gives the tokenizer another one.
             tokenizer.eos_token = tokenizer.convert_ids_to_tokens(model.config.eos_token_id)

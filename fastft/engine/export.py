@@ -19,7 +19,7 @@ from fastft.engine.reference import check_folder, load_to_ask, make_reference
 from fastft.engine.torch_model import special_tokens, token_ids
 from fastft.errors import ExportError, MachineError, Problem, Where
 from fastft.exports.card import CardFacts
-from fastft.exports.job import ADAPTER, MERGED, MERGED_4BIT, Artefact, Job, finish, write
+from fastft.exports.job import ADAPTER, MERGED_4BIT, Artefact, Job, finish, write
 from fastft.exports.merged import tokenizer_folder
 from fastft.exports.parity import ChatMessages, Reference, Verdict, check_gguf
 from fastft.inference.conversation import render_chat
@@ -139,10 +139,8 @@ def write_artefact(job: Job, kind: str, on_bytes: BytesWritten = ignore_bytes) -
 
 def compare(job: Job, artefact: Artefact, reference: Reference) -> Verdict:
     """The artefact in its own runtime against the trained model."""
-    if artefact.kind == ADAPTER:
-        return check_folder(artefact.path, ADAPTER, reference, job.base)
-    if artefact.kind in (MERGED, MERGED_4BIT):
-        return check_folder(artefact.path, artefact.kind, reference)
+    if artefact.path.is_dir():
+        return check_folder(artefact.path, artefact.kind, reference, job.base if artefact.kind == ADAPTER else None)
     return check_gguf(artefact.path, artefact.kind, reference)
 
 

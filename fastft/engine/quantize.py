@@ -45,10 +45,7 @@ def write_merged_4bit(job: Job, kind: str, on_bytes: BytesWritten = ignore_bytes
         chosen, reason = choose_dtype(trained, "auto")
         dtype = getattr(torch, chosen)
         settings = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
         )
         with staged_folder(place, needed) as stage:
             file_of: dict[str, str] = {}

@@ -35,9 +35,8 @@ def make_reference(
         RecipeError: no conversations, or the tokenizer has no chat template.
     """
     if not conversations:
-        raise RecipeError(
-            Problem(Where("export"), "", "no held-out rows to compare on", "set data.eval or eval_fraction")
-        )
+        instead = "set data.eval or eval_fraction"
+        raise RecipeError(Problem(Where("export"), "", "no held-out rows to compare on", instead))
     if not isinstance(tokenizer.chat_template, str):
         raise RecipeError(Problem(Where("export"), "", "the tokenizer has no chat template", "set data.chat_template"))
     passages = tuple(_passage(tokenizer, conversation, end_tokens) for conversation in conversations)

@@ -53,8 +53,7 @@ class TorchModel:
 
     def text(self, tokens: Sequence[int]) -> str:
         """The text of `tokens` without the special ones."""
-        text = self._tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return str(text)
+        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def generate(
         self, tokens: Sequence[int], max_new_tokens: int, temperature: float, top_p: float, seed: int | None

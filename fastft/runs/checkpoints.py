@@ -30,12 +30,9 @@ def step_of(checkpoint: Path | None) -> int:
 
 def checkpoints(run: RunDir) -> list[tuple[int, Path]]:
     """The checkpoints of a run as (step, folder), newest first, whole or not."""
-    found = []
-    for path in run.checkpoints.glob("step-*"):
-        number = path.name.removeprefix("step-")
-        if number.isdigit() and path.is_dir():
-            found.append((int(number), path))
-    return sorted(found, reverse=True)
+    folders = [path for path in run.checkpoints.glob("step-*") if path.is_dir()]
+    numbered = [path for path in folders if path.name.removeprefix("step-").isdigit()]
+    return sorted(((step_of(path), path) for path in numbered), reverse=True)
 
 
 def newest_checkpoint(run: RunDir) -> tuple[Path | None, list[str]]:

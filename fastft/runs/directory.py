@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol, TypeVar
@@ -129,11 +129,9 @@ def create_run_dir(runs_dir: Path, loaded: LoadedRecipe) -> RunDir:
         runs_dir.mkdir(parents=True, exist_ok=True)
         while True:
             run = next_run_dir(runs_dir, run_name(loaded.path))
-            try:
+            with suppress(FileExistsError):  # another process took the name
                 run.path.mkdir()
                 break
-            except FileExistsError:  # another process took the name
-                continue
         write_text(run.recipe, loaded.text)
         run.write(Settings(loaded.settings()))
     except OSError as error:

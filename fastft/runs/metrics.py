@@ -119,9 +119,8 @@ class MetricsFile:
     def _lines(self) -> list[tuple[str, dict[str, Any]]]:
         """(text, content) of each line, without lines that a crash or a bad disk damaged."""
         lines = []
-        for text in (
-            self._path.read_text(encoding="utf-8", errors="replace").splitlines() if self._path.exists() else ()
-        ):
+        content = self._path.read_text(encoding="utf-8", errors="replace") if self._path.exists() else ""
+        for text in content.splitlines():
             try:
                 line = json.loads(text)
             except ValueError:

@@ -40,12 +40,9 @@ def score(
         "train_seconds": (seconds, train_seconds),
         "weights_bytes": (plan.disk.adapter_bytes, weights_bytes),
     }
-    return {
-        name: Score(forecast, actual, _error(forecast, actual))
-        for name, (forecast, actual) in pairs.items()
-        if actual is not None
-    }
-
-
-def _error(forecast: float | None, actual: float) -> float | None:
-    return None if forecast is None or not actual else round(forecast / actual - 1, 4)
+    scores = {}
+    for name, (forecast, actual) in pairs.items():
+        if actual is not None:
+            error = None if forecast is None or not actual else round(forecast / actual - 1, 4)
+            scores[name] = Score(forecast, actual, error)
+    return scores

@@ -34,7 +34,7 @@ from fastft.planning.facts import Facts, with_rows
 from fastft.planning.plan import Plan, make_plan, with_smaller_batch
 from fastft.recipe.loader import LoadedRecipe
 from fastft.report.live import LiveView
-from fastft.report.rows import account, reject_lines
+from fastft.report.rows import accounts, reject_lines
 from fastft.runs.checkpoints import checkpoints, evaluations_at, newest_checkpoint, set_aside, step_of
 from fastft.runs.directory import RunDir, locked, new_attempt, run_name
 from fastft.runs.held_out import HeldOut, Untrained
@@ -107,11 +107,11 @@ class Ready:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of training: the plan at its end, its figures, the weights on disk (None after a stop)."""
+    """The result of training: the plan at its end, its figures, the weights on disk."""
 
     plan: Plan
     trained: Trained
-    saved: SavedWeights | None
+    saved: SavedWeights
 
 
 def run_attempt(
@@ -121,7 +121,7 @@ def run_attempt(
 
     Raises:
         FastftError: anything that a user can fix.
-        Interrupted: somebody asked the run to stop.
+        Interrupted: the run was asked to stop.
         TrainingError: an unexpected error; its traceback is in the log of the attempt.
     """
     with locked(run), Stopping() as stopping, LiveView(console) as view:
@@ -154,8 +154,6 @@ def _run(attempt: Attempt) -> None:
     ready = _prepare(attempt)
     checkpoint = _begin(attempt, ready)
     outcome, model, tokenizer = _train(attempt, ready, checkpoint)
-    if outcome.saved is None:
-        raise attempt.interrupted(attempt.run.path, saved=True)
     totals, seconds = MetricsFile(attempt.run.metrics).totals(), time.perf_counter() - started
     result = make_result(outcome.plan, ready.rows, outcome.trained, ready.prompts, outcome.saved, totals, seconds)
     if ready.job.kinds:
@@ -186,7 +184,12 @@ def _prepare(attempt: Attempt) -> Ready:
     """
     loaded, run = attempt.loaded, attempt.run
     base = convert(attempt.facts.base_model, loaded.where("model.id"), attempt.stage)
-    rows = _rows(attempt, base)
+    attempt.stage("reading the rows")
+    rows = prepare_rows(loaded, base, _every_few_seconds(attempt.stage))
+    for counts, notes in accounts(rows):
+        attempt.stage(counts)
+        for note in notes:
+            attempt.view.note(note)
     facts = with_rows(attempt.facts, loaded.recipe, rows)
     plan = make_plan(loaded, facts, str(run.path))
     if plan.obstacles:
@@ -201,18 +204,6 @@ def _prepare(attempt: Attempt) -> Ready:
     asked = rows.eval.examples[: wanted.max_examples] if wanted.exact_match and rows.eval is not None else []
     prompts = [render_prompt(example, rows.renderer) for example in asked]
     return Ready(facts, plan, rows, base, prompts, held_out, _export_job(attempt, base, held_out.end_ids))
-
-
-def _rows(attempt: Attempt, base: Path) -> Prepared:
-    attempt.stage("reading the rows")
-    prepared = prepare_rows(attempt.loaded, base, _every_few_seconds(attempt.stage))
-    for name, rows in (("training", prepared.train), ("held-out", prepared.eval)):
-        if rows is not None:
-            counts, notes = account(name, rows, prepared.format)
-            attempt.stage(counts)
-            for note in notes:
-                attempt.view.note(note)
-    return prepared
 
 
 def _export_job(attempt: Attempt, base: Path, end_ids: tuple[int, ...]) -> Job:
@@ -323,7 +314,7 @@ def _train_once(
         until_saved.enter_context(attempt.stopping.deferred())
         trained = train(plan, model, tokenizer, material, attempt.run, hooks, checkpoint)
         if not trained.finished:
-            return Outcome(plan, trained, None), model, tokenizer
+            raise attempt.interrupted(attempt.run.path, saved=True)
         if trained.steps in dict(checkpoints(attempt.run)):
             until_saved.close()  # a stop loses nothing from here on
             attempt.stage("saving the weights")

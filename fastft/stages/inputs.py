@@ -66,7 +66,5 @@ def fetch_tokenizer(loaded: LoadedRecipe, say: Say) -> Path:
     """
     wanted, where = loaded.recipe.model, loaded.where("model.id")
     model = fetch(find_base_model(wanted.id, wanted.revision, loaded.folder, where), wanted.revision, where, say)
-    if model.is_here:
-        return convert(model, where, say)
     with tempfile.TemporaryDirectory() as folder, library_output_to(Path(folder) / "log.txt"):
         return convert(model, where, say)

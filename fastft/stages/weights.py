@@ -46,7 +46,9 @@ def find_weights(path: Path) -> WeightsPath:
     Raises:
         UsageError: there is nothing at `path`, or no weights, or the run has not finished.
     """
-    run = _run_around(path)
+    # The run at `path`, or the one that `path` is the adapter or an export of.
+    runs = (RunDir(folder) for folder in (path, *list(path.parents)[:3]))
+    run = next((run for run in runs if run.recipe.is_file() and (run.path / Settings.FILE).is_file()), None)
     if run is not None and run.path == path:
         if not run.is_finished:
             raise _unusable(path, "this run has not finished", "continue it: fastft run RECIPE")
@@ -60,12 +62,6 @@ def find_weights(path: Path) -> WeightsPath:
         return WeightsPath("model", path, run)
     wrong = "holds no weights" if path.exists() else "there is no such file or folder"
     raise _unusable(path, wrong, "name a run's folder, an adapter's or a model's folder, or a .gguf file")
-
-
-def _run_around(path: Path) -> RunDir | None:
-    """The run at `path`, or the one that `path` is the adapter or an export of."""
-    runs = (RunDir(folder) for folder in (path, *list(path.parents)[:3]))
-    return next((run for run in runs if run.recipe.is_file() and (run.path / Settings.FILE).is_file()), None)
 
 
 def held_out(weights: WeightsPath, base: Path, adapter: Path | None) -> HeldOut:
