@@ -27,7 +27,7 @@ class Report:
         self.values: dict[str, Any] = {"steps": []}
 
     def step(self, loss: float, grad_norm: float, tokens: int, examples: int) -> None:
-        """One logged optimizer step, just ended."""
+        """Record the optimizer step that just ended."""
         now = time.time()
         self.values.setdefault("first_step_seconds", round(now - self._started, 2))
         seconds = now - self._last if self._last else 0.0
@@ -37,7 +37,7 @@ class Report:
         self.write()
 
     def write(self) -> None:
-        """What is known, with the peak memory until now."""
+        """Write the figures so far, with the peak memory."""
         import torch
 
         if torch.cuda.is_available():
@@ -104,7 +104,7 @@ def matrix(given: dict[str, Any]) -> None:
 
 
 def _now() -> float:
-    """The time when the device has done all it was given."""
+    """The time after the device has finished all its work."""
     import torch
 
     if torch.cuda.is_available():
@@ -186,7 +186,7 @@ def unsloth(given: dict[str, Any]) -> None:
 
 
 def _shared(given: dict[str, Any]) -> dict[str, Any]:
-    """What both hand-written contenders set: the batch, the number of steps, a line a step, and rows that are ready."""
+    """The settings of both hand-written contenders: batch, number of steps, a line a step, and prepared rows."""
     return {
         "output_dir": given["runs"],
         "per_device_train_batch_size": given["batch"],
@@ -240,7 +240,7 @@ def _train(trainer: Any, given: dict[str, Any], settings: str) -> None:
 
 
 def fastft(given: dict[str, Any]) -> None:
-    """Contenders 3 and 4: `fastft run` on the recipe, with the clock on what it shows."""
+    """Contenders 3 and 4: `fastft run` on the recipe, timed by the lines that it shows."""
     from rich.console import Console
 
     from fastft.commands.run import run
@@ -278,7 +278,7 @@ def fastft(given: dict[str, Any]) -> None:
 
 
 def _take_lines(report: Report, runs: Path) -> None:
-    """The steps that stand in metrics.jsonl and not yet in the report."""
+    """The steps in metrics.jsonl that the report does not have yet."""
     [run_dir] = runs.iterdir()
     lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     steps = [line for line in map(json.loads, lines) if line["event"] == "step"]
@@ -290,7 +290,7 @@ def _take_lines(report: Report, runs: Path) -> None:
 
 
 def _of_plan(plan: dict[str, Any]) -> dict[str, Any]:
-    """Batch and settings, as the plan in force says."""
+    """Batch and settings of the current plan."""
     schedule, chosen = plan["schedule"], {key: choice["value"] for key, choice in plan["choices"].items()}
     load = plan["calls"][0]["kwargs"]
     parts = ["4-bit" if load.get("load_in_4bit") else f"{load['dtype']} weights"]

@@ -114,18 +114,18 @@ def measure(python: str, *arguments: str | Path) -> dict[str, float]:
     start = time.monotonic()
     process = subprocess.Popen([python, *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     assert process.stderr is not None
-    said = process.stderr.read()
+    errors = process.stderr.read()
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     seconds = time.monotonic() - start
     if process.returncode != 0:
-        raise SystemExit(said.decode(errors="replace")[-2000:])
+        raise SystemExit(errors.decode(errors="replace")[-2000:])
     figures = {
         "seconds": round(seconds, 2),
         "cpu_seconds": round(used.ru_utime + used.ru_stime, 2),
         "peak_memory_bytes": used.ru_maxrss * 1024,
     }
-    # A long run that is cut short still leaves what it measured.
+    # A long run that is cut short still leaves its figures.
     print(arguments[-1], figures, file=sys.stderr, flush=True)
     return figures
 

@@ -1,7 +1,7 @@
-"""How right the forecast of peak memory is on a processor: real runs of SmolLM2-135M, a few steps each.
+"""How right the forecast of peak memory is on a CPU: real runs of SmolLM2-135M, a few steps each.
 
     python benchmarks/forecast.py                # runs every case, 10 minutes on 2 cores; writes forecast_cpu.json
-    python benchmarks/forecast.py runs/a runs/b  # collects what finished runs scored themselves
+    python benchmarks/forecast.py runs/a runs/b  # collects the scores of finished runs
 
 Every run is `fastft run` in a process of its own, because the peak of a process never falls. The rows are made so that
 each has exactly `max_seq_length` tokens; tests/planning/test_memory_cpu.py holds the forecast to the file.
@@ -57,7 +57,7 @@ formats = ["{"merged_16bit" if full else "adapter"}"]
 
 
 def measure(name: str, folder: Path) -> dict[str, Any]:
-    """Run one case and read what it measured."""
+    """Run one case and return its figures."""
     batch, length, accumulation, checkpointing, full = CASES[name]
     path = folder / f"{name.replace(' ', '_').replace(',', '')}.toml"
     path.write_text(recipe(batch, length, accumulation, checkpointing, full), encoding="utf-8")
@@ -78,7 +78,7 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
 
 
 def collect(folders: list[str]) -> list[dict[str, Any]]:
-    """What finished runs scored themselves, one entry a run."""
+    """The scores of finished runs, one entry a run."""
     found = []
     for folder in folders:
         result = json.loads((Path(folder) / "result.json").read_text(encoding="utf-8"))

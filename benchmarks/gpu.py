@@ -140,7 +140,7 @@ def fastest(recipe: Path, write: Any, small: bool) -> dict[str, Any]:
 
 
 class Benchmark:
-    """One run of the comparison: the files it needs, the time it has left, what it found."""
+    """One run of the comparison: its files, the time it has left, its results."""
 
     def __init__(self, options: argparse.Namespace, work: Path) -> None:
         self.options, self.work = options, work
@@ -158,7 +158,7 @@ class Benchmark:
         }
 
     def child(self, job: str, settings: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-        """What a process of its own wrote, as far as it came within `seconds`."""
+        """The figures that a separate process wrote within `seconds`."""
         out = self.work / f"{job}.json"
         out.unlink(missing_ok=True)
         given = {"job": job, "out": str(out), "model": str(self.model), "started": time.time(), **settings}
@@ -219,7 +219,7 @@ class Benchmark:
         return prepared
 
     def settings(self, number: int) -> dict[str, Any]:
-        """What one contender is given."""
+        """The input of one contender."""
         shared = {"small": self.options.small, "steps": self.options.steps, "runs": str(self.work / "runs")}
         shipped = str(self.work / "shipped.toml")
         if number == 3:
@@ -241,7 +241,7 @@ class Benchmark:
         self.found["operations_per_token"] = flops
         chosen = [number for number in ORDER if number in self.options.only]
         for index, number in enumerate(chosen):
-            # A slow one may take half of what is left over by the others, so that each gets its turn.
+            # A slow contender may use half of the time that is left, so that each gets its turn.
             share = self.left() / (len(chosen) - index) * (1.5 if index < len(chosen) - 1 else 1.0)
             self.note(f"{CONTENDERS[number]} (at most {share:.0f} s)")
             seen = self.child(f"contender-{number}", self.settings(number), share)
@@ -253,7 +253,7 @@ class Benchmark:
             self.write()
 
     def write(self) -> None:
-        """gpu.json and gpu.md as far as they are known."""
+        """Write gpu.json and gpu.md with the results so far."""
         (self.options.out / "gpu.json").write_text(json.dumps(self.found, indent=2) + "\n", encoding="utf-8")
         (self.options.out / "gpu.md").write_text(table(self.found), encoding="utf-8")
 
@@ -281,7 +281,7 @@ def rates(steps: Sequence[Mapping[str, float]], flops: float, matrix_flops: floa
         "tokens_per_second": round(tokens / seconds, 1),
         "samples_per_second": round(sum(step["examples"] for step in measured) / seconds, 2),
         "utilisation": None if not matrix_flops else round(tokens * flops / seconds / matrix_flops, 4),
-        # A rate of steps that train nothing is none (arXiv 2601.02609 compared with one).
+        # Steps that train nothing have no rate (arXiv 2601.02609 compared with one).
         "trains": all(math.isfinite(step["loss"]) and step["grad_norm"] > 0 for step in steps),
     }
 

@@ -1,4 +1,4 @@
-"""How near each kind of export is to the trained model, on held-out rows and on free text, and what it still answers.
+"""How close each kind of export is to the trained model, on held-out rows and on free text, and how it answers.
 
     python benchmarks/parity.py runs/quickstart     writes parity.json here
 
@@ -34,8 +34,8 @@ def exact_match(file: Path, rows: list[dict[str, Any]]) -> int:
         for row in rows:
             *before, question, answer = row["messages"]
             system = before[0]["content"] if before else None
-            said = "".join(Conversation(model, Sampling(), system).answer(question["content"]))
-            right += said.strip() == answer["content"].strip()
+            answered = "".join(Conversation(model, Sampling(), system).answer(question["content"]))
+            right += answered.strip() == answer["content"].strip()
     return right
 
 

@@ -65,7 +65,7 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float, float]:
 
 
 def private_bytes() -> int:
-    """The memory of this process that no file backs, as Linux tells it."""
+    """The memory of this process that no file backs, as Linux reports it."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) * 1024
 
@@ -163,7 +163,7 @@ def main() -> None:
             times = round(min(seconds for seconds, _ in rounds["trl"]) / wall, 1)
             figures[label] = {"best_wall_seconds": wall, "times_as_fast": times, "wall_and_cpu_seconds": measured}
         with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as process:
-            # A process of its own for each: what one holds is not given back before the next.
+            # A separate process for each: memory of one is not freed before the next.
             figures["private_growth_bytes"] = {
                 str(count): process.submit(measured_growth, folder, asked.model_folder, file).result()
                 for count, file in ((asked.rows // 5, "fifth.jsonl"), (asked.rows, "rows.jsonl"))

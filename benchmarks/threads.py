@@ -37,7 +37,7 @@ print((time.perf_counter() - begin) / 5)
 
 
 def seconds_a_step(policy: str) -> float:
-    """The mean wall time of a step in a process of its own."""
+    """The mean wall time of a step in a separate process."""
     environment = {**os.environ, "OMP_WAIT_POLICY": policy}
     done = subprocess.run([sys.executable, "-c", STEP], env=environment, capture_output=True, text=True, check=True)
     return round(float(done.stdout.split()[-1]), 2)

@@ -27,7 +27,7 @@ def load(recipe: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     """The checked recipe in a file; `overrides` are the texts that `--set` takes: `"train.learning_rate=1e-4"`.
 
     Raises:
-        RecipeError: the recipe or an override asks for something that cannot be; all problems at once.
+        RecipeError: the recipe or an override asks for something that is not possible; all problems at once.
     """
     from fastft.recipe.loader import load
 
@@ -38,7 +38,7 @@ def check(recipe: str | Path, overrides: Sequence[str] = ()) -> Inspection:
     """What the first rows of each data source of a sound recipe show.
 
     Raises:
-        RecipeError: the recipe asks for something that cannot be; problems of the data are listed with it.
+        RecipeError: the recipe asks for something that is not possible; problems of the data are listed with it.
         DataError: only the data has problems.
     """
     from fastft.commands.check import check
@@ -82,7 +82,7 @@ def run(
 
     Raises:
         FastftError: anything that a user can correct, before or during training.
-        Interrupted: somebody asked the run to stop; the same call continues.
+        Interrupted: the run was asked to stop; the same call continues.
     """
     from fastft.commands.run import run_with_progress
     from fastft.stages.attempt import Start
@@ -98,14 +98,14 @@ def export(
     out: str | Path | None = None,
     base: str | Path | None = None,
 ) -> Exported:
-    """Write the weights of a run, an adapter or a model folder in other formats, each compared with what was trained.
+    """Write the weights of a run, an adapter or a model folder in other formats, and compare each with them.
 
     `out`: None is the `exports/` folder beside the weights; `base`: the 16-bit base of an adapter that names none.
 
     Raises:
-        UsageError: there are no weights, or a format or quantization that cannot be.
-        ExportError: a file does not say what the trained model says; it is kept, marked FAILED.
-        FastftError: a file cannot be written, or its base cannot be had.
+        UsageError: there are no weights, or a format or quantization is not possible.
+        ExportError: a file does not match the trained model; it is kept, marked FAILED.
+        FastftError: a file cannot be written, or its base cannot be downloaded.
     """
     from fastft.probe.software import NEEDED_TO_EXPORT, require
 

@@ -1,4 +1,4 @@
-"""The command line: options and help of each command, and one call, imported when it is asked for."""
+"""The command line: options and help of each command, and one call, imported when the command runs."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def check(
     data: Annotated[bool, typer.Option("--data", help="Render and tokenize every row too.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Find every fault that shows without a model or a GPU."""
+    """Find every problem that shows without a model or a GPU."""
     from fastft.commands.check import check_in_terminal
 
     raise typer.Exit(check_in_terminal(recipes, overrides or [], rows=data, as_json=as_json))
@@ -110,7 +110,9 @@ def plan(
         str | None, typer.Option("--device", metavar="NAME", help="Forecast for a100-40gb, h100, l4, t4, cpu, ...")
     ] = None,
     memory: Annotated[str | None, typer.Option("--memory", metavar="SIZE", help="Its memory: 24GB.")] = None,
-    price_per_hour: Annotated[float | None, typer.Option("--price-per-hour", min=0, help="What an hour costs.")] = None,
+    price_per_hour: Annotated[
+        float | None, typer.Option("--price-per-hour", min=0, help="The price of an hour.")
+    ] = None,
     what_if: Annotated[
         str | None, typer.Option("--what-if", metavar="KEY=V1,V2", help="One row for each value of a key.")
     ] = None,
@@ -145,7 +147,7 @@ def export(
         str | None, typer.Option("--push", metavar="HUB_ID", help="Upload what passed; a new repository is private.")
     ] = None,
 ) -> None:
-    """Write merged or GGUF weights, proven against the trained model."""
+    """Write merged or GGUF weights, and compare them with the trained model."""
     require(NEEDED_TO_EXPORT, "fastft export")
     from fastft.commands.export import ExportRequest, export_in_terminal
 
@@ -160,7 +162,7 @@ def _listed(text: str) -> tuple[str, ...]:
 def chat(
     path: WeightsArgument,
     prompt: Annotated[str | None, typer.Option("--prompt", metavar="TEXT", help="One question, one answer.")] = None,
-    compare: Annotated[bool, typer.Option("--compare", help="Let the untrained base answer beside it.")] = False,
+    compare: Annotated[bool, typer.Option("--compare", help="Show the answer of the untrained base too.")] = False,
     system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="The system prompt.")] = None,
     temperature: Annotated[float, typer.Option("--temperature", min=0, help="0: always the likeliest token.")] = 0.0,
     top_p: Annotated[float, typer.Option("--top-p", min=0.01, max=1, help="Draw from this share.")] = 1.0,
@@ -169,7 +171,7 @@ def chat(
     context_tokens: Annotated[int, typer.Option("--context-tokens", min=64, help="Of a GGUF file.")] = 4096,
     base: Base = None,
 ) -> None:
-    """Talk to a run, an adapter, a merged model or a GGUF file."""
+    """Chat with a run, an adapter, a merged model or a GGUF file."""
     require(NEEDED_TO_CHAT, "fastft chat")
     from fastft.commands.chat import ChatRequest, chat_in_terminal
     from fastft.inference.conversation import Sampling
@@ -197,7 +199,7 @@ def explain(
         str | None, typer.Argument(metavar="KEY", help="A key (learning_rate, lora.r) or a section.")
     ] = None,
 ) -> None:
-    """Tell what a recipe key does, and when it is too small or large."""
+    """Explain what a recipe key does, and when it is too small or large."""
     from fastft.recipe.reference import explain as explain_key
 
     print(explain_key(key))
@@ -226,7 +228,7 @@ def doctor(
         bool, typer.Option("--train", help="Train, resume and export a tiny model too: a minute.")
     ] = False,
 ) -> None:
-    """Examine versions, device and disk, and say what mends them."""
+    """Check versions, device and disk, and print the commands that fix them."""
     from fastft.commands.doctor import doctor_in_terminal
 
     raise typer.Exit(doctor_in_terminal(train=train, as_json=as_json))

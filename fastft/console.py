@@ -1,4 +1,4 @@
-"""Where words go: a note to standard error, a console of one's own, the output of libraries to a log."""
+"""Output: progress to standard error, a private console, the output of libraries to a log."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 """Takes one line of progress."""
 BytesWritten = Callable[[int, int], None]
-"""Takes the bytes that are written so far, and the bytes in all: equal when it is called for the last time."""
+"""Takes the bytes written so far, and the bytes in all; at the last call they are equal."""
 Writing = Callable[[str], AbstractContextManager[BytesWritten]]
-"""Shows how far the writing of what has this name is, while the context lasts."""
+"""Takes a name, and shows the progress of writing it until the context ends."""
 
 
 def ignore_bytes(done: int, total: int) -> None:
@@ -27,7 +27,7 @@ def ignore_bytes(done: int, total: int) -> None:
 
 
 def write_silently(_: str) -> AbstractContextManager[BytesWritten]:
-    """Show nothing of how far the writing is."""
+    """Show no progress of writing."""
     return contextlib.nullcontext(ignore_bytes)
 
 
@@ -54,39 +54,35 @@ def private_console() -> Iterator[Console]:
 
 @contextlib.contextmanager
 def library_output_to(log: Path) -> Iterator[None]:
-    """Send what is written to the process's standard output and error to `log`, file descriptors and logging included.
+    """Send the process's standard output and error to `log`, file descriptors and logging included.
 
-    So are `sys.stdout` and `sys.stderr` where a notebook replaced them. A console that shows progress meanwhile must be
-    a `private_console`.
+    So are `sys.stdout` and `sys.stderr` if a notebook replaced them. A console that shows progress meanwhile must be a
+    `private_console`.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    kept = os.dup(1), os.dup(2)
-    with log.open("ab", buffering=0) as file, log.open("a", encoding="utf-8", buffering=1) as text:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-        replaced = contextlib.ExitStack()
-        if not _has_descriptor(sys.stdout, 1):
-            replaced.enter_context(contextlib.redirect_stdout(text))
-        if not _has_descriptor(sys.stderr, 2):
-            replaced.enter_context(contextlib.redirect_stderr(text))
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(log.open("ab", buffering=0))
+        text = stack.enter_context(log.open("a", encoding="utf-8", buffering=1))
+        streams = (1, sys.stdout, contextlib.redirect_stdout), (2, sys.stderr, contextlib.redirect_stderr)
+        for number, stream, redirect in streams:
+            stream.flush()
+            kept = os.dup(number)
+            stack.callback(os.close, kept)
+            stack.callback(os.dup2, kept, number)
+            os.dup2(file.fileno(), number)
+            if not _has_descriptor(stream, number):
+                stack.enter_context(redirect(text))
         handler = logging.StreamHandler()
         logging.getLogger().addHandler(handler)
+        stack.callback(logging.getLogger().removeHandler, handler)
         try:
             yield
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
-            logging.getLogger().removeHandler(handler)
-            replaced.close()
-            os.dup2(kept[0], 1)
-            os.dup2(kept[1], 2)
-            os.close(kept[0])
-            os.close(kept[1])
 
 
 def _has_descriptor(stream: TextIO, number: int) -> bool:
-    """Whether `stream` writes to that file descriptor; a notebook's and a test's stream has another one or none."""
+    """Whether `stream` writes to that file descriptor; that of a notebook or a test has another one or none."""
     try:
         return stream.fileno() == number
     except OSError:  # io.UnsupportedOperation is one

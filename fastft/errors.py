@@ -8,7 +8,7 @@
     │   └── OutOfMemoryError   exit 4   training does not fit into memory; a smaller batch may fit
     ├── TrainingError      exit 1   the run started and failed
     ├── ExportError        exit 5   exported weights do not match the trained model
-    └── Interrupted        exit 75  somebody asked the run to stop; `--resume` continues it
+    └── Interrupted        exit 75  the run was asked to stop; the same command continues it
 
 Each has one or more `Problem`s. `cli.main` prints them and exits with the code; any other exception is a bug and keeps
 its traceback.
@@ -113,7 +113,7 @@ class ExportError(FastftError):
 
 
 class Interrupted(FastftError):  # noqa: N818  a request, not a fault
-    """Somebody asked the run to stop; `--resume` continues it. 75 is EX_TEMPFAIL of sysexits.h: try again."""
+    """The run was asked to stop; the same command continues it. 75 is EX_TEMPFAIL of sysexits.h: try again."""
 
     exit_code = 75
 

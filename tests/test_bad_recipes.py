@@ -1,7 +1,7 @@
 """For every recipe in bad_recipes/ the message says exactly what is wrong, on the line where it is wrong.
 
 The line that a message must name carries `# expect: <part of the message>`. Where the fault is in a file that the
-recipe names, the comment stands on the line of the recipe that names it, and begins with that file and its line.
+recipe names, the comment is on the line of the recipe that names it, and begins with that file and its line.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`fastft chat`: find the weights, load them in their runtime, talk."""
+"""`fastft chat`: find the weights, load them in their runtime, chat."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ COMMANDS = "/reset forgets the conversation, /quit or q ends it"
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """What `fastft chat` was asked for besides the weights."""
+    """The options of `fastft chat`."""
 
     base: str | None = None
     compare: bool = False
     """Let the untrained base answer too."""
     system: str | None = None
-    """None: the one that all held-out rows of the run have."""
+    """None: the system prompt that all held-out rows of the run have."""
     sampling: Sampling = field(default_factory=Sampling)
     context_tokens: int = 4096
-    """For GGUF files; other weights take as many as their model can."""
+    """For GGUF files; other weights use the length of their model."""
 
 
 @contextlib.contextmanager
 def open_chat(path: Path, request: ChatRequest, say: Say) -> Iterator[list[tuple[str, Conversation]]]:
-    """(name, conversation) for each model that answers: "tuned", and before it "base" when both are compared.
+    """(name, conversation) of each model: "tuned", and before it "base" when they are compared.
 
     Raises:
         UsageError: there are no weights at `path`, or these cannot be compared.
@@ -59,14 +59,17 @@ def open_chat(path: Path, request: ChatRequest, say: Say) -> Iterator[list[tuple
     if str(weights.path).endswith(".FAILED"):
         say(f"{weights.path.name} FAILED its comparison with the trained model: do not trust its answers")
     with ExitStack() as stack:
-        models = (
-            [("tuned", _gguf(weights, request, stack))] if weights.kind == "gguf" else _torch(weights, request, say)
-        )
+        models: list[tuple[str, ChatModel]]
+        if weights.kind == "gguf":
+            from fastft.inference.llamacpp import GgufModel
+
+            models = [("tuned", stack.enter_context(GgufModel(weights.path, context_tokens=request.context_tokens)))]
+        else:
+            models = _torch(weights, request, say)
         template = models[-1][1].chat_template
         if template is None:
-            raise UsageError(
-                Problem(Where(str(weights.path)), "", "has no chat template", "export it with data.chat_template set")
-            )
+            instead = "export it with data.chat_template set"
+            raise UsageError(Problem(Where(str(weights.path)), "", "has no chat template", instead))
         digest = hashlib.sha256(template.encode()).hexdigest()[:12]
         say(f"{weights.path}, with its own chat template (sha256 {digest})")
         system = _system(weights, request, say)
@@ -74,9 +77,9 @@ def open_chat(path: Path, request: ChatRequest, say: Say) -> Iterator[list[tuple
 
 
 def talk(conversations: list[tuple[str, Conversation]], lines: Iterable[str], answering: Answering, say: Say) -> None:
-    """Answer line after line until /quit, /exit or q; /reset forgets, an empty line is passed over.
+    """Answer each line until /quit, /exit or q; /reset forgets the conversation, an empty line is skipped.
 
-    Ctrl+C breaks an answer off, and only that.
+    Ctrl+C stops an answer, not the chat.
     """
     for line in lines:
         said = line.strip()
@@ -92,7 +95,7 @@ def talk(conversations: list[tuple[str, Conversation]], lines: Iterable[str], an
             try:
                 answering([(name, conversation.answer(said)) for name, conversation in conversations])
             except KeyboardInterrupt:
-                say("broken off")
+                say("stopped")
             except FastftError as error:
                 for problem in error.problems:
                     say(str(problem))
@@ -103,11 +106,11 @@ def talk(conversations: list[tuple[str, Conversation]], lines: Iterable[str], an
 
 
 def chat_in_terminal(path: Path, request: ChatRequest, prompt: str | None) -> None:
-    """Talk on standard input and output; with `prompt` ask that alone. What is not an answer goes to standard error."""
+    """Chat on standard input and output, or answer `prompt` alone. Everything else goes to standard error."""
     from rich.console import Console
 
     visible = sys.stdout.isatty()
-    answering: Answering = partial(write_answers, _write, visible=visible)
+    answering: Answering = partial(write_answers, partial(print, end="", flush=True), visible=visible)
     if request.compare and visible:
         answering = partial(show_beside, Console())
     with open_chat(path, request, say_in_terminal) as conversations:
@@ -121,20 +124,15 @@ def _typed() -> Iterator[str]:
         return
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  input() then edits lines and remembers them
-    say_in_terminal(f"{COMMANDS}; Ctrl+C breaks an answer off")
+    say_in_terminal(f"{COMMANDS}; Ctrl+C stops an answer")
     while True:
         try:
             yield input("> ")
         except EOFError:
-            _write("\n")
+            print()
             return
         except KeyboardInterrupt:
-            _write("\n")
-
-
-def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
+            print()
 
 
 def _system(weights: WeightsPath, request: ChatRequest, say: Say) -> str | None:
@@ -149,12 +147,6 @@ def _system(weights: WeightsPath, request: ChatRequest, say: Say) -> str | None:
     return system
 
 
-def _gguf(weights: WeightsPath, request: ChatRequest, stack: ExitStack) -> ChatModel:
-    from fastft.inference.llamacpp import GgufModel
-
-    return stack.enter_context(GgufModel(weights.path, context_tokens=request.context_tokens))
-
-
 def _torch(weights: WeightsPath, request: ChatRequest, say: Say) -> list[tuple[str, ChatModel]]:
     require(("torch", "transformers", "peft"), str(weights.path))
     adapter = weights.path if weights.kind == "adapter" else None
@@ -162,7 +154,7 @@ def _torch(weights: WeightsPath, request: ChatRequest, say: Say) -> list[tuple[s
     ends = held_out(weights, base, adapter).end_ids
     say("loading the model")
     with tempfile.TemporaryDirectory() as folder, library_output_to(Path(folder) / "log.txt"):
-        select("transformers")  # the model as its users will load it; and Unsloth would take ten seconds to come up
+        select("transformers")  # as users will load the model; and Unsloth takes ten seconds to import
         from fastft.engine.export import load_trained
         from fastft.engine.torch_model import TorchModel
 

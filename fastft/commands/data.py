@@ -1,4 +1,4 @@
-"""`fastft data`: what is odd about the data of a recipe."""
+"""`fastft data`: repeats, leaks, contradictions and imbalance in the data of a recipe."""
 
 from __future__ import annotations
 

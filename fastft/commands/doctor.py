@@ -19,9 +19,9 @@ from fastft.report.installation import print_diagnoses
 
 
 def prove(say: Say) -> list[Diagnosis]:
-    """A finding for each promise of training: a tiny made-up model is trained, resumed and exported.
+    """A diagnosis for each promise of training: a tiny made-up model is trained, resumed and exported.
 
-    With Unsloth where it is installed, or with what FASTFT_ENGINE names. What the libraries print goes to doctor.log in
+    With Unsloth if it is installed, or with the engine in FASTFT_ENGINE. The output of libraries goes to doctor.log in
     fastft's cache.
     """
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -33,7 +33,7 @@ def prove(say: Say) -> list[Diagnosis]:
     with tempfile.TemporaryDirectory() as folder, library_output_to(log):
         try:
             from fastft.engine.selftest import checks
-        except Exception as error:  # a broken package breaks its import in any way there is
+        except Exception as error:  # a broken package may raise anything
             traceback.print_exc()
             detail = f"{selected()} cannot be started: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
             return [Diagnosis("engine", "broken", detail, fix_command([guilty_package(error) or selected()]))]

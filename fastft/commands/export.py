@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """What `fastft export` was asked for."""
+    """The options of `fastft export`."""
 
     formats: tuple[str, ...]
     quantizations: tuple[str, ...] = ()
@@ -37,12 +38,12 @@ class ExportRequest:
 
 
 def export(path: Path, request: ExportRequest, say: Say, writing: Writing = write_silently) -> Exported:
-    """Write what is asked for of the weights at `path`, proven against them; with `push`, upload what passed.
+    """Export the weights at `path`, and compare each artefact with them; with `push`, upload what passed.
 
     Raises:
-        UsageError: there are no weights, or a format or quantization that cannot be.
-        ExportError: an artefact does not say what the trained model says; it is kept, marked FAILED.
-        FastftError: an artefact cannot be written, or its base cannot be had.
+        UsageError: there are no weights, or a format or quantization is not possible.
+        ExportError: an artefact does not match the trained model; it is kept, marked FAILED.
+        FastftError: an artefact cannot be written, or its base cannot be downloaded.
     """
     weights = find_weights(path)
     kinds = _kinds(weights, request)
@@ -64,7 +65,7 @@ def export(path: Path, request: ExportRequest, say: Say, writing: Writing = writ
     out.mkdir(parents=True, exist_ok=True)
     say("loading the trained model")
     with library_output_to(out / "log.txt"):
-        select("transformers")  # the model as its users will load it; and Unsloth would take ten seconds to come up
+        select("transformers")  # as users will load the model; and Unsloth takes ten seconds to import
         from fastft.engine.export import export_weights, load_trained, trained_reference
 
         model, tokenizer = load_trained(base, adapter)
@@ -80,12 +81,11 @@ def export(path: Path, request: ExportRequest, say: Say, writing: Writing = writ
 def export_with_progress(path: Path, request: ExportRequest) -> Exported:
     """As `export`, with progress on standard error."""
     with private_console() as console:
-        return export(
-            path,
-            request,
-            lambda text: console.print(f"• {text}", markup=False),
-            lambda name: show_bytes(console, name),
-        )
+
+        def say(text: str) -> None:
+            console.print(f"• {text}", markup=False)
+
+        return export(path, request, say, partial(show_bytes, console))
 
 
 def export_in_terminal(path: Path, request: ExportRequest) -> None:
@@ -95,9 +95,8 @@ def export_in_terminal(path: Path, request: ExportRequest) -> None:
 
 def _kinds(weights: WeightsPath, request: ExportRequest) -> tuple[str, ...]:
     if weights.kind == "gguf":
-        raise _cannot(
-            str(weights.path), "a GGUF file is the end of the way", "name the run or the adapter it was made of"
-        )
+        wrong, instead = "a GGUF file cannot be exported", "name the run or the adapter that it was made from"
+        raise _cannot(str(weights.path), wrong, instead)
     for wanted in request.formats:
         if wanted not in export_formats():
             close = nearest(wanted, export_formats())

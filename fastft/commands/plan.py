@@ -22,13 +22,13 @@ from fastft.report.what_if import what_if_page
 from fastft.runs.directory import next_run_dir, run_name
 from fastft.stages.inputs import prepare_rows
 
-# Keys that change what the rows are: with another value they are prepared again.
+# Keys that change the rows: for each value the rows are prepared again.
 _ROW_KEYS = ("data.", "model.id", "model.revision", "model.max_seq_length", "train.seed")
 
 
 @dataclass(frozen=True)
 class Question:
-    """What `fastft plan` was asked besides the recipe: another device, its memory, what an hour of it costs."""
+    """The options of `fastft plan`: another device, its memory, the price of an hour."""
 
     runs_dir: Path
     device: str | None = None
@@ -37,7 +37,7 @@ class Question:
 
 
 def plan(recipe: Path, overrides: Sequence[str], question: Question) -> Plan:
-    """The plan of a recipe, with real token lengths where the tokenizer is here.
+    """The plan of a recipe, with real token lengths if the tokenizer is on this machine.
 
     Raises:
         FastftError: the recipe, the device, the data, the template or the base model cannot be used.
@@ -52,7 +52,7 @@ def compare(loaded: LoadedRecipe, text: str, question: Question) -> tuple[str, l
 
     Raises:
         UsageError: the key is unknown or no value is given.
-        FastftError: a value cannot be, or the data cannot be used.
+        FastftError: a value is not possible, or the data cannot be used.
     """
     field, values = _field_and_values(text)
     facts = None if field.startswith(_ROW_KEYS) else _facts(loaded, question)
@@ -64,13 +64,9 @@ def compare(loaded: LoadedRecipe, text: str, question: Question) -> tuple[str, l
 
 
 def _facts(loaded: LoadedRecipe, question: Question) -> Facts:
+    """With the real lengths, if tokenizer and rows are on this machine; otherwise with the reason why not."""
     facts = find_facts(loaded, question.runs_dir)
-    device = named_device(question.device, question.memory, facts.device)
-    return _tokenized(loaded, dataclasses.replace(facts, device=device))
-
-
-def _tokenized(loaded: LoadedRecipe, facts: Facts) -> Facts:
-    """`facts` with the real lengths, where tokenizer and rows are on this machine; else with the reason why not."""
+    facts = dataclasses.replace(facts, device=named_device(question.device, question.memory, facts.device))
     folder = facts.base_model.folder
     if folder is None or not (folder / "tokenizer.json").is_file():
         return dataclasses.replace(facts, rows_missing=f"the tokenizer of {facts.base_model.id} is not on this machine")
@@ -92,9 +88,8 @@ def _field_and_values(text: str) -> tuple[str, list[str]]:
     if field is None or not values:
         close = nearest(key, [*known, *fields()])
         wrong = "there is no such key" if field is None else "names no value"
-        instead = (
-            "write --what-if per_device_train_batch_size=1,2,4" if field or not close else f"did you mean {close}?"
-        )
+        example = "write --what-if per_device_train_batch_size=1,2,4"
+        instead = example if field or not close else f"did you mean {close}?"
         raise UsageError(Problem(Where("--what-if"), "", wrong, instead, json.dumps(text)))
     return field, values
 

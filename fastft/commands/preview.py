@@ -39,7 +39,7 @@ def preview(loaded: LoadedRecipe, count: int, row: int | None) -> list[PreviewRo
 
 
 def preview_in_terminal(recipe: Path, overrides: Sequence[str], *, count: int, row: int | None, as_json: bool) -> None:
-    """Print those rows, with what carries loss in colour."""
+    """Print those rows, the tokens with loss in colour."""
     loaded = load(recipe, overrides)
     check(loaded)
     rows = preview(loaded, count, row)

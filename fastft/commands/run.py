@@ -1,4 +1,4 @@
-"""`fastft run`: check, plan, refuse or begin, and make one attempt at the run."""
+"""`fastft run`: check and plan a recipe, and make one attempt at its run."""
 
 from __future__ import annotations
 
@@ -19,26 +19,18 @@ from fastft.probe.hub import fetch
 from fastft.probe.world import refuse_several_processes
 from fastft.recipe.loader import LoadedRecipe, load
 from fastft.report.result import print_result
-from fastft.runs.directory import (
-    RunDir,
-    create_run_dir,
-    differences,
-    find_run,
-    newest_run,
-    next_run_dir,
-    run_name,
-)
+from fastft.runs.directory import RunDir, create_run_dir, differences, find_run, newest_run, next_run_dir, run_name
 from fastft.stages.attempt import Start, run_attempt
 
 
 def run(recipe: Path, overrides: Sequence[str], runs_dir: Path, start: Start, console: Console) -> RunDir:
-    """The folder of the finished run of a recipe; `start` says which run is taken, and whether a new one begins.
+    """The folder of the finished run of a recipe; `start` says which run is continued, and whether a new one begins.
 
-    Progress goes to `console`; what the libraries print goes to the log of the attempt.
+    Progress goes to `console`, the output of libraries to the log of the attempt.
 
     Raises:
         FastftError: anything that a user can fix, before or during training.
-        Interrupted: somebody asked the run to stop; the same command continues.
+        Interrupted: the run was asked to stop; the same command continues.
     """
     refuse_several_processes()
     loaded = load(recipe, overrides)
@@ -46,8 +38,8 @@ def run(recipe: Path, overrides: Sequence[str], runs_dir: Path, start: Start, co
     earlier, notes = _choose(loaded, runs_dir, start)
     if earlier is not None and earlier.is_finished:
         return earlier
-    # The first of two plans: what stops the run for sure is said before anything is downloaded or written. The second
-    # one is made in the attempt, when the rows are known.
+    # The first of two plans: it reports what stops the run for sure, before anything is downloaded or written. The
+    # attempt makes the second one when the rows are known.
     facts = find_facts(loaded, runs_dir)
     folder = earlier or next_run_dir(runs_dir, run_name(recipe))
     plan = make_plan(loaded, facts, str(folder.path))
@@ -66,21 +58,21 @@ def run(recipe: Path, overrides: Sequence[str], runs_dir: Path, start: Start, co
         run_attempt(loaded, facts, plan.engine, folder, console, start, notes)
     except (RecipeError, DataError, MachineError):
         if earlier is None and not folder.metrics.exists():
-            shutil.rmtree(folder.path)  # refused before anything was learnt: nothing in it is worth keeping
+            shutil.rmtree(folder.path)  # nothing was trained: the folder holds nothing to keep
         raise
     return folder
 
 
 def _choose(loaded: LoadedRecipe, runs_dir: Path, start: Start) -> tuple[RunDir | None, list[str]]:
-    """(the run that is taken, None for a new one; what a user should know of the choice).
+    """(the run that is continued, None for a new one; what a user should know about the choice).
 
     Raises:
         UsageError: the run that `start` names is not one of this recipe.
     """
-    if start.run is not None and not start.run.is_dir():
-        wrong, instead = "there is no such run", "name the folder of a run, or leave --resume out"
-        raise UsageError(Problem(Where(f"--resume {start.run}"), "", wrong, instead))
     if start.run is not None:
+        if not start.run.is_dir():
+            wrong, instead = "there is no such run", "name the folder of a run, or leave --resume out"
+            raise UsageError(Problem(Where(f"--resume {start.run}"), "", wrong, instead))
         changed = differences(RunDir(start.run), loaded)
         if changed:
             wrong = f"is not a run of this recipe with these settings: {', '.join(changed)}"

@@ -1,6 +1,6 @@
 """Making it happen: the only folder that imports torch, transformers, trl, peft and unsloth.
 
-Python runs this file before any `fastft.engine.x`, so Unsloth is imported first whichever of them is asked for: it
+Python runs this file before any `fastft.engine.x`, so Unsloth is imported before any of them: it
 patches transformers, trl and peft, and must come before them. FASTFT_ENGINE=transformers, which `select` sets for this
 process and its children, leaves it out.
 """
@@ -18,9 +18,8 @@ _kernels.mkdir(mode=0o700, parents=True, exist_ok=True)
 # Unsloth writes generated code here and puts the folder on sys.path: never the current directory, which may be shared.
 os.environ["UNSLOTH_COMPILE_LOCATION"] = str(_kernels)
 os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
-# Where the cores are busy already, threads that wait for each other had better sleep than spin: a training step then
-# takes 2.5 s instead of 3 to 7, while on a machine that is free it would take 1.3 s instead of 1.05
-# (benchmarks/threads.json). Read when torch loads its OpenMP library.
+# On a busy machine threads that wait for each other should sleep, not spin: a training step then takes 2.5 s instead of
+# 3 to 7. On an idle one it would take 1.3 s instead of 1.05 (benchmarks/threads.json). Torch's OpenMP library reads it.
 if os.getloadavg()[0] >= (os.cpu_count() or 1):
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

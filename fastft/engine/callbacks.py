@@ -19,10 +19,7 @@ class StepReporter(TrainerCallback):
     """Reports each logged step, and the figures of each evaluation."""
 
     def __init__(
-        self,
-        trainer: RunTrainer,
-        step: Callable[[StepMetrics], None],
-        evaluation: Callable[[EvaluationMetrics], None],
+        self, trainer: RunTrainer, step: Callable[[StepMetrics], None], evaluation: Callable[[EvaluationMetrics], None]
     ) -> None:
         self._trainer, self._step, self._evaluation = trainer, step, evaluation
         self.seconds = 0.0
@@ -35,7 +32,7 @@ class StepReporter(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.seconds += time.perf_counter() - self._began
         if state.global_step >= state.max_steps:
-            control.should_log = True  # or the steps since the last line would be in no figure
+            control.should_log = True  # otherwise no line has the steps since the last one
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any
@@ -66,7 +63,7 @@ class StepReporter(TrainerCallback):
 
 
 class NumberGuard(TrainerCallback):
-    """Stops at a loss or gradient that is no number, on logged steps, before the optimizer takes it."""
+    """Stops at a loss or gradient that is NaN or infinite, on logged steps, before the optimizer uses it."""
 
     def __init__(self, trainer: RunTrainer) -> None:
         self._trainer = trainer
@@ -80,9 +77,9 @@ class NumberGuard(TrainerCallback):
 
 
 class StopOnRequest(TrainerCallback):
-    """Saves and stops after the step in which `asked` says so, within an evaluation at once.
+    """Saves and stops after the step in which `asked` becomes true, within an evaluation at once.
 
-    An evaluation that is due is left to the resumed run (`RunTrainer.completed`): it may take minutes.
+    The resumed run makes an evaluation that is due (`RunTrainer.completed`): it may take minutes.
     """
 
     def __init__(self, trainer: RunTrainer, asked: Callable[[], bool]) -> None:
@@ -112,12 +109,12 @@ class StopOnRequest(TrainerCallback):
             control.should_evaluate = False
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self.stopped:  # saved already: what belongs to the end of the epoch is for the resumed run
+        if self.stopped:  # saved already: the resumed run does what the end of the epoch asks for
             control.should_log = control.should_evaluate = control.should_save = False
 
 
 class Resumption(TrainerCallback):
-    """Restores what transformers forgets on a resume: where the best checkpoint is, and what no line has shown yet."""
+    """Restores what transformers forgets on a resume: the path of the best checkpoint, and steps not yet logged."""
 
     def __init__(self, trainer: RunTrainer) -> None:
         self._trainer = trainer

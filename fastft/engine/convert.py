@@ -26,12 +26,9 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
         with sealed_folder(folder) as stage:
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
             model = AutoModelForCausalLM.from_pretrained(
-                gguf.parent,
-                gguf_file=gguf.name,
-                quantization_config=GgufConfig(dequantize=True),
-                dtype=torch.float32,
+                gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
             )
-            # The model's end token is right in its metadata; transformers 5.17 takes the tokenizer's from elsewhere.
+            # The metadata has the right end token; transformers 5.17 gives the tokenizer another one.
             tokenizer.eos_token = tokenizer.convert_ids_to_tokens(model.config.eos_token_id)
             tokenizer.pad_token = tokenizer.eos_token
             model.save_pretrained(stage)
@@ -41,7 +38,7 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
             licence = reader.get_field("general.license")
             if licence is not None:
                 (stage / "README.md").write_text(f"---\nlicense: {licence.contents()}\n---\n", encoding="utf-8")
-    except Exception as error:  # a damaged file breaks its reader in any way there is: struct.error, IndexError, ...
+    except Exception as error:  # a damaged file may raise anything: struct.error, IndexError, ...
         wrong = f"the GGUF file cannot be converted: {' '.join(str(error).split())[:300]}"
         instead = "check the file and the free space of the cache, or name a safetensors model"
         raise MachineError(Problem(Where(str(gguf)), "model.id", wrong, instead)) from error
@@ -55,10 +52,10 @@ _PRE_TOKENIZERS: dict[str, dict[str, Any]] = {
 
 
 def _restore_pre_tokenizer(path: Path, reader: GGUFReader) -> None:
-    """Give tokenizer.json the cut that the GGUF names.
+    """Give tokenizer.json the pre-tokenizer that the GGUF names.
 
-    transformers 5.17 makes a plain ByteLevel cut with SentencePiece's byte fallback of every GGUF with BPE: digits may
-    then merge that the model never saw merged, and exporters take the tokenizer for a SentencePiece one.
+    transformers 5.17 gives every GGUF with BPE a plain ByteLevel pre-tokenizer with SentencePiece's byte fallback: it
+    merges digits that the model never saw merged, and exporters take the tokenizer for a SentencePiece one.
     """
     field = reader.get_field("tokenizer.ggml.pre")
     cut = None if field is None else _PRE_TOKENIZERS.get(str(field.contents()))

@@ -1,8 +1,9 @@
-"""Answers that the model really gives to held-out prompts, counted against the references."""
+"""Generated answers to held-out prompts, compared with the references."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 
 import torch
 
@@ -10,7 +11,7 @@ from fastft.data.render import Prompt
 from fastft.engine.model import Model, Tokenizer
 from fastft.runs.held_out import Answers
 
-# Prompts that are generated for at once. Sorted by length first, so that little is padding.
+# Prompts of one generation, sorted by length so that little is padding.
 BATCH = 25
 
 
@@ -38,9 +39,8 @@ def answer(
             if stop_asked():
                 raise KeyboardInterrupt
             chosen = order[start : start + BATCH]
-            answers = _generate(
-                model, tokenizer, [prompts[index].input_ids for index in chosen], stop_ids, max_new_tokens
-            )
+            ids = [prompts[index].input_ids for index in chosen]
+            answers = _generate(model, tokenizer, ids, stop_ids, max_new_tokens)
             for index, text in zip(chosen, answers, strict=True):
                 texts[index] = text
     finally:
@@ -77,10 +77,5 @@ def _generate(
             pad_token_id=pad,
             use_cache=True,
         )
-    return [_cut(row[width:].tolist(), stop_ids, tokenizer) for row in out]
-
-
-def _cut(ids: list[int], stop_ids: Sequence[int], tokenizer: Tokenizer) -> str:
-    stop = next((index for index, token in enumerate(ids) if token in stop_ids), len(ids))
-    text: str = tokenizer.decode(ids[:stop], skip_special_tokens=False)
-    return text
+    answers = [list(takewhile(lambda token: token not in stop_ids, row)) for row in out[:, width:].tolist()]
+    return [tokenizer.decode(ids, skip_special_tokens=False) for ids in answers]

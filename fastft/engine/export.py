@@ -8,22 +8,23 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from fastft.console import BytesWritten, Say, Writing, ignore_bytes, write_silently
 from fastft.data.render import Prompt
 from fastft.engine.evaluate import answer
 from fastft.engine.memory import free_memory
 from fastft.engine.model import Model, Tokenizer
-from fastft.engine.reference import check_adapter, check_merged, device_map, make_reference
+from fastft.engine.reference import check_folder, load_to_ask, make_reference
+from fastft.engine.torch_model import special_tokens, token_ids
 from fastft.errors import ExportError, MachineError, Problem, Where
 from fastft.exports.card import CardFacts
-from fastft.exports.job import ADAPTER, MERGED, MERGED_4BIT, Artefact, Job, finish, write
+from fastft.exports.job import ADAPTER, MERGED_4BIT, Artefact, Job, finish, write
 from fastft.exports.merged import tokenizer_folder
 from fastft.exports.parity import ChatMessages, Reference, Verdict, check_gguf
 from fastft.inference.conversation import render_chat
 
-# What a model is asked where there are no held-out rows; its own answers are then what an export must repeat.
+# Questions for a model without held-out rows: an export must repeat its own answers to them.
 QUESTIONS = (
     "What is the capital of France?",
     "Write one sentence about the sea.",
@@ -47,16 +48,12 @@ class Exported:
 
 
 def trained_reference(
-    model: Model,
-    tokenizer: Tokenizer,
-    conversations: Sequence[ChatMessages],
-    end_ids: Sequence[int],
-    say: Say,
+    model: Model, tokenizer: Tokenizer, conversations: Sequence[ChatMessages], end_ids: Sequence[int], say: Say
 ) -> Reference | None:
-    """What the trained PEFT `model` says on held-out `conversations`, which exports are compared with.
+    """The logits of the trained PEFT `model` on held-out `conversations`, which exports are compared with.
 
-    Without conversations, on the answers that it gives to QUESTIONS itself. A model without a chat template cannot be
-    asked: then None, which is said.
+    Without conversations, on its own answers to QUESTIONS. None, with a line of progress, for a model without a chat
+    template, which cannot be asked.
     """
     if tokenizer.chat_template is None:
         say("the model has no chat template: the exports are not compared with it")
@@ -70,12 +67,13 @@ def trained_reference(
 def export_weights(
     job: Job, reference: Reference | None, card: CardFacts, say: Say, writing: Writing = write_silently
 ) -> Exported:
-    """Write each artefact of `job` and compare it with `reference`; None compares nothing, as the model card then says.
+    """Write each artefact of `job` and compare it with `reference`.
 
-    Release the trained model before: an artefact needs its place in memory. `writing` shows how far each one is.
+    With None nothing is compared, and the model card says so. Release the trained model before: an artefact needs its
+    memory. `writing` shows the progress of each one.
 
     Raises:
-        ExportError: an artefact does not say what the trained model says; it is kept, marked FAILED.
+        ExportError: an artefact does not match the trained model; it is kept, marked FAILED.
         FastftError: an artefact cannot be written.
     """
     free_memory()
@@ -89,7 +87,7 @@ def export_weights(
             say(f"{kind}: {note}")
         if reference is not None:
             verdicts.append(compare(job, artefact, reference))
-            say(_said(kind, verdicts[-1]))
+            say(_in_words(kind, verdicts[-1]))
     record, final = finish(job, artefacts, verdicts, card)
     failed = [verdict for verdict in verdicts if not verdict.passed]
     if failed:
@@ -107,40 +105,31 @@ def load_trained(base: Path, adapter: Path | None) -> tuple[Model, Tokenizer]:
     In float32 on a CPU, in the base's own type on a GPU; `adapter` None loads a whole model.
 
     Raises:
-        MachineError: transformers or PEFT cannot load them; their own words are in the message.
+        MachineError: transformers or PEFT cannot load them; the message quotes them.
     """
     free_memory()
     dtype = "auto" if torch.cuda.is_available() else torch.float32
     try:
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder(base, adapter))
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, use_safetensors=True, device_map=device_map())
-        if adapter is not None:
-            from peft import PeftModel
-
-            model = PeftModel.from_pretrained(model, str(adapter))
+        model = load_to_ask(base, adapter, dtype)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
         wrong = f"cannot be loaded: {' '.join(str(error).split())[:300]}"
-        raise MachineError(
-            Problem(Where(str(adapter or base)), "", wrong, "give the base it was trained on: --base")
-        ) from error
-    return Model(model.eval()), Tokenizer(tokenizer)
+        instead = "give the base it was trained on: --base"
+        raise MachineError(Problem(Where(str(adapter or base)), "", wrong, instead)) from error
+    return Model(model), Tokenizer(tokenizer)
 
 
 def own_answers(model: Model, tokenizer: Tokenizer, end_ids: Sequence[int]) -> list[ChatMessages]:
     """QUESTIONS, each with the answer that the model gives greedily, up to OWN_ANSWER_TOKENS tokens."""
     asked = [[{"role": "user", "content": question}] for question in QUESTIONS]
-    special = {"bos_token": str(tokenizer.bos_token or ""), "eos_token": str(tokenizer.eos_token or "")}
-    prompts = []
-    for messages in asked:
-        text = render_chat(str(tokenizer.chat_template), messages, special)
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        prompts.append(Prompt(text, ids, "", Where("export")))
+    texts = [render_chat(str(tokenizer.chat_template), messages, special_tokens(tokenizer)) for messages in asked]
+    prompts = [Prompt(text, token_ids(tokenizer, text), "", Where("export")) for text in texts]
     given = answer(model, tokenizer, prompts, end_ids, OWN_ANSWER_TOKENS, lambda: False).texts
     return [[*messages, {"role": "assistant", "content": text}] for messages, text in zip(asked, given, strict=True)]
 
 
 def write_artefact(job: Job, kind: str, on_bytes: BytesWritten = ignore_bytes) -> Artefact:
-    """As `fastft.exports.job.write`, for the kind too that needs torch."""
+    """As `fastft.exports.job.write`, also for the kind that needs torch."""
     if kind == MERGED_4BIT:
         from fastft.engine.quantize import write_merged_4bit
 
@@ -150,14 +139,12 @@ def write_artefact(job: Job, kind: str, on_bytes: BytesWritten = ignore_bytes) -
 
 def compare(job: Job, artefact: Artefact, reference: Reference) -> Verdict:
     """The artefact in its own runtime against the trained model."""
-    if artefact.kind == ADAPTER:
-        return check_adapter(job.base, artefact.path, reference)
-    if artefact.kind in (MERGED, MERGED_4BIT):
-        return check_merged(artefact.path, artefact.kind, reference)
+    if artefact.path.is_dir():
+        return check_folder(artefact.path, artefact.kind, reference, job.base if artefact.kind == ADAPTER else None)
     return check_gguf(artefact.path, artefact.kind, reference)
 
 
-def _said(kind: str, verdict: Verdict) -> str:
+def _in_words(kind: str, verdict: Verdict) -> str:
     """The comparison in one line."""
     state = "proven" if verdict.passed else "FAILED"
     return (

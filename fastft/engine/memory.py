@@ -1,11 +1,11 @@
-"""The memory of this process: its peak, and giving back what nothing uses any more."""
+"""The memory of this process: its peak, and freeing what is no longer used."""
 
 from __future__ import annotations
 
 import gc
+import resource
 import sys
 
-import psutil
 import torch
 
 from fastft.engine_choice import selected
@@ -15,16 +15,12 @@ def peak_memory() -> int:
     """Peak bytes: allocated on the GPU, or resident in this process on a CPU."""
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
-    if sys.platform == "win32":
-        return int(psutil.Process().memory_info().peak_wset)
-    import resource  # not on Windows
-
     # Kilobytes on Linux, bytes on macOS.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def free_memory() -> None:
-    """Free what a model that nobody refers to took: trainers are rings of references, and torch keeps what is freed."""
+    """Free the memory of models without references: trainers are reference cycles, and torch caches what is freed."""
     if selected() == "unsloth":
         from unsloth_zoo import gradient_checkpointing
 

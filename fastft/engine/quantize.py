@@ -25,7 +25,7 @@ from fastft.exports.merged import (
 from fastft.exports.trained import TrainedWeights
 from fastft.files.atomic import staged_folder
 
-# What is held in memory before it is written as one file.
+# Bytes of one file, held in memory until it is written.
 SHARD_BYTES = 1 << 30
 
 Tensors = dict[str, torch.Tensor]
@@ -34,7 +34,7 @@ Tensors = dict[str, torch.Tensor]
 def write_merged_4bit(job: Job, kind: str, on_bytes: BytesWritten = ignore_bytes) -> Artefact:
     """Write base + adapter to `job.place(kind)`, matrix by matrix; memory holds one shard of 1 GiB.
 
-    `on_bytes` learns how far the tensors are; the bytes in all are an estimate until the end.
+    `on_bytes` takes the bytes written so far; the bytes in all are an estimate until the end.
 
     Raises:
         FastftError: as `fastft.exports.merged.write_merged`.
@@ -45,10 +45,7 @@ def write_merged_4bit(job: Job, kind: str, on_bytes: BytesWritten = ignore_bytes
         chosen, reason = choose_dtype(trained, "auto")
         dtype = getattr(torch, chosen)
         settings = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
         )
         with staged_folder(place, needed) as stage:
             file_of: dict[str, str] = {}

@@ -12,7 +12,7 @@ import torch
 
 @dataclass(frozen=True)
 class RandomState:
-    """Python's, NumPy's and torch's generators; those of all GPUs, none on a processor."""
+    """Python's, NumPy's and torch's generators; those of all GPUs, none on a CPU."""
 
     python: Any
     numpy: Any

@@ -1,17 +1,19 @@
-"""The torch side of the parity gate: what the trained model says, and what a merged folder says in transformers."""
+"""The torch side of the parity gate: the logits of the trained model, and those of a folder in transformers."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastft.engine.model import Model, Tokenizer
+from fastft.engine.torch_model import special_tokens, token_ids
 from fastft.errors import FastftError, MachineError, Problem, RecipeError, Where
 from fastft.exports.merged import stopping_ids
 from fastft.exports.parity import ChatMessages, Passage, Reading, Reference, Verdict, judge, unreadable
@@ -33,13 +35,11 @@ def make_reference(
         RecipeError: no conversations, or the tokenizer has no chat template.
     """
     if not conversations:
-        raise RecipeError(
-            Problem(Where("export"), "", "no held-out rows to compare on", "set data.eval or eval_fraction")
-        )
+        instead = "set data.eval or eval_fraction"
+        raise RecipeError(Problem(Where("export"), "", "no held-out rows to compare on", instead))
     if not isinstance(tokenizer.chat_template, str):
         raise RecipeError(Problem(Where("export"), "", "the tokenizer has no chat template", "set data.chat_template"))
-    special = {"bos_token": tokenizer.bos_token or "", "eos_token": tokenizer.eos_token or ""}
-    passages = tuple(_passage(tokenizer, conversation, special, end_tokens) for conversation in conversations)
+    passages = tuple(_passage(tokenizer, conversation, end_tokens) for conversation in conversations)
     vocabulary = model.get_input_embeddings().weight.shape[0]
     each = max(1, LOGITS_BYTES // (4 * vocabulary * len(passages)))
     was_training = model.training
@@ -52,52 +52,33 @@ def make_reference(
                 base = tuple(_logits(model, passage, each) for passage in passages)
     finally:
         model.train(was_training)
-    return Reference(passages, trained, base, tokenizer.chat_template, special, tuple(end_tokens))
+    return Reference(passages, trained, base, tokenizer.chat_template, special_tokens(tokenizer), tuple(end_tokens))
 
 
-def device_map() -> str:
-    """Where a model goes that is only asked: to the GPU, and what has no room there to memory."""
-    return "auto" if torch.cuda.is_available() else "cpu"
-
-
-def check_merged(folder: Path, kind: str, reference: Reference) -> Verdict:
-    """Load the merged `folder` with transformers, as a user would, and judge it."""
-
-    def load() -> Any:
-        from transformers import AutoModelForCausalLM
-
-        return AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True, device_map=device_map())
-
-    return _check_folder(folder, kind, reference, load)
-
-
-def check_adapter(base: Path, folder: Path, reference: Reference) -> Verdict:
-    """Load the adapter in `folder` onto `base` with PEFT, as a user would, and judge it."""
-
-    def load() -> Any:
+def load_to_ask(weights: Path, adapter: Path | None, dtype: Any) -> Any:
+    """A model that is only asked, with `adapter` in PEFT: on the GPU, and in memory what has no room there."""
+    where = "auto" if torch.cuda.is_available() else "cpu"
+    model = AutoModelForCausalLM.from_pretrained(weights, dtype=dtype, use_safetensors=True, device_map=where)
+    if adapter is not None:
         from peft import PeftModel
-        from transformers import AutoModelForCausalLM
 
-        model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", use_safetensors=True, device_map=device_map())
-        return PeftModel.from_pretrained(model, str(folder))
-
-    return _check_folder(folder, "adapter", reference, load)
+        model = PeftModel.from_pretrained(model, str(adapter))
+    return model.eval()
 
 
-def _check_folder(folder: Path, kind: str, reference: Reference, load: Callable[[], Any]) -> Verdict:
-    from transformers import AutoTokenizer
-
+def check_folder(folder: Path, kind: str, reference: Reference, base: Path | None = None) -> Verdict:
+    """Load a merged `folder`, or the adapter in it onto `base`, as a user would, and judge it."""
     start = time.monotonic()
     try:
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder)
-            model = load()
-        except Exception as error:  # whatever a library raises on a damaged folder is the verdict
+            model = load_to_ask(base or folder, None if base is None else folder, "auto")
+        except Exception as error:  # a library may raise anything on a damaged folder
             wrong = f"transformers cannot load it: {' '.join(str(error).split())[:300]}"
             raise MachineError(Problem(Where(str(folder)), "", wrong, "export it again")) from error
         # An adapter brings no generation settings: where it stops is up to the base's.
-        ends = list(reference.end_ids) if kind == "adapter" else _stops(folder, model)
-        reading = _read_folder(model.eval(), tokenizer, reference, ends)
+        ends = _stops(folder, model) if base is None else list(reference.end_ids)
+        reading = _read_folder(model, tokenizer, reference, ends)
     except FastftError as error:
         return unreadable(folder.name, kind, error)
     return judge(folder.name, kind, reference, reading, time.monotonic() - start)
@@ -111,9 +92,10 @@ def _stops(folder: Path, model: Model) -> list[int]:
 
 def _read_folder(model: Model, tokenizer: Tokenizer, reference: Reference, ends: Sequence[int]) -> Reading:
     template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
-    special = {"bos_token": tokenizer.bos_token or "", "eos_token": tokenizer.eos_token or ""}
+    special = special_tokens(tokenizer)
     prompts = tuple(
-        tuple(_ids(tokenizer, render_chat(template, passage.messages[:-1], special))) for passage in reference.passages
+        tuple(token_ids(tokenizer, render_chat(template, passage.messages[:-1], special)))
+        for passage in reference.passages
     )
     logits = tuple(
         _logits(model, passage, len(trained))
@@ -123,17 +105,11 @@ def _read_folder(model: Model, tokenizer: Tokenizer, reference: Reference, ends:
     return Reading(prompts, logits, template or None, ends[0] if ends else -1, stops)
 
 
-def _passage(
-    tokenizer: Tokenizer, conversation: ChatMessages, special: dict[str, str], end_tokens: Sequence[int]
-) -> Passage:
-    prompt = _ids(tokenizer, render_chat(tokenizer.chat_template, conversation[:-1], special))
-    answer = [*_ids(tokenizer, conversation[-1]["content"]), *list(end_tokens)[:1]]
+def _passage(tokenizer: Tokenizer, conversation: ChatMessages, end_tokens: Sequence[int]) -> Passage:
+    rendered = render_chat(tokenizer.chat_template, conversation[:-1], special_tokens(tokenizer))
+    prompt = token_ids(tokenizer, rendered)
+    answer = [*token_ids(tokenizer, conversation[-1]["content"]), *end_tokens[:1]]
     return Passage(tuple(dict(message) for message in conversation), (*prompt, *answer), len(prompt))
-
-
-def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
 
 
 def _logits(model: Model, passage: Passage, most: int) -> Floats:

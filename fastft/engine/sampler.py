@@ -10,7 +10,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 
 class EpochSampler(Sampler[int]):
-    """The order of the rows in each epoch, from the seed and the epoch alone, so that a resumed run goes on in it.
+    """The order of the rows in each epoch, from the seed and the epoch alone, so that a resumed run continues in it.
 
     transformers' own LengthGroupedSampler draws from the global generator, which a resume restores too late: later
     epochs then come in another order (measured with transformers 5.17). With `lengths`, rows are grouped by length in

@@ -1,4 +1,4 @@
-"""A conversation partner in torch: an adapter on its base, the base alone, or a merged model."""
+"""A model in torch that answers chats: an adapter on its base, the base alone, or a merged model."""
 
 from __future__ import annotations
 
@@ -13,6 +13,17 @@ from fastft.engine.model import Model, Tokenizer
 from fastft.inference.conversation import next_token
 
 
+def special_tokens(tokenizer: Tokenizer) -> dict[str, str]:
+    """The texts of the beginning and the end token, as templates use them."""
+    return {name: str(getattr(tokenizer, name) or "") for name in ("bos_token", "eos_token")}
+
+
+def token_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The ids of a text, a rendered chat for example, whose template writes the beginning token itself."""
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
 class TorchModel:
     """What a `Conversation` talks to; `adapted` False switches the adapter off, which leaves the base.
 
@@ -20,13 +31,7 @@ class TorchModel:
     """
 
     def __init__(
-        self,
-        model: Model,
-        tokenizer: Tokenizer,
-        source: Path,
-        ends: Sequence[int],
-        *,
-        adapted: bool = True,
+        self, model: Model, tokenizer: Tokenizer, source: Path, ends: Sequence[int], *, adapted: bool = True
     ) -> None:
         self.source = source
         self._model, self._tokenizer, self._ends, self._adapted = model, tokenizer, frozenset(ends), adapted
@@ -40,17 +45,15 @@ class TorchModel:
     @property
     def special_tokens(self) -> dict[str, str]:
         """The texts of the beginning and the end token, as templates use them."""
-        return {name: str(getattr(self._tokenizer, name) or "") for name in ("bos_token", "eos_token")}
+        return special_tokens(self._tokenizer)
 
     def chat_tokens(self, rendered: str) -> list[int]:
-        """The ids of a rendered chat, whose template writes the beginning token itself."""
-        ids: list[int] = self._tokenizer(rendered, add_special_tokens=False)["input_ids"]
-        return ids
+        """The ids of a rendered chat."""
+        return token_ids(self._tokenizer, rendered)
 
     def text(self, tokens: Sequence[int]) -> str:
         """The text of `tokens` without the special ones."""
-        text = self._tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return str(text)
+        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def generate(
         self, tokens: Sequence[int], max_new_tokens: int, temperature: float, top_p: float, seed: int | None

@@ -1,1 +1,1 @@
-"""What comes out: adapter, merged and GGUF weights, written by streaming."""
+"""Exports: adapter, merged and GGUF weights, written by streaming."""

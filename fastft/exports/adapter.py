@@ -14,7 +14,7 @@ import numpy as np
 from fastft.errors import MachineError, Problem, RecipeError, Where
 from fastft.files.tensors import FLOATING, Floats, TensorInfo, Weights, open_weights
 
-# Set, each changes what the adapter computes in a way that a sum with the base weights cannot hold or that is not here.
+# If set, the adapter computes something that no sum with the base weights expresses, or that is not implemented here.
 UNMERGEABLE = {
     "alora_invocation_tokens": "the adapter is active only after certain tokens",
     "arrow_config": "the adapter routes between adapters",
@@ -68,7 +68,7 @@ class Adapter:
 
     folder: Path
     weights: Weights
-    """Open; whoever opened the adapter closes them."""
+    """Open; the caller of `open_adapter` closes them."""
     low_rank: dict[str, LowRank]
     replaced: dict[str, str]
     """Base tensor to the adapter's own that was trained in full (`modules_to_save`, biases, resized embeddings)."""
@@ -76,7 +76,7 @@ class Adapter:
 
 
 def open_adapter(folder: Path) -> Adapter:
-    """The adapter in `folder` (`adapter_config.json`, `adapter_model.safetensors`), every tensor of it accounted for.
+    """The adapter in `folder` (`adapter_config.json`, `adapter_model.safetensors`), every tensor of it known.
 
     Raises:
         MachineError: a file is missing, damaged or cut short.
@@ -118,9 +118,9 @@ def _low_rank(module: str, found: dict[str, TensorInfo], config: dict[str, Any],
     (rank, inputs), (outputs, other) = (a.shape[::-1], b.shape[::-1]) if embedding else (a.shape, b.shape)
     if rank != other:
         raise _unusable(where, module, f"{first} is {a.shape}, {second} is {b.shape}: ranks differ", "save it again")
-    said = _pattern(config.get("rank_pattern"), module, config["r"])
-    if rank != said:
-        raise _unusable(where, module, f"rank {rank}, but adapter_config.json says {said}", "use its own config")
+    stated = _pattern(config.get("rank_pattern"), module, config["r"])
+    if rank != stated:
+        raise _unusable(where, module, f"rank {rank}, but adapter_config.json says {stated}", "use its own config")
     magnitude = _magnitude(module, found.get("lora_magnitude_vector"), outputs, embedding, config, where)
     scale = _pattern(config.get("alpha_pattern"), module, config["lora_alpha"])
     scale /= math.sqrt(rank) if config.get("use_rslora") else rank

@@ -1,4 +1,4 @@
-"""What lies beside exported weights: the model card for people, the Modelfile for Ollama."""
+"""The files beside exported weights: the model card for people, the Modelfile for Ollama."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastft.recipe.rules import is_hub_id
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a model card says of the training run."""
+    """The facts of a training run for its model card."""
 
     base_model: str
     """A Hub id, not a path of this machine."""
@@ -26,13 +26,13 @@ class CardFacts:
     recipe: str | None = None
     """The recipe's text."""
     figures: dict[str, str] = field(default_factory=dict)
-    """Name and value of what was measured, for instance {"exact match": "97.5 % of 40 rows"}."""
+    """Name and value of each measured figure, for instance {"exact match": "97.5 % of 40 rows"}."""
 
 
 def card_facts(
     base: str, folder: Path, data_sha256: str | None, recipe: str | None, figures: dict[str, str]
 ) -> CardFacts:
-    """The facts of a run for its card: the base by its name, its licence from `folder`, and what was measured."""
+    """The facts of a run for its card: the base by its name, its licence from `folder`, and the measured figures."""
     name = base if is_hub_id(base) or base.startswith("package:") else Path(base).name
     return CardFacts(name, licence(folder), data_sha256, recipe, figures)
 

@@ -1,4 +1,4 @@
-"""Weights that bitsandbytes stored in 4 bits, read as the 16-bit numbers they stand for."""
+"""Weights that bitsandbytes stored in 4 bits, read as 16-bit numbers."""
 
 from __future__ import annotations
 
@@ -82,10 +82,10 @@ class FourBitWeights(Weights):
     def _state(self, name: str) -> _State:
         info = self._packed.tensors[name]
         try:
-            said = json.loads(self._packed.rows(name).tobytes())
-            dtype, shape = DTYPES[said["dtype"]], tuple(int(length) for length in said["shape"])
-            nested = said.get("nested_blocksize")
-            return _State(dtype, shape, int(said["blocksize"]), nested, float(said.get("nested_offset") or 0.0))
+            stored = json.loads(self._packed.rows(name).tobytes())
+            dtype, shape = DTYPES[stored["dtype"]], tuple(int(length) for length in stored["shape"])
+            nested = stored.get("nested_blocksize")
+            return _State(dtype, shape, int(stored["blocksize"]), nested, float(stored.get("nested_offset") or 0.0))
         except (ValueError, KeyError, TypeError) as error:
             wrong = f"{name} cannot be read: {error}"
             raise MachineError(Problem(Where(str(info.file)), "", wrong, "download the model again")) from error

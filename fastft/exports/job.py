@@ -1,4 +1,4 @@
-"""`fastft export`: which artefacts are asked for, whether they can be made, making them, and what is written beside."""
+"""`fastft export`: which artefacts are wanted, whether they are possible, writing them and the files beside them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FAILED = ".FAILED"
 
 @dataclass(frozen=True)
 class Job:
-    """One `fastft export`: from where, to where, and what."""
+    """One `fastft export`: its source, its folder, its artefacts."""
 
     base: Path
     adapter: Path | None
@@ -50,9 +50,9 @@ class Job:
     name: str = "model"
     """The start of GGUF file names."""
     end_ids: tuple[int, ...] = ()
-    """The tokens at which trained answers end, the usual one first: exports stop there, whatever the base did."""
+    """The tokens at which trained answers end, the usual one first: exports stop there, also where the base did not."""
     llama_cpp: Path | None = None
-    """A llama.cpp checkout whose converter writes the GGUF files, for architectures that are not known here."""
+    """A llama.cpp checkout whose converter writes the GGUF files, for architectures that fastft does not know."""
 
     def place(self, kind: str) -> Path:
         """Where an artefact of this kind goes."""
@@ -70,7 +70,7 @@ class Artefact:
     size_bytes: int
     seconds: float
     notes: tuple[str, ...] = ()
-    """What a user should know: the number type and why, types that a shape did not allow."""
+    """Notes for the user: the number type and why, types that a shape did not allow."""
 
 
 def wanted_kinds(formats: Iterable[str], quantizations: Iterable[str]) -> tuple[str, ...]:
@@ -87,9 +87,9 @@ def wanted_kinds(formats: Iterable[str], quantizations: Iterable[str]) -> tuple[
 
 
 def rehearse(job: Job, adapter_exists: bool = False) -> dict[str, int]:
-    """The bytes of each artefact, after proving that all of them can be made; writes nothing.
+    """The bytes of each artefact, after proving that all of them are possible; writes nothing.
 
-    Before training there is no adapter: then the base alone is looked at.
+    Before training there is no adapter: then only the base is checked.
 
     Raises:
         FastftError: with one problem for everything that would fail: architecture, tokenizer, quantizer, names, disk,
@@ -158,7 +158,7 @@ def finish(
         ]  # fmt: skip
         return add_exports(job.out, fresh), final
     except OSError as error:
-        wrong = f"what belongs beside the weights could not be written: {error.strerror or error}"
+        wrong = f"the files beside the weights could not be written: {error.strerror or error}"
         instead = f"{free_bytes(job.out):,} bytes are free: make room, remove the weights, export again"
         raise MachineError(Problem(Where(str(job.out)), "", wrong, instead)) from error
 
@@ -200,7 +200,7 @@ def _folder_bytes(folder: Path) -> int:
 
 
 def _convert(job: Job, kind: str, place: Path, checkout: Path, on_bytes: BytesWritten) -> Artefact:
-    """A GGUF file by llama.cpp's own converter, from merged weights that lie on the disk meanwhile."""
+    """A GGUF file by llama.cpp's own converter, from merged weights in a temporary folder."""
     start = time.monotonic()
     job.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".merged-", dir=job.out) as folder:
@@ -216,7 +216,7 @@ def _write_adapter(job: Job, place: Path) -> Artefact:
     with staged_folder(place, size) as stage:
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             shutil.copyfile(job.adapter / name, stage / name)
-        # Where the base lies on this machine is nobody else's business; its Hub id is what others need.
+        # Others need the base's Hub id, not its private path on this machine.
         settings = json.loads((stage / "adapter_config.json").read_text(encoding="utf-8"))
         if Path(str(settings.get("base_model_name_or_path"))).is_absolute():
             settings["base_model_name_or_path"] = None

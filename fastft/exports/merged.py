@@ -48,10 +48,10 @@ class MergedReport:
     size_bytes: int
     tensors: int
     changed_tensors: int
-    """How many of them the adapter changed."""
+    """The number of tensors that the adapter changed."""
     seconds: float
     notes: tuple[str, ...] = ()
-    """What a user should know of the base."""
+    """Notes for the user about the base."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ def write_merged(
 ) -> MergedReport:
     """Write base + adapter to the new folder `out`; `adapter` None copies the base.
 
-    The tokenizer is that of the adapter's folder, else of the base; `chat_template` takes the place of its own.
-    Generation stops at `end_ids` besides where it stopped before. `on_bytes` learns how far the weights are.
+    The tokenizer comes from the adapter's folder, else from the base; `chat_template` replaces its template. Generation
+    also stops at `end_ids`. `on_bytes` takes the bytes written so far.
     `dtype` "auto" keeps the base's 16-bit type; a float32 base becomes float16.
 
     Raises:
@@ -210,7 +210,7 @@ def write_index(stage: Path, file_of: dict[str, str], total: int) -> None:
 
 def write_config(stage: Path, trained: TrainedWeights, dtype: str, **changes: Any) -> None:
     """config.json of the trained model, with `changes`."""
-    # The path of the base on this machine is nobody else's business.
+    # Leaves out the path of the base on this machine, which is private.
     config = {key: value for key, value in trained.config.items() if key != "_name_or_path"}
     config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype
     config["tie_word_embeddings"] = trained.tied
@@ -221,7 +221,7 @@ def write_config(stage: Path, trained: TrainedWeights, dtype: str, **changes: An
 
 
 def write_generation_config(base: Path, stage: Path, ends: Sequence[int]) -> None:
-    """The base's generation config, which stops at `ends` too: a base model does not know a chat's end of turn."""
+    """The base's generation config, which with `ends` added: a base model has no end of turn."""
     config = read_json(base / "generation_config.json")
     if config is None and not ends:
         return
@@ -253,7 +253,7 @@ def tokenizer_folder(base: Path, adapter: Path | None) -> Path:
 
 
 def copy_tokenizer(source: Path, out: Path, chat_template: str | None = None) -> None:
-    """Copy the tokenizer's files to `out`; `chat_template` takes the place of the template among them."""
+    """Copy the tokenizer's files to `out`; `chat_template` replaces the template among them."""
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, out / name)
@@ -266,7 +266,7 @@ def copy_tokenizer(source: Path, out: Path, chat_template: str | None = None) ->
 
 
 def _small_bytes(trained: TrainedWeights, tokenizer: Path) -> int:
-    """Everything that is not weights: headers (up to 200 bytes a tensor), config, tokenizer."""
+    """The bytes of everything but weights: headers (up to 200 bytes a tensor), config, tokenizer."""
     files = [tokenizer / name for name in TOKENIZER_FILES]
     files += [trained.base / "config.json", trained.base / "generation_config.json"]
     return 200 * len(trained.shapes) + sum(file.stat().st_size for file in files if file.is_file())

@@ -1,4 +1,4 @@
-"""The parity gate: is what was written the model that was trained? Figures, bars and reasons; no torch.
+"""The parity gate: does an artefact match the trained model? Figures, bars and reasons; no torch.
 
 The engine makes a `Reference` from the trained model. An artefact passes when its own runtime reads the same tokens,
 predicts the same next tokens, is nearer to the trained model than to the base, and stops where it should.
@@ -23,8 +23,8 @@ from fastft.inference.conversation import render_chat
 from fastft.recipe.export_formats import FOLDER_FORMATS
 from fastft.recipe.quantizations import QUANTIZATIONS
 
-# Nats between two tokens of the trained model within which rounding alone decides: a mean KL divergence of 2e-3, which
-# q8_0 has, moves a logit by some sqrt(2 * 2e-3) = 0.06.
+# Two tokens of the trained model that are nearer than this, in nats, may swap by rounding: a mean KL divergence of
+# 2e-3, as q8_0 has, moves a logit by some sqrt(2 * 2e-3) = 0.06.
 NEAR_TIE = 0.1
 # Held-out conversations that an export is compared on; a hundred answer tokens show a wrong merge or template.
 COMPARED = 16
@@ -50,7 +50,7 @@ class Passage:
     tokens: tuple[int, ...]
     """Prompt and answer as they were tokenized for training."""
     prompt_tokens: int
-    """How many of them are the prompt."""
+    """The number of prompt tokens among them."""
 
     @property
     def positions(self) -> slice:
@@ -60,16 +60,16 @@ class Passage:
 
 @dataclass(frozen=True)
 class Reference:
-    """What the trained model and its base say about the held-out passages."""
+    """The logits of the trained model and its base for the held-out passages."""
 
     passages: tuple[Passage, ...]
     trained: tuple[Floats, ...]
     """For each passage (answer tokens, vocabulary): logits of the trained model."""
     base: tuple[Floats, ...] | None
-    """The same of the base model; None where all weights were trained."""
+    """The same of the base model; None with full fine-tuning."""
     chat_template: str
     special_tokens: dict[str, str]
-    """`bos_token`, `eos_token`: what the template may use."""
+    """`bos_token`, `eos_token`, for the template."""
     end_ids: tuple[int, ...]
     """The tokens at which an answer ends."""
 
@@ -88,7 +88,7 @@ class Verdict:
     top1_agreement: float = 0.0
     """Share of positions with the trained model's likeliest token."""
     agreement: float = 0.0
-    """The same, where a token within NEAR_TIE of the trained model's likeliest counts as well: what the bar is for."""
+    """The same, with tokens within NEAR_TIE of the trained model's likeliest; the figure that must reach the bar."""
     bar: float = 0.0
     mean_kl: float = 0.0
     """Mean KL divergence from the trained model, in nats a token."""
@@ -99,16 +99,16 @@ class Verdict:
     """Prompts whose token ids equal those of training."""
     seconds: float = 0.0
 
-    @computed_field  # type: ignore[prop-decorator]  # stands in export.json, for those who read it
+    @computed_field  # type: ignore[prop-decorator]  # for readers of export.json
     @property
     def passed(self) -> bool:
-        """Whether nothing speaks against the artefact."""
+        """Whether there is no reason to fail."""
         return not self.reasons
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How an artefact reads the passages, from its own runtime."""
+    """The token ids and logits of an artefact for the passages, from its own runtime."""
 
     prompts: tuple[tuple[int, ...], ...]
     """The token ids of each prompt, rendered with the artefact's own template."""
@@ -130,7 +130,7 @@ def bar_of(kind: str) -> float:
 
 
 def judge(artefact: str, kind: str, reference: Reference, reading: Reading, seconds: float = 0.0) -> Verdict:
-    """Compare what an artefact says with what the trained model says."""
+    """Compare an artefact with the trained model."""
     figures = _figures(reference, reading)
     bar = bar_of(kind)
     reasons = list(_reading_faults(reference, reading))

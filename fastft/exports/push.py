@@ -1,4 +1,4 @@
-"""Uploading an artefact that passed to the Hub; only ever when somebody asks for it."""
+"""Upload artefacts that passed to the Hub, for `--push` alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""export.json: what was exported into a folder, and how near each artefact is to the trained model."""
+"""export.json: what was exported into a folder, and how close each artefact is to the trained model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The trained model's weights, base plus adapter, computed block by block and never held as a whole."""
+"""The weights of the trained model, base plus adapter, computed block by block."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class TrainedWeights:
         self.base = base
         self.config = read_config(base / "config.json")
         self.notes: tuple[str, ...] = ()
-        """What a user should know of the base's numbers."""
+        """Notes for the user about the weights of the base."""
         quantization = self.config.pop("quantization_config", None)
         if quantization is None:
             self.weights = open_weights(base)
@@ -105,7 +105,7 @@ class TrainedWeights:
         # PEFT saves an embedding that it adapts as a copy of the base tensor and a low-rank part: then both apply.
         if adapter is not None and name in adapter.low_rank:
             values = _add(values, self._load(adapter.low_rank[name], adapter.weights), begin)
-        # A sum is one pass and NaN and infinity survive it; only a suspicious sum pays for the exact look.
+        # A sum is one pass and keeps NaN and infinity; only a suspicious sum needs the exact check.
         with np.errstate(over="ignore", invalid="ignore"):
             suspicious = not np.isfinite(values.sum())
         if suspicious and not np.isfinite(values).all():
@@ -113,7 +113,7 @@ class TrainedWeights:
         return values
 
     def _fit(self, adapter: Adapter) -> None:
-        """Check the adapter's shapes against the base's, and give a tied head that it changes a tensor of its own."""
+        """Check the adapter's shapes against the base's, and add a tensor for a tied head that the adapter changes."""
         if self.tied and any(name in adapter.low_rank or name in adapter.replaced for name in (EMBEDDING, HEAD)):
             self._untie(adapter)
         touched = sorted({*adapter.low_rank, *adapter.replaced})
@@ -146,7 +146,7 @@ class TrainedWeights:
         shape = base = self.shapes[name]
         if name in adapter.replaced:
             shape = adapter.weights.tensors[adapter.replaced[name]].shape
-            # A vocabulary that grew or shrank comes with the adapter as a whole new embedding.
+            # For a vocabulary that grew or shrank the adapter holds a whole new embedding.
             if name in (EMBEDDING, HEAD) and shape[1:] == base[1:]:
                 base = shape
         if name in adapter.low_rank and shape == base:
@@ -200,13 +200,13 @@ def row_blocks(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
 def in_order(function: Callable[[Item], Result], items: Iterable[Item], threads: int | None = None) -> Iterator[Result]:
     """`function` of each item, computed by `threads` threads (default: one a core), in the order of the items.
 
-    At most two results a thread wait for the reader, so memory stays bounded whatever the writer's speed.
+    At most two results a thread wait for the reader, so a slow writer does not fill the memory.
     """
     from threadpoolctl import threadpool_limits
 
     workers = threads or os.cpu_count() or 1
     waiting: deque[Future[Result]] = deque()
-    # BLAS threads under these threads wait for each other in busy loops: 5 times the CPU time on 2 cores.
+    # BLAS threads inside these threads would wait in busy loops: 5 times the CPU time on 2 cores.
     with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(workers) as pool:
         try:
             for item in items:

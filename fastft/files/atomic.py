@@ -16,7 +16,7 @@ from fastft.errors import MachineError, Problem, RecipeError, Where
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all, in place of what was there."""
+    """Write a file whole or not at all; replaces an earlier one."""
     with staged(path) as stage:
         stage.write_text(text, encoding="utf-8")
 
@@ -37,12 +37,12 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def staged(final: Path) -> Iterator[Path]:
-    """A new name beside `final` for a file or folder, which replaces `final` when the block ends well, else is removed.
+    """A new name beside `final` for a file or folder, which replaces `final` at the end, or is removed after an error.
 
     Raises:
         OSError: it cannot be written.
     """
-    # A number of its own, because two containers on one disk may both be process 1.
+    # A random number too, because two containers on one disk may both be process 1.
     stage = final.with_name(f".{final.name}.partial-{secrets.token_hex(4)}")
     try:
         yield stage
@@ -55,13 +55,13 @@ def staged(final: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(final: Path) -> None:
-    """Remove what killed processes left of `final`; call it only where no other process can be writing it."""
+    """Remove the leftovers of killed processes for `final`; only while no other process can write it."""
     for left in final.parent.glob(f".{final.name}.partial-*"):
         shutil.rmtree(left, ignore_errors=True)
 
 
 def publish(stage: Path, final: Path) -> None:
-    """Flush a file, or a folder with all that is in it, to disk and give it its final name, in place of what had it."""
+    """Flush a file, or a folder with its files, to disk and rename it to its final name; replaces an earlier one."""
     for path in (stage, *stage.rglob("*")):
         if path.is_file() or path.is_dir():
             _flush(path)
@@ -73,7 +73,7 @@ def publish(stage: Path, final: Path) -> None:
 
 @contextmanager
 def staged_folder(out: Path, needed_bytes: int) -> Iterator[Path]:
-    """A new folder that becomes `out` when the block ends well; raises what `staged_file` raises."""
+    """A new folder that becomes `out` at the end; raises what `staged_file` raises."""
     with staged_file(out, needed_bytes) as stage:
         stage.mkdir()
         yield stage
@@ -81,7 +81,7 @@ def staged_folder(out: Path, needed_bytes: int) -> Iterator[Path]:
 
 @contextmanager
 def staged_file(out: Path, needed_bytes: int) -> Iterator[Path]:
-    """A new file's name that becomes `out` when the block ends well, and is removed when it raises.
+    """A new file's name that becomes `out` at the end, and is removed after an error.
 
     Raises:
         RecipeError: `out` exists.
@@ -108,7 +108,7 @@ def staged_file(out: Path, needed_bytes: int) -> Iterator[Path]:
 
 
 def free_bytes(path: Path) -> int:
-    """The bytes that this user may still write on the disk that `path` is, or will be, on."""
+    """The free bytes for this user on the disk of `path`, which need not exist yet."""
     existing = path.absolute()
     while not existing.exists():
         existing = existing.parent

@@ -1,4 +1,4 @@
-"""Typed records on disk: a frozen dataclass as a JSON file with a schema version, written whole, read with care."""
+"""Typed records on disk: a frozen dataclass as a JSON file with a schema version, written whole, read strictly."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastft.files.atomic import write_json
 
 
 class Record(Protocol):
-    """A frozen dataclass with a schema version, which goes up when a reader of the old fields would go wrong."""
+    """A frozen dataclass with a schema version, which goes up when old readers would misread the fields."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
     SCHEMA: ClassVar[int]
@@ -51,7 +51,7 @@ def read_record(path: Path, kind: type[R], instead: str = "restore it from a cop
         wrong = f"was written by a newer fastft (schema {schema}, this one reads up to {kind.SCHEMA})"
         raise _fault(path, wrong, "update fastft")
     try:
-        # From the text: strict JSON takes a list for a tuple, and no text for a number.
+        # From the text: strict JSON accepts a list for a tuple, but no text for a number.
         return TypeAdapter(kind).validate_json(text, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
@@ -63,7 +63,7 @@ def write_record(path: Path, record: Record) -> None:
     """Write a record as JSON, whole or not at all, with its schema version as the first key."""
     from pydantic import TypeAdapter
 
-    # As Python values, because pydantic's JSON has null for NaN, which would not be read back as a number.
+    # As Python values: pydantic's JSON has null for NaN, which cannot be read back as a number.
     values = TypeAdapter(type(record)).dump_python(record, mode="json")
     write_json(path, {"schema": record.SCHEMA, **values})
 

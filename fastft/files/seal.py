@@ -1,4 +1,4 @@
-"""Sealed folders: every file hashed, the folder renamed last, so that one with its final name is whole."""
+"""Sealed folders: every file hashed, the folder renamed last, so that a folder with its final name is whole."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SEAL = "integrity.json"
 
 @contextmanager
 def sealed_folder(final: Path) -> Iterator[Path]:
-    """A new folder that is sealed and replaces `final` when the block ends well, and is removed when it raises."""
+    """A new folder that is sealed and replaces `final` at the end, or is removed after an error."""
     with staged(final) as stage:
         stage.mkdir(parents=True)
         yield stage
@@ -22,9 +22,9 @@ def sealed_folder(final: Path) -> Iterator[Path]:
 
 
 def seal(folder: Path, final: Path) -> None:
-    """Seal a folder that is written already, make it durable and give it its final name.
+    """Seal a finished folder, flush it to disk and rename it to its final name.
 
-    A folder that has its final name and a seal is whole; a crash at any moment leaves that or the old name.
+    A folder that has its final name and a seal is whole; a crash leaves the old name or the new one.
     """
     _write_seal(folder)
     publish(folder, final)
@@ -39,7 +39,7 @@ def _write_seal(folder: Path) -> None:
 
 
 def damage(folder: Path, hash_file: Callable[[Path], str] | None = None) -> str | None:
-    """What is wrong with a sealed folder: None when every file has the size and hash that its seal says.
+    """What is wrong with a sealed folder; None when every file has the size and hash in the seal.
 
     `hash_file`: what gives the SHA-256 of a file; None reads it.
     """

@@ -1,4 +1,4 @@
-"""Tensors on disk: safetensors files read by row blocks, with every number turned into float32 and back.
+"""Tensors on disk: safetensors files read by row blocks, with conversions to and from float32.
 
 Blocks are read with `pread`, not through a memory map: a mapped page counts as this process's memory until the kernel
 takes it back, and a file that is cut short under a map kills the process instead of raising.
@@ -34,7 +34,7 @@ FLOAT16_LIMIT = 65504.0
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where one tensor lies: its file, type, shape and the absolute byte at which its data begins."""
+    """The place of one tensor: its file, type, shape and the first byte of its data in the file."""
 
     name: str
     file: Path
@@ -83,7 +83,7 @@ class Weights:
         return data.view(_numpy_type(info.dtype)).reshape((stop - begin, *info.shape[1:]) if info.shape else ())
 
     def floats(self, name: str, begin: int = 0, end: int | None = None) -> Floats:
-        """Rows `begin:end` of the first axis in float32, in memory of their own."""
+        """Rows `begin:end` of the first axis in float32, as a copy."""
         return as_float32(self.rows(name, begin, end), self.tensors[name].dtype)
 
     def head(self, name: str, count: int) -> bytes:

@@ -1,4 +1,4 @@
-"""What padding costs: the real lengths in the real order, batched in each way that there is."""
+"""What padding costs: the real lengths in the real order, batched in each mode."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Mode = Literal["random", "group_by_length", "padding_free", "packing"]
 BATCHES = (1, 2, 4, 8, 16, 32)
 # TRL packs blocks of this many rows (datasets.map's batch_size, which pack_dataset leaves as it is).
 PACKING_BLOCK = 1000
-# Rows of the first epoch that are looked at. The shares of more rows differ from theirs by less than 0.1 points.
+# Rows of the first epoch that are measured. The shares of more rows differ from theirs by less than 0.1 points.
 MEASURED_ROWS = 50_000
 SPEED_UP_WORTH_TELLING = 1.02
 
@@ -61,7 +61,7 @@ class Lost:
 
 @dataclass(frozen=True)
 class Batching:
-    """How examples meet in micro-batches.
+    """How examples are put together in micro-batches.
 
     `available`: the modes that can be active on this device. `speed_up`: how much faster an epoch would be with
     `recommended` than with `active`. `padding`: the row of `table` for the mode and batch of this run.
@@ -80,13 +80,13 @@ class Batching:
     padding: Padding
 
     def as_json(self) -> dict[str, Any]:
-        """Every figure; `padding` only where it stands in the table."""
+        """Every figure; `padding` only if the table has it."""
         return {name: value for name, value in asdict(self).items() if name != "padding"}
 
 
 @dataclass(frozen=True)
 class UnknownBatching:
-    """How examples meet in micro-batches, and why their padding cannot be measured yet."""
+    """How examples are put together in micro-batches, and why their padding cannot be measured yet."""
 
     active: Mode
     active_because: str
@@ -182,7 +182,7 @@ def recommend(
     `seconds`: what the same tokens take in each mode and batch.
     """
     candidates = [row for row in table if row.batch == active.batch and row.mode in available]
-    # Ties go to the mode that is active, so that nothing is recommended for nothing.
+    # At a tie the active mode wins, so that no change without gain is recommended.
     best = min(candidates, key=lambda row: (seconds[row.mode, row.batch], row.mode != active.mode))
     speed_up = seconds[active.mode, active.batch] / seconds[best.mode, best.batch]
     return (best.mode, speed_up) if speed_up >= SPEED_UP_WORTH_TELLING else (active.mode, 1.0)

@@ -1,4 +1,4 @@
-"""What is allowed and hardly meant: each caution says what it sees, why it matters and where that is known from."""
+"""Settings that are allowed but probably not meant: each caution gives the finding, why it matters, and its source."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BATCH_KEYS = ("train.effective_batch_size", "train.gradient_accumulation_steps",
 
 @dataclass(frozen=True)
 class Caution:
-    """One thing that deserves a second look: `field` of the recipe, what is seen, why it matters, who says so."""
+    """One setting that is probably not meant: `field` of the recipe, the finding, why it matters, its source."""
 
     field: str
     says: str
@@ -43,7 +43,7 @@ class Caution:
 
 @dataclass(frozen=True)
 class Sight:
-    """What the rules look at."""
+    """What the rules read."""
 
     loaded: LoadedRecipe
     facts: Facts
@@ -120,7 +120,7 @@ def _changed_batch(sight: Sight) -> Iterator[Caution]:
     if train.max_steps is not None and not 0.5 < factor < 2:
         times = f"{factor:g} times longer" if factor > 1 else f"{1 / factor:g} times shorter"
         says = f"batch {before} -> {now} makes this run {times} in data: max_steps = {train.max_steps} stays"
-        yield Caution("train.max_steps", says, "max_steps counts steps, whatever they hold", "the schedule")
+        yield Caution("train.max_steps", says, "max_steps counts steps of any size", "the schedule")
     if "train.learning_rate" not in loaded.overrides and not 0.5 < factor < 2:
         rate = train.learning_rate
         says = (

@@ -12,10 +12,10 @@ from fastft.recipe.loader import LoadedRecipe
 
 
 def check(loaded: LoadedRecipe) -> Inspection:
-    """What the data looks like, or every problem of recipe and data at once.
+    """What the first rows of each data source show, or every problem of recipe and data at once.
 
     Raises:
-        RecipeError: the recipe asks for something that cannot be; problems of the data are listed with it.
+        RecipeError: the recipe asks for something that is not possible; problems of the data are listed with it.
         DataError: only the data has problems.
     """
     found = inspect(loaded.recipe.data, loaded.folder, loaded.where)
@@ -58,5 +58,5 @@ def _deepspeed(loaded: LoadedRecipe) -> list[Problem]:
     try:
         json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        return [loaded.problem("train.deepspeed", f"is not valid JSON: {error}", "mend the file")]
+        return [loaded.problem("train.deepspeed", f"is not valid JSON: {error}", "correct the file")]
     return []

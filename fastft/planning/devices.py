@@ -9,7 +9,7 @@ from fastft.errors import Problem, UsageError, Where, nearest
 from fastft.probe.device import GIB, Device, processor
 
 MIB = 1024**2
-# What a LoRA step that is bound by the GPU reaches of the data-sheet peak: Unsloth's own measured figure for an A100
+# The share of the data-sheet peak that a GPU-bound LoRA step reaches: Unsloth's own measured figure for an A100
 # (unsloth/utils/padding_choice.py, _EFFICIENCY); LLaMA-Factory's published runs with Unsloth reach 42 to 74 %.
 GPU_UTILISATION = 0.5
 
@@ -64,7 +64,7 @@ def named_device(name: str | None, memory: str | None, found: Device) -> Device:
 
 
 def sheet_of(device: Device) -> Sheet | None:
-    """The data sheet of a GPU by its name, None for one that is not listed and for a processor."""
+    """The data sheet of a GPU by its name, None for an unlisted one and for a CPU."""
     if not device.is_gpu:
         return None
     return next((sheet for sheet in SHEETS.values() if re.search(sheet.pattern, device.name)), None)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RowFacts:
-    """What the tokenizer tells of the training rows, and of itself.
+    """What is known of the training rows after tokenizing, and of the tokenizer.
 
     `lengths`: tokens of each training row. `trained_tokens`: those that carry loss. `lost_rows`, `lost_tokens`: what
     max_seq_length costs, by `overlong` ("drop", "truncate", ...); `longest`: tokens of the longest row before that.
@@ -41,7 +41,7 @@ class RowFacts:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the plan is made from besides the recipe.
+    """The inputs of a plan besides the recipe.
 
     `train_examples`, `eval_examples`: rows in the data, None where they cannot be counted here. `rows`: what is known
     once they are tokenized, else None and `rows_missing` says why. `free_disk_bytes`: free space where runs are
@@ -65,7 +65,7 @@ class Facts:
 
 
 def find_facts(loaded: LoadedRecipe, runs_dir: Path) -> Facts:
-    """What this machine and the data are, as far as it can be known without loading anything.
+    """The facts of this machine and the data that need no model and no tokenizer.
 
     Raises:
         MachineError: a local model that the recipe names is not there.
@@ -85,7 +85,7 @@ def find_facts(loaded: LoadedRecipe, runs_dir: Path) -> Facts:
 
 
 def with_rows(facts: Facts, recipe: Recipe, prepared: Prepared) -> Facts:
-    """`facts` with what the prepared rows tell."""
+    """`facts` with those of the prepared rows."""
     train, held_out = prepared.train, prepared.eval
     tokenizer = prepared.renderer.tokenizer
     read = sum(row.tokens for row in train.overlong)
@@ -105,7 +105,7 @@ def with_rows(facts: Facts, recipe: Recipe, prepared: Prepared) -> Facts:
 
 
 def example_counts(loaded: LoadedRecipe) -> tuple[int | None, int | None]:
-    """Training and held-out rows in the data; None where only the Hub could tell."""
+    """Training and held-out rows in the data; None for rows on the Hub."""
     data = loaded.recipe.data
     trained, held_out = count_training_rows(data, loaded.folder), evaluation_source(data)
     if held_out is not None:

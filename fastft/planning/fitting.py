@@ -19,7 +19,7 @@ from fastft.probe.architecture import Architecture
 from fastft.probe.device import Device
 from fastft.recipe.model import Recipe
 
-# The rest stays free for fragmentation and for what the formulas miss; they meet published peaks within a tenth.
+# The rest stays free for fragmentation and for errors of the formulas; they meet published peaks within a tenth.
 TARGET_SHARE = 0.9
 # Python, torch, transformers and Unsloth in one process, without a model (measured: benchmarks/forecast_cpu.json).
 CPU_FRAMEWORK_BYTES = 420_000_000
@@ -36,7 +36,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Fitting:
-    """What the device has room for, each with the other settings as they are, within 90 % of its memory.
+    """What fits in 90 % of the device's memory, each with the other settings unchanged.
 
     `target` fills the device as far as that goes; None where no row fits, or where the rows of a step are unknown.
     """
@@ -56,7 +56,7 @@ class Fitting:
 
 @dataclass(frozen=True)
 class MemoryForecast:
-    """The peak of a step on a device, and what fits. `micro_batch`: where the number of tokens comes from."""
+    """The peak of a step on a device, and what fits. `micro_batch`: the source of the number of tokens."""
 
     device: str
     micro_batch: str
@@ -80,7 +80,7 @@ class MemoryForecast:
 
 @dataclass(frozen=True)
 class UnknownMemory:
-    """Why there is no forecast of memory, and for what device and micro-batch it would be."""
+    """Why there is no forecast of memory, and its device and micro-batch."""
 
     device: str
     device_bytes: int
@@ -146,7 +146,7 @@ def find_fitting(
     largest = most_tokens(model, settings, limit, row_tokens) // row_tokens
     target = None
     if rows_per_step and largest:
-        # The largest batch that divides the rows of a step, so that the effective batch stays what it was.
+        # The largest batch that divides the rows of a step, so that the effective batch stays the same.
         size = max(size for size in range(1, min(largest, rows_per_step) + 1) if rows_per_step % size == 0)
         filled = forecast_memory(model, settings, size * row_tokens, 0, row_tokens)
         target = Target(size, rows_per_step // size, filled.peak_bytes)

@@ -96,7 +96,7 @@ def forecast_memory(
     whichever is more: the two are not alive together.
     """
     layers, head = _per_token(model, settings)
-    # Shown where it arises: what the output layer needs beyond a layer is the logits'.
+    # What the output layer needs beyond a layer counts as logits.
     activations = tokens * (_saved_per_token(model, settings, length) + layers)
     logits = tokens * max(0.0, head - layers)
     size = settings.weight_bytes

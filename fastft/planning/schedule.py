@@ -126,7 +126,7 @@ def make_schedule(
     steps = train.max_steps or total_steps(per_epoch, train.num_train_epochs or 1.0)
     epochs = steps / per_epoch
     step_rows = batch * accumulation * devices
-    # A counted file may hold no row at all: the run will refuse it.
+    # A counted file may have no rows: the run will refuse it.
     filled = max(1, rows)
     return Schedule(
         train_examples=examples,
@@ -157,7 +157,7 @@ def unknown_schedule(
     devices: int,
     train: TrainSection,
 ) -> UnknownSchedule:
-    """What can be said before the number of rows is known."""
+    """What is known before the number of rows is."""
     batch, steps = train.per_device_train_batch_size, train.max_steps
     step_examples = None
     # Where the examples are counted and the rows are not, an unknown number of examples is packed into each row.

@@ -1,4 +1,4 @@
-"""How long a run takes: operations by tokens, the rate of the device, and what share of it is reached."""
+"""How long a run takes: operations by tokens, the rate of the device, and the share of it that training reaches."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Time:
 
 @dataclass(frozen=True)
 class UnknownTime:
-    """Why there is no forecast of time, and what is known all the same."""
+    """Why there is no forecast of time, and what is known without it."""
 
     missing: str
     work: Work | None

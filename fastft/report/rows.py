@@ -8,8 +8,13 @@ from fastft.data.prepare import Prepared
 from fastft.data.rows import RowSet, reject_record
 
 
-def account(name: str, rows: RowSet, data_format: str) -> tuple[str, list[str]]:
-    """What happened to the rows that were read: a sentence, and a note for each reason to leave some out."""
+def accounts(prepared: Prepared) -> list[tuple[str, list[str]]]:
+    """For training and held-out rows: a sentence of counts, and a note for each reason to leave some out."""
+    sets = (("training", prepared.train), ("held-out", prepared.eval))
+    return [_account(name, rows, prepared.format) for name, rows in sets if rows is not None]
+
+
+def _account(name: str, rows: RowSet, data_format: str) -> tuple[str, list[str]]:
     tokens, trained = rows.rows.tokens, rows.rows.trained_tokens
     summary = f"{len(rows.rows)} {name} rows ({data_format}), {tokens} tokens, {trained} carry loss"
     dropped = [row for row in rows.overlong if not row.kept_tokens]

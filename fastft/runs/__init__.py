@@ -1,1 +1,1 @@
-"""The run directory: its folder, checkpoints, metrics, and the records that tell what a run stands on and gave."""
+"""The run directory: its folder, checkpoints, metrics, and the records of what a run was made from and measured."""

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: which there are, the newest whole one, and putting damaged ones aside."""
+"""The checkpoints of a run: which there are, the newest whole one, and renaming damaged ones."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ import shutil
 from pathlib import Path
 
 from fastft.files.seal import damage
-from fastft.runs.directory import (
-    RunDir,
-)
+from fastft.runs.directory import RunDir
 
 # transformers' own record of a checkpoint: steps, log lines, the best evaluation.
 STATE = "trainer_state.json"
 
 
 def evaluations_at(checkpoint: Path, step: int) -> int:
-    """How many evaluations at optimizer step `step` a checkpoint knows of.
+    """The number of evaluations at optimizer step `step` in a checkpoint.
 
     Raises:
         OSError, ValueError: the checkpoint is damaged.
@@ -32,21 +30,13 @@ def step_of(checkpoint: Path | None) -> int:
 
 def checkpoints(run: RunDir) -> list[tuple[int, Path]]:
     """The checkpoints of a run as (step, folder), newest first, whole or not."""
-    found = []
-    for path in run.checkpoints.glob("step-*"):
-        number = path.name.removeprefix("step-")
-        if number.isdigit() and path.is_dir():
-            found.append((int(number), path))
-    return sorted(found, reverse=True)
-
-
-def newest_step(run: RunDir) -> int:
-    """The optimizer step of the newest checkpoint, whole or not; 0 without one."""
-    return max((step for step, _ in checkpoints(run)), default=0)
+    folders = [path for path in run.checkpoints.glob("step-*") if path.is_dir()]
+    numbered = [path for path in folders if path.name.removeprefix("step-").isdigit()]
+    return sorted(((step_of(path), path) for path in numbered), reverse=True)
 
 
 def newest_checkpoint(run: RunDir) -> tuple[Path | None, list[str]]:
-    """The newest whole checkpoint, and a sentence for each newer one that was passed over."""
+    """The newest whole checkpoint, and a sentence for each damaged newer one."""
     passed: list[str] = []
     for _, path in checkpoints(run):
         wrong = damage(path)
@@ -57,9 +47,9 @@ def newest_checkpoint(run: RunDir) -> tuple[Path | None, list[str]]:
 
 
 def set_aside(run: RunDir, newer_than: int) -> None:
-    """Rename the checkpoints after step `newer_than`, which are damaged, so that they count as checkpoints no more.
+    """Rename the checkpoints after step `newer_than`, which are damaged, so that they no longer count as checkpoints.
 
-    Otherwise save_total_limit would keep them as the newest, and remove whole ones in their stead.
+    Otherwise save_total_limit would keep them as the newest, and remove whole ones instead.
     """
     for step, path in checkpoints(run):
         if step > newer_than:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol, TypeVar
@@ -20,7 +21,7 @@ from fastft.runs.result import Result
 
 
 class RunRecord(Record, Protocol):
-    """A record of a run's folder, which knows its file."""
+    """A record in a run's folder, with the name of its file."""
 
     FILE: ClassVar[str]
 
@@ -82,12 +83,12 @@ class RunDir:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the run came to its end: its result is written last."""
+        """Whether the run finished: its result is written last."""
         return (self.path / Result.FILE).is_file()
 
     @property
     def result(self) -> Result | None:
-        """What came out of the run, or None before it finished.
+        """The result of the run, or None before it finished.
 
         Raises:
             MachineError: result.json is damaged.
@@ -95,7 +96,7 @@ class RunDir:
         return self.read(Result)
 
     def read(self, kind: type[R]) -> R | None:
-        """The record of that kind, or None where it was not written yet.
+        """The record of that kind, or None if it is not written yet.
 
         Raises:
             MachineError: its file is damaged.
@@ -108,12 +109,12 @@ class RunDir:
 
 
 def run_name(recipe: Path) -> str:
-    """The folder name of a recipe's runs: its file name, with nothing in it that could lead elsewhere."""
+    """The folder name of a recipe's runs: its file name without characters that could name another folder."""
     return re.sub(r"[^\w.-]+", "-", recipe.stem).strip(".-") or "run"
 
 
 def next_run_dir(runs_dir: Path, name: str) -> RunDir:
-    """The folder that a new run of `name` would get: name, then name-2, name-3, ..., after the last that there is."""
+    """The folder of a new run of `name`: name, then name-2, name-3, ..., one after the last."""
     taken = [number for number, _ in _runs(runs_dir, name)]
     return RunDir(runs_dir / (f"{name}-{max(taken) + 1}" if taken else name))
 
@@ -128,18 +129,15 @@ def create_run_dir(runs_dir: Path, loaded: LoadedRecipe) -> RunDir:
         runs_dir.mkdir(parents=True, exist_ok=True)
         while True:
             run = next_run_dir(runs_dir, run_name(loaded.path))
-            try:
+            with suppress(FileExistsError):  # another process took the name
                 run.path.mkdir()
                 break
-            except FileExistsError:  # another run was faster
-                continue
         write_text(run.recipe, loaded.text)
         run.write(Settings(loaded.settings()))
     except OSError as error:
         wrong = f"cannot be written: {error.strerror}"
-        raise MachineError(
-            Problem(Where(str(runs_dir)), "--runs-dir", wrong, "name a folder you may write to")
-        ) from None
+        instead = "name a folder you may write to"
+        raise MachineError(Problem(Where(str(runs_dir)), "--runs-dir", wrong, instead)) from None
     return run
 
 
@@ -150,7 +148,7 @@ def find_run(runs_dir: Path, loaded: LoadedRecipe) -> RunDir | None:
 
 
 def newest_run(runs_dir: Path, name: str) -> RunDir | None:
-    """The newest run of a recipe file of that name, whatever its settings; None if there is none."""
+    """The newest run of a recipe file of that name, with any settings; None if there is none."""
     runs = [(number, path) for number, path in _runs(runs_dir, name) if (path / Settings.FILE).is_file()]
     return RunDir(max(runs)[1]) if runs else None
 
@@ -179,7 +177,7 @@ def _difference(key: str, before: Setting | None, now: Setting | None) -> str:
 
 
 def _runs(runs_dir: Path, name: str) -> Iterator[tuple[int, Path]]:
-    """(number, path) of what is called name (1), name-2, name-3, ...; some may have been deleted."""
+    """(number, path) of the runs name (1), name-2, name-3, ...; some may be missing."""
     for path in runs_dir.iterdir() if runs_dir.is_dir() else ():
         number = re.fullmatch(re.escape(name) + r"(?:-([1-9][0-9]*))?", path.name)
         if number:
@@ -188,7 +186,7 @@ def _runs(runs_dir: Path, name: str) -> Iterator[tuple[int, Path]]:
 
 @contextmanager
 def locked(run: RunDir) -> Iterator[None]:
-    """Hold the run's folder for this process alone; the lock goes with the process, however it ends.
+    """Lock the run's folder for this process; the lock ends with the process, also when it is killed.
 
     Raises:
         MachineError: another process is running in it.
@@ -209,9 +207,7 @@ def locked(run: RunDir) -> Iterator[None]:
 
 def new_attempt(run: RunDir) -> Path:
     """Make the folder of the next attempt and return the path of its log."""
-    number = 1
-    while (run.attempts / str(number)).exists():
-        number += 1
-    folder = run.attempts / str(number)
+    folders = (run.attempts / str(number) for number in itertools.count(1))
+    folder = next(path for path in folders if not path.exists())
     folder.mkdir(parents=True)
     return folder / "log.txt"

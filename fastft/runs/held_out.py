@@ -1,4 +1,4 @@
-"""What a run keeps of its held-out rows: what the untrained model does with them, and what exports are compared on."""
+"""What a run keeps of its held-out rows: the evaluation before training, and the conversations for exports."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The held-out figures of a model. The loss is a mean over trained tokens; None where nothing was asked for."""
+    """The held-out figures of a model. The loss is a mean over trained tokens; None if not asked for."""
 
     eval_loss: float | None
     answers: Answers | None

@@ -1,4 +1,4 @@
-"""What a run stands on: enough to detect whether another run, or a resumed one, is the same."""
+"""What a run was made from: enough to detect whether another run, or a resumed one, is the same."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from fastft.recipe.loader import LoadedRecipe
 
 @dataclass(frozen=True)
 class BaseModelIdentity:
-    """The base model: the id of the recipe, and hashes of what was loaded.
+    """The base model: the id in the recipe, and hashes of its files.
 
-    `files_sha256`: of config.json, generation_config.json and each file of weights. `fingerprint` is that of the 16-bit
-    weights; None for a base in 4 bits, which has another than its original.
+    `files_sha256`: of config.json, generation_config.json and each file of weights. `fingerprint`: of the 16-bit
+    weights; None for a base in 4 bits, whose fingerprint differs from its original.
     """
 
     id: str
@@ -35,7 +35,7 @@ class BaseModelIdentity:
 
 @dataclass(frozen=True)
 class DataIdentity:
-    """The data: what the recipe names, and SHA-256 of the rows."""
+    """The data: the files in the recipe, and SHA-256 of the rows."""
 
     train: str | None
     train_sha256: str
@@ -46,7 +46,7 @@ class DataIdentity:
 
 @dataclass(frozen=True)
 class TemplateIdentity:
-    """The chat template by its name in the recipe and its text's SHA-256."""
+    """The chat template: its name in the recipe, and SHA-256 of its text."""
 
     name: str
     sha256: str
@@ -73,7 +73,7 @@ class Manifest:
 
 
 def make_manifest(loaded: LoadedRecipe, facts: Facts, prepared: Prepared, plan: Plan, base: Path) -> Manifest:
-    """The manifest of a run whose base model lies in `base`."""
+    """The manifest of a run whose base model is in the folder `base`."""
     from fastft.files.tensors import weights_fingerprint  # numpy, which light commands do without
 
     template, base_model, data = prepared.template, facts.base_model, loaded.recipe.data
@@ -109,7 +109,7 @@ class Change:
         return self.key if "sha256" in self.key else f"{self.key} ({self.before}, now {self.now})"
 
     def is_accepted(self, keys: Sequence[str]) -> bool:
-        """Whether one of `keys` is this key, or a part of the manifest around it."""
+        """Whether one of `keys` is this key, or a section of the manifest that contains it."""
         return any(f"{self.key}.".startswith(f"{key}.") for key in keys)
 
 

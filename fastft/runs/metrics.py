@@ -1,10 +1,9 @@
-"""The figures of a run while it goes on, and the file that keeps them."""
+"""The figures of a run during training, and the file that keeps them."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,15 +45,18 @@ class StepMetrics:
 
 @dataclass(frozen=True)
 class EvaluationMetrics:
-    """An evaluation after optimizer step `step`: what the trainer logs of it, such as `eval_loss`."""
+    """An evaluation after optimizer step `step`: the figures that the trainer logs, such as `eval_loss`."""
 
     step: int
     figures: dict[str, float]
 
+    def as_json(self) -> dict[str, Any]:
+        return {"event": "evaluation", "step": self.step, **self.figures}
+
 
 @dataclass(frozen=True)
 class OutOfMemory:
-    """Memory ran out in a micro-batch, and smaller ones took over after optimizer step `step`.
+    """Memory ran out after optimizer step `step`, and training continued with smaller micro-batches.
 
     `rows`, `rows_now`: rows of a micro-batch x micro-batches of an optimizer step, before and after.
     """
@@ -63,6 +65,9 @@ class OutOfMemory:
     step: int
     rows: str
     rows_now: str
+
+    def as_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True)
@@ -80,24 +85,13 @@ class MetricsFile:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def step(self, metrics: StepMetrics) -> None:
-        """Append the line of an optimizer step."""
-        self._append(metrics.as_json())
-
-    def evaluation(self, metrics: EvaluationMetrics) -> None:
-        """Append the line of an evaluation."""
-        self._append({"event": "evaluation", "step": metrics.step, **metrics.figures})
-
-    def out_of_memory(self, event: OutOfMemory) -> None:
-        """Append the line of a retry with smaller batches."""
-        self._append(dataclasses.asdict(event))
-
-    def _append(self, event: Mapping[str, Any]) -> None:
+    def append(self, event: StepMetrics | EvaluationMetrics | OutOfMemory) -> None:
+        """Append the line of an event."""
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(event) + "\n")
+            file.write(json.dumps(event.as_json()) + "\n")
 
     def totals(self) -> Totals:
-        """What all attempts of the run add up to."""
+        """The sums over all attempts of the run."""
         lines = [line for _, line in self._lines()]
         steps = [line for line in lines if line["event"] == "step"]
         retries = [line for line in lines if line["event"] == "out_of_memory"]
@@ -108,9 +102,9 @@ class MetricsFile:
         )
 
     def rewind(self, step: int, evaluations: int) -> None:
-        """Drop what a resumed run does again, and lines that are damaged.
+        """Remove the lines that a resumed run will write again, and damaged lines.
 
-        That is all after optimizer step `step`, and at that step the evaluations beyond the first `evaluations`.
+        These are all after optimizer step `step`, and at that step the evaluations after the first `evaluations`.
         """
         if not self._path.exists():
             return
@@ -123,11 +117,10 @@ class MetricsFile:
         write_text(self._path, "".join(kept))
 
     def _lines(self) -> list[tuple[str, dict[str, Any]]]:
-        """Each line with what it says; without those that a crash or a bad disk left unreadable."""
+        """(text, content) of each line, without lines that a crash or a bad disk damaged."""
         lines = []
-        for text in (
-            self._path.read_text(encoding="utf-8", errors="replace").splitlines() if self._path.exists() else ()
-        ):
+        content = self._path.read_text(encoding="utf-8", errors="replace") if self._path.exists() else ""
+        for text in content.splitlines():
             try:
                 line = json.loads(text)
             except ValueError:

@@ -1,4 +1,4 @@
-"""What came out of a run: result.json, whose presence means that the run finished."""
+"""The result of a run: result.json, whose presence means that the run finished."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import ClassVar
 
 from fastft.data.prepare import Prepared
 from fastft.data.render import Prompt
+from fastft.planning.plan import Plan
 from fastft.runs.held_out import Evaluation
 from fastft.runs.metrics import OutOfMemory, Totals
-from fastft.runs.score import Score
+from fastft.runs.score import Score, score
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What the trainer reports. The loss is a mean over trained tokens; `finished` is False after a stop."""
+    """The figures of the trainer. The loss is a mean over trained tokens; `finished` is False after a stop."""
 
     finished: bool
     steps: int
@@ -29,7 +30,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class SavedWeights:
-    """The trained weights on disk. `trained`, `total`: counts of weights, a 4-bit one counts as one."""
+    """The trained weights on disk. `trained`, `total`: counts of weights; a 4-bit weight counts as one."""
 
     trained: int
     total: int
@@ -39,7 +40,7 @@ class SavedWeights:
 
 @dataclass(frozen=True)
 class BeforeAfter:
-    """A figure of the untrained and of the trained model; None where it was not measured."""
+    """A figure of the untrained and of the trained model; None if not measured."""
 
     before: float | None
     after: float | None
@@ -47,7 +48,7 @@ class BeforeAfter:
 
 @dataclass(frozen=True)
 class ShownAnswer:
-    """One held-out row: the question, its reference, and what the model said before and after training."""
+    """One held-out row: the question, its reference, and the answers before and after training."""
 
     question: str
     reference: str
@@ -112,7 +113,7 @@ class Result:
         return " and ".join(parts) or None
 
     def card_figures(self) -> dict[str, str]:
-        """Name and value of what the model card says was measured."""
+        """Name and value of each figure for the model card."""
         figures = {}
         if self.eval_loss.before is not None and self.eval_loss.after is not None:
             figures["held-out loss"] = f"{self.eval_loss.before:.4f} before, {self.eval_loss.after:.4f} after"
@@ -124,15 +125,15 @@ class Result:
 
 
 def make_result(
+    plan: Plan,
     prepared: Prepared,
     trained: Trained,
     prompts: Sequence[Prompt],
     saved: SavedWeights,
     totals: Totals,
-    forecast: dict[str, Score],
     seconds: float,
 ) -> Result:
-    """The result of a finished run, exports aside; `seconds` is what all of it took."""
+    """The result of a finished run, exports aside; `seconds`: of the whole run."""
     return Result(
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         steps=trained.steps,
@@ -149,12 +150,19 @@ def make_result(
         train_seconds=round(totals.seconds, 1),
         out_of_memory=totals.out_of_memory,
         weights_folder=saved.folder,
-        forecast=forecast,
+        forecast=score(
+            plan,
+            optimizer_steps=trained.steps,
+            tokens=totals.tokens,
+            peak_memory_bytes=trained.peak_memory_bytes,
+            train_seconds=totals.seconds,
+            weights_bytes=saved.size_bytes,
+        ),
     )
 
 
 def _exact_match(prepared: Prepared, trained: Trained, prompts: Sequence[Prompt]) -> ExactMatch | None:
-    """Counts before and after, and one held-out row that shows the difference best: right after, wrong before."""
+    """Counts before and after, and the first held-out row that is right after training, or else the first."""
     before, after = trained.before.answers, trained.after.answers
     if after is None or prepared.eval is None:
         return None

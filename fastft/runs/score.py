@@ -1,4 +1,4 @@
-"""How right a forecast was: what the plan said beside what the run measured."""
+"""How right a forecast was: the figures of the plan beside those of the run."""
 
 from __future__ import annotations
 
@@ -18,37 +18,31 @@ class Score:
     error: float | None
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What a run measured of the figures that its plan forecasts; None where it did not."""
+def score(
+    plan: Plan,
+    *,
+    optimizer_steps: int,
+    tokens: int,
+    peak_memory_bytes: int,
+    train_seconds: float,
+    weights_bytes: int | None,
+) -> dict[str, Score]:
+    """The score of each measured figure; `weights_bytes` None was not measured.
 
-    optimizer_steps: int
-    tokens: int
-    peak_memory_bytes: int
-    train_seconds: float
-    weights_bytes: int | None
-
-
-def score(plan: Plan, measured: Measured) -> dict[str, Score]:
-    """The score of each figure that was measured.
-
-    A run that stopped early is scored on the steps it was planned for, so its error shows it.
+    A run that stopped early is scored on its planned steps, so its error shows the early stop.
     """
     peak = None if isinstance(plan.memory, UnknownMemory) else plan.memory.peak.peak_bytes
     seconds = None if isinstance(plan.time, UnknownTime) else plan.time.seconds
     pairs: dict[str, tuple[float | None, float | None]] = {
-        "optimizer_steps": (plan.schedule.optimizer_steps, measured.optimizer_steps),
-        "tokens": (plan.time.tokens, measured.tokens),
-        "peak_memory_bytes": (peak, measured.peak_memory_bytes),
-        "train_seconds": (seconds, measured.train_seconds),
-        "weights_bytes": (plan.disk.adapter_bytes, measured.weights_bytes),
+        "optimizer_steps": (plan.schedule.optimizer_steps, optimizer_steps),
+        "tokens": (plan.time.tokens, tokens),
+        "peak_memory_bytes": (peak, peak_memory_bytes),
+        "train_seconds": (seconds, train_seconds),
+        "weights_bytes": (plan.disk.adapter_bytes, weights_bytes),
     }
-    return {
-        name: Score(forecast, actual, _error(forecast, actual))
-        for name, (forecast, actual) in pairs.items()
-        if actual is not None
-    }
-
-
-def _error(forecast: float | None, actual: float) -> float | None:
-    return None if forecast is None or not actual else round(forecast / actual - 1, 4)
+    scores = {}
+    for name, (forecast, actual) in pairs.items():
+        if actual is not None:
+            error = None if forecast is None or not actual else round(forecast / actual - 1, 4)
+            scores[name] = Score(forecast, actual, error)
+    return scores

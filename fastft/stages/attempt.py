@@ -34,14 +34,13 @@ from fastft.planning.facts import Facts, with_rows
 from fastft.planning.plan import Plan, make_plan, with_smaller_batch
 from fastft.recipe.loader import LoadedRecipe
 from fastft.report.live import LiveView
-from fastft.report.rows import account, reject_lines
-from fastft.runs.checkpoints import checkpoints, evaluations_at, newest_checkpoint, newest_step, set_aside, step_of
+from fastft.report.rows import accounts, reject_lines
+from fastft.runs.checkpoints import checkpoints, evaluations_at, newest_checkpoint, set_aside, step_of
 from fastft.runs.directory import RunDir, locked, new_attempt, run_name
 from fastft.runs.held_out import HeldOut, Untrained
 from fastft.runs.manifest import Manifest, changes, make_manifest
 from fastft.runs.metrics import MetricsFile, OutOfMemory, StepMetrics
 from fastft.runs.result import ExportedFile, Result, SavedWeights, Trained, make_result
-from fastft.runs.score import Measured, score
 from fastft.stages.faults import explain
 from fastft.stages.inputs import convert, prepare_rows
 from fastft.stages.stopping import Stopping
@@ -54,9 +53,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Start:
-    """Which run a command takes. By default the newest unfinished run of the same recipe, or else a new one.
+    """Which run a command continues: by default the newest unfinished run of the same recipe, or else a new one.
 
-    `resume`: a finished one is returned as it is, and not run again. `fresh`: always a new one. `run`: this folder.
+    `resume`: return a finished run instead of a new one. `fresh`: always begin a new run. `run`: continue this folder.
     `accepted_drift`: keys of the manifest that may have changed since the run began.
     """
 
@@ -68,9 +67,9 @@ class Start:
 
 @dataclass(frozen=True)
 class Attempt:
-    """What one attempt is made from: the recipe, the machine with its engine, the run's folder, and who watches.
+    """What one attempt needs: the recipe, the machine with its engine, the run's folder, the view, the stop signals.
 
-    `facts` are those before the rows are known; the base model is on this machine.
+    `facts` are from before the rows are read; the base model is on this machine.
     """
 
     loaded: LoadedRecipe
@@ -82,7 +81,7 @@ class Attempt:
     accepted_drift: tuple[str, ...]
 
     def stage(self, text: str) -> None:
-        """Say what comes next before training, where a run that was asked to stop can end at once."""
+        """Show the next step before training, or end here when the run was asked to stop."""
         if self.stopping.asked is not None:
             raise KeyboardInterrupt
         self.view.stage(text)
@@ -96,7 +95,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Ready:
-    """What training and exporting need, once the rows are known and every export was rehearsed."""
+    """What training and exporting need, after the rows are read and every export is rehearsed."""
 
     facts: Facts
     plan: Plan
@@ -109,25 +108,25 @@ class Ready:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What training leaves: the plan that it ended with, its figures, the weights on disk (None after a stop)."""
+    """The result of training: the plan at its end, its figures, the weights on disk."""
 
     plan: Plan
     trained: Trained
-    saved: SavedWeights | None
+    saved: SavedWeights
 
 
 def run_attempt(
     loaded: LoadedRecipe, facts: Facts, engine: str, run: RunDir, console: Console, start: Start, notes: Sequence[str]
 ) -> None:
-    """Take the run in its folder, which no other process may use meanwhile, to its end.
+    """Run to the end, in a folder that is locked against other processes.
 
     Raises:
         FastftError: anything that a user can fix.
-        Interrupted: somebody asked the run to stop.
+        Interrupted: the run was asked to stop.
         TrainingError: an unexpected error; its traceback is in the log of the attempt.
     """
     with locked(run), Stopping() as stopping, LiveView(console) as view:
-        if run.is_finished:  # another process finished it before this one had the lock
+        if run.is_finished:  # another process finished it before this one got the lock
             return
         for note in notes:
             view.stage(note)
@@ -138,17 +137,16 @@ def run_attempt(
                 _run(attempt)
             except FastftError as error:
                 if error.__cause__ is not None:
-                    _write_traceback(log)
+                    traceback.print_exc()  # to the log
                     view.note(f"the log of this attempt: {log}")
                 raise
             except KeyboardInterrupt:
                 raise attempt.interrupted(log, saved=bool(checkpoints(run))) from None
             except OSError as error:
-                if log.parent.is_dir():
-                    _write_traceback(log)
+                traceback.print_exc()
                 raise explain(error, run) from error
             except Exception as error:
-                _write_traceback(log)
+                traceback.print_exc()
                 wrong = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
                 instead = "this is a bug of fastft or of a library; the traceback is in the log"
                 raise TrainingError(Problem(Where(str(log)), "", wrong, instead)) from error
@@ -160,15 +158,14 @@ def _run(attempt: Attempt) -> None:
     ready = _prepare(attempt)
     checkpoint = _begin(attempt, ready)
     outcome, model, tokenizer = _train(attempt, ready, checkpoint)
-    if outcome.saved is None:
-        raise attempt.interrupted(attempt.run.path, saved=True)
-    result = _result(attempt, ready, outcome, outcome.saved, time.perf_counter() - started)
+    totals, seconds = MetricsFile(attempt.run.metrics).totals(), time.perf_counter() - started
+    result = make_result(outcome.plan, ready.rows, outcome.trained, ready.prompts, outcome.saved, totals, seconds)
     if ready.job.kinds:
         from fastft.engine.export import load_trained, trained_reference
         from fastft.engine.model import is_in_4bit
 
         if is_in_4bit(model):
-            # What users load is the adapter on the 16-bit base: that is what an export must equal.
+            # Users load the adapter on the 16-bit base, so an export must equal that.
             attempt.view.stage("loading the 16-bit base, which exports are made of and compared with")
             del model
             model, tokenizer = load_trained(ready.job.base, ready.job.adapter)
@@ -184,14 +181,19 @@ def _run(attempt: Attempt) -> None:
 
 
 def _prepare(attempt: Attempt) -> Ready:
-    """The rows, the plan that they complete, and a rehearsal of every export.
+    """The rows, the plan for them, and a rehearsal of every export.
 
     Raises:
-        FastftError: data, plan or exports show something that would stop the run later.
+        FastftError: data, plan or exports have a problem that would stop the run later.
     """
     loaded, run = attempt.loaded, attempt.run
     base = convert(attempt.facts.base_model, loaded.where("model.id"), attempt.stage)
-    rows = _rows(attempt, base)
+    attempt.stage("reading the rows")
+    rows = prepare_rows(loaded, base, _every_few_seconds(attempt.stage))
+    for counts, notes in accounts(rows):
+        attempt.stage(counts)
+        for note in notes:
+            attempt.view.note(note)
     facts = with_rows(attempt.facts, loaded.recipe, rows)
     plan = make_plan(loaded, facts, str(run.path))
     if plan.obstacles:
@@ -208,20 +210,8 @@ def _prepare(attempt: Attempt) -> Ready:
     return Ready(facts, plan, rows, base, prompts, held_out, _export_job(attempt, base, held_out.end_ids))
 
 
-def _rows(attempt: Attempt, base: Path) -> Prepared:
-    attempt.stage("reading the rows")
-    prepared = prepare_rows(attempt.loaded, base, _every_few_seconds(attempt.stage))
-    for name, rows in (("training", prepared.train), ("held-out", prepared.eval)):
-        if rows is not None:
-            counts, notes = account(name, rows, prepared.format)
-            attempt.stage(counts)
-            for note in notes:
-                attempt.view.note(note)
-    return prepared
-
-
 def _export_job(attempt: Attempt, base: Path, end_ids: tuple[int, ...]) -> Job:
-    """What is exported besides the weights that every run saves; proven to be possible before training."""
+    """The exports besides the weights that every run saves; proves before training that they are possible."""
     from fastft.exports.job import ADAPTER, MERGED, Job, rehearse, wanted_kinds
 
     recipe, run = attempt.loaded.recipe, attempt.run
@@ -237,7 +227,7 @@ def _export_job(attempt: Attempt, base: Path, end_ids: tuple[int, ...]) -> Job:
 
 
 def _begin(attempt: Attempt, ready: Ready) -> Path | None:
-    """Write down what the run stands on, and find the checkpoint that it continues from.
+    """Record the data, model and versions of the run, and find the checkpoint that it continues from.
 
     Raises:
         DataError: an earlier attempt had other data, another template or other versions.
@@ -255,13 +245,13 @@ def _begin(attempt: Attempt, ready: Ready) -> Path | None:
     run.write(ready.held_out)
     checkpoint, damaged = newest_checkpoint(run)
     for sentence in damaged:
-        attempt.view.note(f"{sentence}: passed over")
+        attempt.view.note(f"{sentence}: skipped")
     set_aside(run, newer_than=step_of(checkpoint))
     return checkpoint
 
 
 def _accept_changes(attempt: Attempt, before: Manifest, now: Manifest) -> Manifest:
-    """`now` with every change that the user accepts, in this attempt or an earlier one, on record.
+    """`now`, with a record of every change that the user accepted, in this attempt or an earlier one.
 
     Raises:
         DataError: something else changed.
@@ -314,7 +304,7 @@ def _train_once(
     def show(line: StepMetrics) -> None:
         if not attempt.run.recipe.is_file():  # saving would make the folder anew, without what was in it
             raise FileNotFoundError(attempt.run.path)
-        metrics.step(line)
+        metrics.append(line)
         attempt.view.step(line)
 
     material = Material(
@@ -326,14 +316,14 @@ def _train_once(
         early_stopping_patience=recipe.train.early_stopping_patience,
     )
     hooks = Hooks(
-        attempt.view.stage, attempt.view.note, show, metrics.evaluation, lambda: attempt.stopping.asked is not None
+        attempt.view.stage, attempt.view.note, show, metrics.append, lambda: attempt.stopping.asked is not None
     )
     with contextlib.ExitStack() as until_saved:
         until_saved.enter_context(attempt.stopping.deferred())
         trained = train(plan, model, tokenizer, material, attempt.run, hooks, checkpoint)
         if not trained.finished:
-            return Outcome(plan, trained, None), model, tokenizer
-        if newest_step(attempt.run) == trained.steps:
+            raise attempt.interrupted(attempt.run.path, saved=True)
+        if trained.steps in dict(checkpoints(attempt.run)):
             until_saved.close()  # a stop loses nothing from here on
             attempt.stage("saving the weights")
         folder = save_weights(model, tokenizer, plan, attempt.run)
@@ -342,7 +332,7 @@ def _train_once(
 
 
 def _with_smaller_batch(attempt: Attempt, ready: Ready, plan: Plan) -> tuple[Plan, Path | None]:
-    """After memory ran out: a plan of smaller batches for the same optimizer steps, and its checkpoint."""
+    """After memory ran out: a plan with smaller batches for the same optimizer steps, and its checkpoint."""
     from fastft.engine.memory import free_memory
 
     free_memory()
@@ -354,29 +344,16 @@ def _with_smaller_batch(attempt: Attempt, ready: Ready, plan: Plan) -> tuple[Pla
     )
     begins = f"from step {step_of(checkpoint)}" if checkpoint else "from the start"
     attempt.view.note(f"out of memory with {before} rows; {begins} with {after}, the same rows in each optimizer step")
-    MetricsFile(attempt.run.metrics).out_of_memory(OutOfMemory(step_of(checkpoint), before, after))
+    MetricsFile(attempt.run.metrics).append(OutOfMemory(step_of(checkpoint), before, after))
     write_json(attempt.run.plan, smaller.as_json())
     return smaller, checkpoint
-
-
-def _result(attempt: Attempt, ready: Ready, outcome: Outcome, saved: SavedWeights, seconds: float) -> Result:
-    trained, totals = outcome.trained, MetricsFile(attempt.run.metrics).totals()
-    measured = Measured(
-        optimizer_steps=trained.steps,
-        tokens=totals.tokens,
-        peak_memory_bytes=trained.peak_memory_bytes,
-        train_seconds=totals.seconds,
-        weights_bytes=saved.size_bytes,
-    )
-    forecast = score(outcome.plan, measured)
-    return make_result(ready.rows, trained, ready.prompts, saved, totals, forecast, seconds)
 
 
 def _export(attempt: Attempt, ready: Ready, reference: Reference | None, result: Result) -> tuple[ExportedFile, ...]:
     """Write the exports and compare them with the trained model.
 
     Raises:
-        ExportError: one does not say what the trained model says.
+        ExportError: one does not match the trained model.
     """
     from fastft.engine.export import export_weights
     from fastft.exports.card import card_facts
@@ -391,7 +368,7 @@ def _export(attempt: Attempt, ready: Ready, reference: Reference | None, result:
 
 
 def _every_few_seconds(say: Callable[[str], None], pause: float = 5.0) -> Callable[[int], None]:
-    """A progress callback that says how many rows were read, at most every `pause` seconds."""
+    """A callback that shows how many rows were read, at most every `pause` seconds."""
     last = time.monotonic()
 
     def progress(rows: int) -> None:
@@ -401,9 +378,3 @@ def _every_few_seconds(say: Callable[[str], None], pause: float = 5.0) -> Callab
             say(f"{rows:,} rows tokenized")
 
     return progress
-
-
-def _write_traceback(log: Path) -> None:
-    """Append the traceback of the exception that is being handled to `log`."""
-    with log.open("a", encoding="utf-8") as file:
-        traceback.print_exc(file=file)

@@ -1,4 +1,4 @@
-"""The base model's files and the prepared rows of a recipe, brought to where every command finds the same ones."""
+"""The files of the base model and the prepared rows of a recipe, the same for every command."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from fastft.recipe.loader import LoadedRecipe
 
 
 def convert(model: BaseModel, where: Where, say: Say) -> Path:
-    """The folder of the base model, convert to safetensors when it is a GGUF file that was not yet.
+    """The folder of the base model; converts a GGUF file to safetensors first, once.
 
     Raises:
-        MachineError: the file cannot be convert, or what converts it is not installed.
+        MachineError: the file cannot be converted, or a package for it is missing.
     """
     if model.folder is None:
         raise MachineError(Problem(where, "model.id", "is not on this machine", "download it first", model.id))
@@ -35,10 +35,10 @@ def convert(model: BaseModel, where: Where, say: Say) -> Path:
 def prepare_rows(
     loaded: LoadedRecipe, folder: Path, progress: Callable[[int], None] | None = None, *, refuse_broken: bool = True
 ) -> Prepared:
-    """The rows that are trained, rendered with the tokenizer in `folder`; mapped from the cache when nothing changed.
+    """The training and held-out rows, rendered with the tokenizer in `folder`, or from the cache if nothing changed.
 
-    `progress` is called with the number of rows read so far. Without `refuse_broken` they are given however many are
-    broken, so that all of these can be listed.
+    `progress` is called with the number of rows read so far. Without `refuse_broken`, any number of broken rows is
+    accepted, so that all of them can be listed.
 
     Raises:
         DataError: a source cannot be read, or too many of its rows are broken.
@@ -52,25 +52,19 @@ def prepare_rows(
         recipe_dir=loaded.folder,
         locate=loaded.where,
         progress=progress,
-        cache_dir=_row_cache(),
+        # pyarrow writes the prepared rows and reads them.
+        cache_dir=cache_folder() / "rows" if importlib.util.find_spec("pyarrow") is not None else None,
         refuse_broken=refuse_broken,
     )
 
 
 def fetch_tokenizer(loaded: LoadedRecipe, say: Say) -> Path:
-    """The folder of the base model for commands that only read rows, downloaded or convert when it must be.
+    """The folder of the base model, for commands that only read rows; downloads or converts it first if needed.
 
     Raises:
-        MachineError: it cannot be had.
+        MachineError: it cannot be downloaded or converted.
     """
     wanted, where = loaded.recipe.model, loaded.where("model.id")
     model = fetch(find_base_model(wanted.id, wanted.revision, loaded.folder, where), wanted.revision, where, say)
-    if model.is_here:
-        return convert(model, where, say)
     with tempfile.TemporaryDirectory() as folder, library_output_to(Path(folder) / "log.txt"):
         return convert(model, where, say)
-
-
-def _row_cache() -> Path | None:
-    """Where prepared rows are kept; None without pyarrow, which reads and writes them."""
-    return cache_folder() / "rows" if importlib.util.find_spec("pyarrow") is not None else None

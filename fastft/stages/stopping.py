@@ -13,7 +13,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 class Stopping:
-    """Ends the run at the first of SIGNALS with KeyboardInterrupt; while `deferred`, a first one is only noted."""
+    """Raises KeyboardInterrupt at one of SIGNALS; while `deferred`, the first one is only recorded."""
 
     def __init__(self) -> None:
         self.asked: signal.Signals | None = None
@@ -21,7 +21,7 @@ class Stopping:
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        # Python lets only the main thread set handlers. A run in another thread belongs to a program that has its own.
+        # Only the main thread may set handlers; a program that runs this in another thread has its own.
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._ask) for number in SIGNALS}
         return self
@@ -32,7 +32,7 @@ class Stopping:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """For work that looks at `asked` itself, and saves first."""
+        """For code that checks `asked` itself, and saves before it stops."""
         self._deferred = True
         try:
             yield

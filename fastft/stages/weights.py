@@ -1,4 +1,4 @@
-"""Weights that are there: what a path given to `fastft export`, `chat` or `serve` holds, and the base it belongs to."""
+"""The weights at a path that `fastft export`, `chat` or `serve` gets, and their base model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fastft.probe.hashes import kept_sha256
 from fastft.probe.hub import fetch
 from fastft.runs.directory import RunDir, Settings
 from fastft.runs.held_out import HeldOut
-from fastft.runs.manifest import Manifest
+from fastft.runs.manifest import BaseModelIdentity, Manifest
 from fastft.stages.inputs import convert
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -38,12 +38,12 @@ class WeightsPath:
 
     @property
     def name(self) -> str:
-        """What to call files that are made of them."""
+        """The name for files that are made from them."""
         return (self.path if self.run is None else self.run.path).resolve().name
 
 
 def find_weights(path: Path) -> WeightsPath:
-    """What `path` holds: a run's folder stands for its adapter, or with full fine-tuning for its whole model.
+    """The weights at `path`: of a run's folder its adapter, or with full fine-tuning its whole model.
 
     Raises:
         UsageError: there is nothing at `path`, or no weights, or the run has not finished.
@@ -59,10 +59,12 @@ def find_weights(path: Path) -> WeightsPath:
 
 
 def _find_weights(path: Path) -> WeightsPath:
-    run = _run_around(path)
+    # The run at `path`, or the one that `path` is the adapter or an export of.
+    runs = (RunDir(folder) for folder in (path, *list(path.parents)[:3]))
+    run = next((run for run in runs if run.recipe.is_file() and (run.path / Settings.FILE).is_file()), None)
     if run is not None and run.path == path:
         if not run.is_finished:
-            raise _unusable(path, "this run has not finished", "go on with it: fastft run RECIPE --resume")
+            raise _unusable(path, "this run has not finished", "continue it: fastft run RECIPE")
         whole = run.exports / "merged_16bit"
         return WeightsPath("adapter", run.adapter, run) if run.adapter.is_dir() else WeightsPath("model", whole, run)
     if path.is_file() and path.name.endswith((".gguf", ".gguf.FAILED")):
@@ -75,40 +77,25 @@ def _find_weights(path: Path) -> WeightsPath:
     raise _unusable(path, wrong, "name a run's folder, an adapter's or a model's folder, or a .gguf file")
 
 
-def _run_around(path: Path) -> RunDir | None:
-    """The run whose folder `path` is, or lies in as its adapter or one of its exports."""
-    folders = (path, *list(path.parents)[:3])
-    inside = (folder for folder in folders if RunDir(folder).recipe.is_file() and (folder / Settings.FILE).is_file())
-    found = next(inside, None)
-    return None if found is None else RunDir(found)
-
-
 def held_out(weights: WeightsPath, base: Path, adapter: Path | None) -> HeldOut:
-    """The held-out conversations of the run; without a run none, and the ends that the chat template writes.
+    """The record of the run; without a run no conversations, and the end tokens of the chat template, if there is one.
 
     Raises:
         RecipeError: the template writes no control token after an answer.
     """
     kept = None if weights.run is None else weights.run.read(HeldOut)
-    return HeldOut((), _end_ids(base, adapter)) if kept is None else kept
-
-
-def _end_ids(base: Path, adapter: Path | None) -> tuple[int, ...]:
-    """The tokens at which answers end under the chat template of the weights, the usual one first; () without one.
-
-    Raises:
-        RecipeError: the template writes no control token after an answer.
-    """
+    if kept is not None:
+        return kept
     facts = load_tokenizer(tokenizer_folder(base, adapter))
     if facts.chat_template is None:
-        return ()
+        return HeldOut((), ())
     where = Where(str(adapter or base))
     renderer = make_renderer(load_template("model", base, facts.chat_template, where), facts, "assistant", where)
-    return tuple(token for text in renderer.end_of_turn if (token := facts.id_of(text)) is not None)
+    return HeldOut((), tuple(token for text in renderer.end_of_turn if (token := facts.id_of(text)) is not None))
 
 
 def find_gguf(path: Path) -> Path:
-    """The GGUF file that `path` is, or the only one that was exported of the run at `path`.
+    """The GGUF file at `path`, or the only one that the run at `path` exported.
 
     Raises:
         UsageError: there is none, or more than one.
@@ -125,16 +112,18 @@ def find_gguf(path: Path) -> Path:
 
 
 def find_base(weights: WeightsPath, base: str | None, say: Callable[[str], None]) -> tuple[str, Path]:
-    """(name, folder) of the model that an adapter was trained on, fetch or convert when it must be.
+    """(name, folder) of the model that an adapter was trained on; downloads or converts it first if needed.
 
-    `base`, a folder or a Hub id, goes before what the adapter and its run say.
+    `base`, a folder or a Hub id, takes precedence over what the run and the adapter name.
 
     Raises:
-        UsageError: neither says which it is.
-        MachineError: it cannot be had.
+        UsageError: neither names one, or it is not the model that the run trained on.
+        MachineError: it cannot be downloaded or converted.
     """
     where = Where("--base" if base else str(weights.path / ADAPTER_CONFIG))
-    candidates = [(base, None)] if base else _bases(weights)
+    manifest = None if weights.run is None else weights.run.read(Manifest)
+    trained_on = None if manifest is None else manifest.base_model
+    candidates = [(base, None)] if base else _named_bases(weights.path, trained_on)
     if not candidates:
         instead = "name the folder or Hub id of the 16-bit model: --base"
         raise UsageError(Problem(where, "base_model_name_or_path", "names no base model", instead))
@@ -145,38 +134,23 @@ def find_base(weights: WeightsPath, base: str | None, say: Callable[[str], None]
             folder = convert(model, where, say)
         except MachineError as error:
             refused.append(error)
-        else:
-            _prove_base(weights, folder, where)
-            return model.id, folder
+            continue
+        # Otherwise another model of the same shape would be merged unnoticed.
+        if trained_on and trained_on.fingerprint and trained_on.fingerprint != weights_fingerprint(folder):
+            wrong = "is not the model that the run trained on"
+            raise UsageError(Problem(where, "", wrong, f"give {trained_on.id}", str(folder)))
+        return model.id, folder
     raise refused[0]
 
 
-def _prove_base(weights: WeightsPath, folder: Path, where: Where) -> None:
-    """Compare the base with the one that the run trained on: another of the same shape would be merged unnoticed."""
-    manifest = _manifest(weights)
-    known = None if manifest is None else manifest.base_model.fingerprint
-    if known is not None and known != weights_fingerprint(folder):
-        wrong, instead = "is not the model that the run trained on", f"give {_bases(weights)[0][0]}"
-        raise UsageError(Problem(where, "", wrong, instead, str(folder)))
-
-
-def _bases(weights: WeightsPath) -> list[tuple[str, str | None]]:
-    """(name, revision) of the base as the run knows it and as the adapter does, which has a folder's full path."""
-    manifest, name = _manifest(weights), _base_in_config(weights.path)
-    known = [] if manifest is None else [(manifest.base_model.id, manifest.base_model.revision)]
-    return known if name is None else [*known, (name, None)]
-
-
-def _manifest(weights: WeightsPath) -> Manifest | None:
-    return None if weights.run is None else weights.run.read(Manifest)
-
-
-def _base_in_config(adapter: Path) -> str | None:
+def _named_bases(adapter: Path, trained_on: BaseModelIdentity | None) -> list[tuple[str, str | None]]:
+    """(name, revision) of the base in the run's manifest and in the adapter, which has a folder's full path."""
+    known = [] if trained_on is None else [(trained_on.id, trained_on.revision)]
     try:
         name = (read_json(adapter / ADAPTER_CONFIG) or {}).get("base_model_name_or_path")
-    except json.JSONDecodeError:
-        return None  # open_adapter tells what is wrong with it
-    return name if isinstance(name, str) and name else None
+    except json.JSONDecodeError:  # open_adapter reports it
+        return known
+    return [*known, (name, None)] if isinstance(name, str) and name else known
 
 
 def _unusable(path: Path, wrong: str, instead: str) -> UsageError:

@@ -87,7 +87,7 @@ def test_a_conversation_that_no_longer_fits_is_explained_and_goes_on(gguf: Path)
     assert [turn["content"] for turn in conversation.messages[:1]] == ["the fox"]
 
 
-def test_ctrl_c_breaks_off_the_answer_and_keeps_what_was_said(model: GgufModel) -> None:
+def test_ctrl_c_stops_the_answer_and_keeps_the_conversation(model: GgufModel) -> None:
     printed: list[str] = []
     conversation = Conversation(model, Sampling(max_new_tokens=50))
 
@@ -98,7 +98,7 @@ def test_ctrl_c_breaks_off_the_answer_and_keeps_what_was_said(model: GgufModel) 
 
     talk([("tuned", conversation)], ["the fox"], interrupt, printed.append)
 
-    assert printed == ["broken off"]
+    assert printed == ["stopped"]
     assert len(conversation.messages) == 2
 
 

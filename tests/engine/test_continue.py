@@ -1,4 +1,4 @@
-"""Which run a command takes, what a continued run may stand on, and signals at every moment."""
+"""Which run a command continues, what may change meanwhile, and signals at every moment."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_run_with_other_settings_is_not_taken_and_what_differs_is_listed(stopp
     ("key", "value"),
     [("fastft", "0.0.1"), ("python", "3.10.0"), ("device", "another"), ("packages.torch", "2.10.0"), ("seed", 5)],
 )
-def test_whatever_the_run_stands_on_is_compared_and_named(stopped: Path, key: str, value: object) -> None:
+def test_each_input_of_the_run_is_compared_and_named(stopped: Path, key: str, value: object) -> None:
     change_manifest(stopped, key, value)
 
     with pytest.raises(DataError, match=rf"changed since the run began: {key} \({value}, now .*--accept-drift {key}"):

@@ -47,8 +47,10 @@ def adapter(tmp_path: Path) -> Path:
 
 
 def test_a_run_is_exported_and_compared_on_its_held_out_rows(trained: Path, tmp_path: Path) -> None:
-    told: list[str] = []
-    done = export(trained, ExportRequest(("adapter", "merged_16bit", "gguf"), ("f16",), tmp_path / "out"), told.append)
+    printed: list[str] = []
+    done = export(
+        trained, ExportRequest(("adapter", "merged_16bit", "gguf"), ("f16",), tmp_path / "out"), printed.append
+    )
 
     entries = {entry["kind"]: entry for entry in read_json(done.record)["artefacts"]}
     assert list(entries) == ["adapter", "merged_16bit", "f16"]
@@ -57,7 +59,7 @@ def test_a_run_is_exported_and_compared_on_its_held_out_rows(trained: Path, tmp_
     card = (tmp_path / "out/merged_16bit/README.md").read_text(encoding="utf-8")
     assert "held-out loss" in card
     assert str(trained.parent) not in card.split("## Recipe")[0]
-    assert not any("questions" in line for line in told)
+    assert not any("questions" in line for line in printed)
 
 
 def test_a_second_export_keeps_the_figures_of_the_first(trained: Path, tmp_path: Path) -> None:
@@ -70,12 +72,12 @@ def test_a_second_export_keeps_the_figures_of_the_first(trained: Path, tmp_path:
 
 
 def test_any_peft_adapter_is_exported_and_compared_on_its_own_answers(adapter: Path) -> None:
-    told: list[str] = []
-    done = export(adapter, ExportRequest(("merged_16bit", "gguf"), ("q8_0",)), told.append)
+    printed: list[str] = []
+    done = export(adapter, ExportRequest(("merged_16bit", "gguf"), ("q8_0",)), printed.append)
 
     assert done.record == adapter / "exports/export.json"
     assert all(verdict.passed and verdict.prompts == 8 for verdict in done.verdicts)
-    assert "no held-out conversations: compared on the trained model's own answers to 8 questions" in told
+    assert "no held-out conversations: compared on the trained model's own answers to 8 questions" in printed
 
 
 def test_a_whole_model_is_exported_without_an_adapter(tmp_path: Path) -> None:

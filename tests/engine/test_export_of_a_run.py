@@ -1,4 +1,4 @@
-"""A run that exports: rehearsed before the first step, written after the last, and held against the trained model."""
+"""A run that exports: rehearsed before the first step, written after the last, and compared with the trained model."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_merged_weights_say_what_the_trained_model_says(model: Path, tmp_path: P
 def test_a_run_in_4_bits_is_compared_with_its_adapter_on_the_16_bit_base(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """4-bit training needs a GPU (tests/gpu); here the loaded model says of itself that it is in 4 bits."""
+    """4-bit training needs a GPU (tests/gpu); here the loaded model claims to be in 4 bits."""
     monkeypatch.setattr(LlamaForCausalLM, "is_loaded_in_4bit", True, raising=False)
 
     ran = run(recipe_with(tmp_path, model, ["adapter", "merged_16bit"]))

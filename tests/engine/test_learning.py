@@ -1,4 +1,4 @@
-"""What training must do to the weights, whatever the libraries below are: learn, and move only what is trained."""
+"""What training must do to the weights with any version of the libraries: learn, and move only what is trained."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fastft.engine.reference import check_merged, make_reference
+from fastft.engine.reference import check_folder, make_reference
 from fastft.exports.gguf.writer import write_gguf
 from fastft.exports.merged import write_merged
 from fastft.exports.parity import Reference, Verdict, check_gguf
@@ -55,7 +55,7 @@ def export(kind: str, base: Path, adapter: Path | None, out: Path, template: str
 
 def check(kind: str, artefact: Path, reference: Reference) -> Verdict:
     if kind == "merged_16bit":
-        return check_merged(artefact, kind, reference)
+        return check_folder(artefact, kind, reference)
     return check_gguf(artefact, kind, reference)
 
 

@@ -154,7 +154,7 @@ DEAD = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "h
 @pytest.mark.parametrize(
     ("environment", "words"),
     [
-        pytest.param({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE forbids asking the Hub", id="told to be offline"),
+        pytest.param({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE forbids asking the Hub", id="offline by a variable"),
         pytest.param({"HF_HUB_OFFLINE": "0", **DEAD}, "the Hub cannot be reached", id="no network"),
     ],
 )

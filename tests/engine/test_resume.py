@@ -1,4 +1,4 @@
-"""A run that was stopped, killed or damaged goes on as if nothing had happened, or says why it cannot."""
+"""A run that was stopped, killed or damaged continues as if nothing had happened, or reports why it cannot."""
 
 from __future__ import annotations
 
@@ -173,13 +173,13 @@ def tear(path: Path, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["missing", "empty", "half", "one bit flipped"])
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt", "rng_state.pth", "integrity.json"])
-def test_a_torn_checkpoint_is_passed_over_for_the_one_before(
+def test_a_torn_checkpoint_is_skipped_for_the_one_before(
     stopped_copy: tuple[Path, RunDir, bytes], name: str, how: str
 ) -> None:
     recipe, folder, expected = stopped_copy
     tear(folder.checkpoints / "step-8" / name, how)
     resumed = run(recipe, resume=True)
-    assert re.search(rf"step-8 is damaged \({re.escape(name)} .*\): passed over", resumed.shown)
+    assert re.search(rf"step-8 is damaged \({re.escape(name)} .*\): skipped", resumed.shown)
     assert "continuing from step 7" in resumed.shown
     assert adapter(resumed) == expected
 
@@ -189,7 +189,7 @@ def test_a_run_without_a_whole_checkpoint_begins_again(stopped_copy: tuple[Path,
     for _, path in checkpoints(folder):
         tear(path / "optimizer.pt", "half")
     resumed = run(recipe, resume=True)
-    assert resumed.shown.count("passed over") == 8
+    assert resumed.shown.count("skipped") == 8
     assert [step["step"] for step in resumed.steps] == list(range(1, 13))
     assert adapter(resumed) == expected
 
@@ -246,7 +246,7 @@ def test_a_finished_run_is_returned_as_it_is(model: Path, tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_a_killed_process_and_a_stopped_one_end_like_an_undisturbed_run(model: Path, tmp_path: Path) -> None:
-    """Only processes of their own show that nothing but the run's folder is needed to go on, and the exit code.
+    """Only processes of their own show that nothing but the run's folder is needed to continue, and the exit code.
 
     The first is killed without warning in the second epoch, the second gets SIGTERM, this one finishes.
     """

@@ -61,11 +61,11 @@ def test_a_sound_recipe_is_left_alone(recipe: Make) -> None:
     assert found == []
 
 
-@pytest.mark.parametrize(("overrides", "field", "told"), CHANGES)
-def test_what_is_hardly_meant_is_told_where_it_is_written(
-    recipe: Make, overrides: list[str], field: str, told: str
+@pytest.mark.parametrize(("overrides", "field", "says"), CHANGES)
+def test_what_is_probably_not_meant_is_reported_with_its_field(
+    recipe: Make, overrides: list[str], field: str, says: str
 ) -> None:
-    found = [caution for caution in cautions(sound(recipe, *overrides)) if told in caution.says]
+    found = [caution for caution in cautions(sound(recipe, *overrides)) if says in caution.says]
 
     assert [caution.field for caution in found] == [field]
 
@@ -114,8 +114,8 @@ def test_a_changed_batch_shows_both_rules_for_the_learning_rate(recipe: Make) ->
     alone = cautions(recipe(body, "train.per_device_train_batch_size=16"))
     together = cautions(recipe(body, "train.per_device_train_batch_size=16", "train.learning_rate=2e-4"))
 
-    told = [caution.says for caution in alone if "at the same learning rate" in caution.says]
-    assert told == [
+    found = [caution.says for caution in alone if "at the same learning rate" in caution.says]
+    assert found == [
         "batch 4 -> 16 at the same learning rate; the square-root rule says 2.0e-04, the linear rule 4.0e-04"
     ]
     assert [caution for caution in together if "at the same learning rate" in caution.says] == []
@@ -124,9 +124,9 @@ def test_a_changed_batch_shows_both_rules_for_the_learning_rate(recipe: Make) ->
 def test_a_changed_batch_under_max_steps_is_told_in_data(recipe: Make) -> None:
     body = "[train]\nper_device_train_batch_size = 1\nmax_steps = 1000\n"
 
-    told = [caution.says for caution in cautions(recipe(body, "train.per_device_train_batch_size=100"))]
+    found = [caution.says for caution in cautions(recipe(body, "train.per_device_train_batch_size=100"))]
 
-    assert "batch 1 -> 100 makes this run 100 times longer in data: max_steps = 1000 stays" in told
+    assert "batch 1 -> 100 makes this run 100 times longer in data: max_steps = 1000 stays" in found
 
 
 def test_what_truncation_loses_is_counted(recipe: Make) -> None:

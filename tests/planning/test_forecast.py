@@ -22,7 +22,7 @@ from fastft.probe.base_model import BaseModel
 from fastft.probe.device import GIB, Device
 from fastft.probe.software import TESTED
 from fastft.recipe.loader import LoadedRecipe
-from fastft.runs.score import Measured, Score, score
+from fastft.runs.score import Score, score
 from tests.golden import A100, CPU, row_facts
 
 Make = Callable[..., LoadedRecipe]
@@ -248,9 +248,15 @@ def test_what_if_refuses_a_value_that_the_recipe_would_refuse(recipe: Make, tmp_
 def test_the_score_sets_each_forecast_beside_what_was_measured(llama: Make) -> None:
     made = plan(llama())
     peak, steps = made.memory.peak.peak_bytes, made.schedule.optimizer_steps
-    measured = Measured(steps, tokens=144_000, peak_memory_bytes=peak * 2, train_seconds=0.0, weights_bytes=None)
 
-    scored = score(made, measured)
+    scored = score(
+        made,
+        optimizer_steps=steps,
+        tokens=144_000,
+        peak_memory_bytes=peak * 2,
+        train_seconds=0.0,
+        weights_bytes=None,
+    )
 
     assert scored["optimizer_steps"] == Score(steps, steps, 0.0)
     assert scored["tokens"].error == 0.0

@@ -157,7 +157,7 @@ def test_epochs_and_steps_never_both_reach_the_trainer(recipe: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "overrides", "field", "told"),
+    ("device", "overrides", "field", "expected"),
     [
         (CPU, ["model.load_in_4bit=true"], "model.load_in_4bit", "4-bit training needs an NVIDIA GPU: no GPU found"),
         (CPU, ["train.fp16=true"], "train.fp16", "float16 training needs a GPU"),
@@ -169,12 +169,12 @@ def test_epochs_and_steps_never_both_reach_the_trainer(recipe: Make) -> None:
     ],
 )
 def test_what_the_device_cannot_do_is_an_obstacle(
-    recipe: Make, device: Device, overrides: list[str], field: str, told: str
+    recipe: Make, device: Device, overrides: list[str], field: str, expected: str
 ) -> None:
     (obstacle,) = plan(recipe("", *overrides), device).obstacles
 
     assert obstacle.field == field
-    assert told in str(obstacle)
+    assert expected in str(obstacle)
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ def test_checkpoints_count_one_more_than_is_kept(recipe: Make, llama: BaseModel)
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "expected"),
     [
         (["train.warmup_steps=500"], "the warm-up of 500 steps is as long as the run of 240 steps"),
         (["train.save_strategy=steps", "train.save_steps=500"], "train.save_steps = 500 is never reached"),
@@ -276,7 +276,7 @@ def test_checkpoints_count_one_more_than_is_kept(recipe: Make, llama: BaseModel)
         (["train.effective_batch_size=32", "train.packing=true"], "an optimizer step holds 48 examples"),
     ],
 )
-def test_what_is_allowed_and_hardly_meant_is_a_warning(recipe: Make, overrides: list[str], told: str) -> None:
+def test_what_is_allowed_but_probably_not_meant_is_a_warning(recipe: Make, overrides: list[str], expected: str) -> None:
     made = plan(recipe("", *overrides), rows=row_facts([85] * 480))
 
-    assert any(told in str(warning) for warning in made.warnings)
+    assert any(expected in str(warning) for warning in made.warnings)

@@ -188,7 +188,7 @@ def rename_a_key_of_the_seal(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("harm", "told"),
+    ("harm", "expected"),
     [
         (flip_a_bit, "weights.safetensors is not what was written"),
         (lambda folder: (folder / "weights.safetensors").write_bytes(b"x"), "has 1 bytes, 256 were written"),
@@ -200,12 +200,12 @@ def rename_a_key_of_the_seal(folder: Path) -> None:
         (rename_a_key_of_the_seal, "integrity.json is not what was written"),
     ],
 )
-def test_damage_is_told(tmp_path: Path, harm: Callable[[Path], None], told: str) -> None:
+def test_damage_is_reported(tmp_path: Path, harm: Callable[[Path], None], expected: str) -> None:
     folder = checkpoint(RunDir(tmp_path), 5)
 
     harm(folder)
 
-    assert told in str(damage(folder))
+    assert expected in str(damage(folder))
 
 
 def test_the_newest_whole_checkpoint_is_gone_on_from(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def test_a_resumed_run_drops_the_steps_that_it_does_again(tmp_path: Path) -> Non
     path = tmp_path / "metrics.jsonl"
     metrics = MetricsFile(path)
     for step in (1, 2, 3):
-        metrics.step(StepMetrics(step, 3, 1.0, 0.5, 1e-4, None, tokens=10, examples=1, seconds=1.0, memory_bytes=0))
+        metrics.append(StepMetrics(step, 3, 1.0, 0.5, 1e-4, None, tokens=10, examples=1, seconds=1.0, memory_bytes=0))
     with path.open("a") as file:
         file.write('{"event": "step", "st')  # a crash cut it off
 

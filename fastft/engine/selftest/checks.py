@@ -9,13 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
 
 from fastft.data.encode import NO_LOSS
 from fastft.engine.export import export_weights, trained_reference
 from fastft.engine.model import save_weights
-from fastft.engine.reference import device_map
+from fastft.engine.reference import load_to_ask
 from fastft.engine.sampler import EpochSampler
 from fastft.engine.selftest.made_up import SEED, STEP, Bench, nothing
 from fastft.engine.trainer import RunTrainer
@@ -238,8 +236,7 @@ def _export(bench: Bench) -> Outcome:
     seen = bench.trained
     folder = save_weights(seen.model, seen.tokenizer, seen.job.plan, seen.job.run)
     # On the GPU, because Unsloth made the class of its rotary embedding one that computes nowhere else.
-    base = AutoModelForCausalLM.from_pretrained(bench.folder / "model", dtype=torch.float32, device_map=device_map())
-    reloaded = PeftModel.from_pretrained(base, folder).eval()
+    reloaded = load_to_ask(bench.folder / "model", folder, torch.float32).eval()
     ids = torch.tensor([seen.job.prepared.train.rows[0].input_ids.tolist()])
     seen.model.eval()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""A tiny made-up model with its rows, trained by fastft's own path: what the self-test tries its promises on."""
+"""A tiny made-up model with its rows, trained by fastft's own path, for the self-test."""
 
 from __future__ import annotations
 
@@ -76,11 +76,9 @@ class Bench:
             **train,
         }
         recipe = self.folder / f"{name}.toml"
-        recipe.write_text(
-            RECIPE.format(engine=self.engine, in_4bit=json.dumps(in_4bit))
-            + "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()),
-            encoding="utf-8",
-        )
+        text = RECIPE.format(engine=self.engine, in_4bit=json.dumps(in_4bit))
+        text += "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
+        recipe.write_text(text, encoding="utf-8")
         loaded = load(recipe)
         runs = self.folder / "runs"
         facts = find_facts(loaded, runs)
@@ -100,11 +98,8 @@ class Bench:
         """The model after two steps of four rows, and what its base was before."""
         job = self.job("two-steps")
         model, tokenizer = job.load()
-        frozen = {
-            name: weight.detach().clone() for name, weight in model.named_parameters() if not weight.requires_grad
-        }
-        steps = job.train(model, tokenizer)
-        return TrainedBench(job, model, tokenizer, frozen, steps)
+        frozen = {name: each.detach().clone() for name, each in model.named_parameters() if not each.requires_grad}
+        return TrainedBench(job, model, tokenizer, frozen, job.train(model, tokenizer))
 
 
 @dataclass(frozen=True)
@@ -152,7 +147,7 @@ class TrainedBench:
 
 
 def nothing(_: object) -> None:
-    """For news that nobody needs here."""
+    """Ignore an event."""
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -160,7 +155,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "es"]
     # llama.cpp loads no BPE tokenizer without a merge.
     tokenizer = Vocabulary(models.BPE({token: number for number, token in enumerate(tokens)}, [("e", "s")]))
-    # The cut of SmolLM, which llama.cpp knows by name.
+    # SmolLM's pre-tokenizer, which llama.cpp knows by name.
     cut = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(cut)
     tokenizer.decoder = decoders.ByteLevel()
@@ -197,9 +192,5 @@ def make_model(folder: Path) -> None:
 def make_rows(count: int, first: int) -> Iterator[dict[str, Any]]:
     """Conversations whose answers are of 2 to 60 letters: a mean of rows is then no mean of tokens."""
     for number in range(first, first + count):
-        answer = "yes" * (1 + number * 7 % 20)
-        turns = [
-            {"role": "user", "content": f"{number}: {'why? ' * (number % 3)}"},
-            {"role": "assistant", "content": answer},
-        ]
-        yield {"messages": turns}
+        question = {"role": "user", "content": f"{number}: {'why? ' * (number % 3)}"}
+        yield {"messages": [question, {"role": "assistant", "content": "yes" * (1 + number * 7 % 20)}]}

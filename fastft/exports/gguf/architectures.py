@@ -1,4 +1,4 @@
-"""What llama.cpp expects of each architecture: metadata from config.json, and how tensors change on the way."""
+"""What llama.cpp expects of each architecture: metadata from config.json, and changes to tensors."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def find_architecture(config: Config, file: Path) -> GgufArchitecture:
 
 
 def not_for_gguf(where: Where, field: str, wrong: str, got: str | None = None) -> RecipeError:
-    """The error for a part of a model that the writer cannot write, with the way that is left."""
+    """The error for a part of a model that the writer cannot write, with an alternative."""
     return RecipeError(Problem(where, field, wrong, 'write "merged_16bit" and convert it with llama.cpp', got))
 
 

@@ -1,4 +1,4 @@
-"""The way on for an architecture that the GGUF writer does not know: llama.cpp's own converter, from a checkout."""
+"""GGUF for architectures that the GGUF writer does not know: llama.cpp's own converter, from a checkout."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SCRIPT = "convert_hf_to_gguf.py"
 
 
 def check_checkout(checkout: Path, quantization: str) -> Path:
-    """The converter in `checkout`, after a look whether it writes this type.
+    """The converter in `checkout`, if it writes this type.
 
     Raises:
         RecipeError: no converter in `checkout`, or a type it does not write.
@@ -35,7 +35,7 @@ def convert_with_checkout(merged: Path, out_file: Path, quantization: str, check
 
     Raises:
         RecipeError: no converter in `checkout`, a type it does not write, or `out_file` exists.
-        MachineError: the converter failed; the end of what it said is in the message.
+        MachineError: the converter failed; the message has the end of its output.
     """
     script = check_checkout(checkout, quantization)
     needed = sum(path.stat().st_size for path in merged.glob("*.safetensors"))

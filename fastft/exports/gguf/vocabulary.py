@@ -34,7 +34,7 @@ SPLITS = {
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """All that a GGUF file says of the tokenizer; lists are by token id."""
+    """The tokenizer in a GGUF file; lists are by token id."""
 
     model: str
     """"gpt2" for byte-level BPE, "llama" for SentencePiece."""
@@ -53,7 +53,7 @@ class Vocabulary:
 
     @property
     def size_bytes(self) -> int:
-        """About the bytes that it takes in the file: each string has 8 bytes of length, each token 4 of type."""
+        """The bytes in the file, about: each string has 8 bytes of length, each token 4 of type."""
         merges = sum(len(merge.encode()) + 8 for merge in self.merges)
         return sum(len(token) + 12 for token in self.tokens) + merges + 4 * len(self.scores) + 4096
 
@@ -187,7 +187,7 @@ def _is_byte_level(tokenizer: dict[str, Any]) -> bool:
 
 
 def _looks_special(text: str) -> bool:
-    """Some models forget to mark control tokens as special (Gemma, DeepSeek, Command R); so does llama.cpp judge."""
+    """Whether a token is a control token that its model may leave unmarked, by the rule of llama.cpp's converter."""
     return (
         text in ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
         or (text.startswith(("<|", "<｜")) and text.endswith(("|>", "｜>")))

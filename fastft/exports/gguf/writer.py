@@ -37,9 +37,9 @@ class GgufReport:
     file: Path
     size_bytes: int
     types: dict[str, int]
-    """How many tensors have each type, for instance {"Q4_K": 120, "F32": 61}."""
+    """The number of tensors of each type, for instance {"Q4_K": 120, "F32": 61}."""
     notes: tuple[str, ...]
-    """What a user should know: of the base, and where llama.cpp's wanted type did not fit the shape."""
+    """Notes for the user: about the base, and tensors whose shape does not allow llama.cpp's type."""
     seconds: float
 
 
