@@ -15,13 +15,17 @@ from pydantic import ValidationError
 from fastft.errors import Problem, RecipeError, Where, nearest
 from fastft.recipe.locate import line_of, line_of_nearest, line_of_statement
 from fastft.recipe.model import Recipe
+from fastft.recipe.paths import unreachable_paths
 from fastft.recipe.reference import fields
 from fastft.recipe.rules import violations
 from fastft.recipe.wording import describe, find_fault, shown
 
 # A recipe is a page of text. Without a limit a hostile file costs seconds in the TOML parser.
 MAX_BYTES = 64 * 1024
-
+# `a.b.c = 1` and `[[[1]]]` have three levels. The parser takes time with the square of them.
+MAX_LEVELS = 32
+# Nobody reads more at once, and each costs a search for the nearest name.
+MAX_PROBLEMS = 50
 
 Origin = Literal["default", "recipe", "--set"]
 
@@ -88,6 +92,9 @@ def load(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
 
 def _read(path: Path) -> str:
     try:
+        # A shell's <(...) is a pipe in /dev or /proc, which somebody writes to; another one could stay silent for ever.
+        if path.is_fifo() and not str(path).startswith(("/dev/", "/proc/")):
+            raise RecipeError(Problem(Where(str(path)), "", "is a named pipe", "name a recipe file (.toml)"))
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except IsADirectoryError:
@@ -112,6 +119,9 @@ def _read(path: Path) -> str:
 
 
 def _parse(path: Path, text: str) -> dict[str, Any]:
+    if (line := _too_deep(text)) is not None:
+        instead = "a recipe has plain values in six tables"
+        raise RecipeError(Problem(Where(str(path), line), "", "is nested too deeply", instead))
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -133,6 +143,24 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
     raise RecipeError(Problem(Where(str(path), line), "", wrong, instead))
 
 
+# Texts and comments, in which dots and brackets mean nothing.
+_OPAQUE = re.compile(r'"""(?:\\.|[^\\])*?"""|\'\'\'.*?\'\'\'|"(?:\\.|[^"\\\n])*"|\'[^\'\n]*\'|#[^\n]*', re.DOTALL)
+_DOTS = re.compile(rf"(?:\.[ \t\w-]*){{{MAX_LEVELS}}}")
+
+
+def _too_deep(text: str) -> int | None:
+    """The line of the first dotted key or bracket that is more than MAX_LEVELS levels deep, or None."""
+    bare = _OPAQUE.sub(lambda match: "_" + "\n" * match[0].count("\n"), text)
+    places = [found.start() for found in [_DOTS.search(bare)] if found]
+    level = 0
+    for bracket in re.finditer(r"[\[\]{}]", bare):
+        level = level + 1 if bracket[0] in "[{" else max(0, level - 1)
+        if level > MAX_LEVELS:
+            places.append(bracket.start())
+            break
+    return bare.count("\n", 0, min(places)) + 1 if places else None
+
+
 def _parse_overrides(overrides: Iterable[str]) -> dict[str, tuple[str, Any]]:
     """`section.key=value` texts as {field: (text, value)}; a value that is not TOML is plain text."""
     pairs: dict[str, tuple[str, Any]] = {}
@@ -146,7 +174,7 @@ def _parse_overrides(overrides: Iterable[str]) -> dict[str, tuple[str, Any]]:
             )
             continue
         try:
-            value = tomllib.loads(f"value = {raw}")["value"]
+            value = raw if _too_deep(raw) else tomllib.loads(f"value = {raw}")["value"]
         except (tomllib.TOMLDecodeError, RecursionError, ValueError):
             value = raw
         pairs[field] = (raw, value)
@@ -165,7 +193,7 @@ def _assign(tree: dict[str, Any], field: str, value: Any) -> None:
 def _validate(path: Path, text: str, tree: dict[str, Any], overrides: Mapping[str, str]) -> LoadedRecipe:
     """The checked recipe. Removes what fails from a copy of the tree, so that it finds every problem in one pass."""
     valid = copy.deepcopy(tree)
-    recipe, problems, wrong = _make_recipe(valid, lambda field: _where(path, text, overrides, field))
+    recipe, problems, wrong, more = _make_recipe(valid, lambda field: _where(path, text, overrides, field))
     if recipe is not None:
         given = frozenset(f"{section}.{key}" for section, keys in valid.items() for key in keys)
         for finding in violations(recipe, given):
@@ -173,24 +201,40 @@ def _validate(path: Path, text: str, tree: dict[str, Any], overrides: Mapping[st
                 where = _where(path, text, overrides, finding.field)
                 problems.append(Problem(where, finding.field, finding.wrong, finding.instead, finding.got))
                 wrong.add(finding.field)
+        for field, name, refusal in unreachable_paths(recipe, path.parent):
+            if field not in wrong:
+                where = _where(path, text, overrides, field)
+                problems.append(Problem(where, field, f"cannot be looked up: {refusal}", "correct it", shown(name)))
         if not problems:
             return LoadedRecipe(recipe, path, text, overrides, given)
-    raise RecipeError(sorted(problems, key=lambda problem: (problem.where.line or 0, problem.field)))
+    problems.sort(key=lambda problem: (problem.where.line or 0, problem.field))
+    if more:
+        problems.append(Problem(Where(str(path)), "", f"and {more:,} more problems", "correct these first"))
+    raise RecipeError(problems)
 
 
-def _make_recipe(tree: dict[str, Any], locate: Callable[[str], Where]) -> tuple[Recipe | None, list[Problem], set[str]]:
-    """(the recipe of what is valid in `tree`, the problems, their keys). Removes what is not valid from `tree`."""
+def _make_recipe(
+    tree: dict[str, Any], locate: Callable[[str], Where]
+) -> tuple[Recipe | None, list[Problem], set[str], int]:
+    """(the recipe of what is valid in `tree`, the first problems, the keys of all, how many more there are).
+
+    Removes what is not valid from `tree`.
+    """
     problems: list[Problem] = []
     wrong: set[str] = set()
+    more = 0
     while True:
         try:
-            return Recipe.model_validate(tree), problems, wrong
+            return Recipe.model_validate(tree), problems, wrong, more
         except ValidationError as error:
             faults = [find_fault(entry) for entry in error.errors(include_url=False)]
-        problems += [describe(fault, tree, locate(fault.field)) for fault in faults if fault.key not in wrong]
+        new = [fault for fault in faults if fault.key not in wrong]
+        room = MAX_PROBLEMS - len(problems)
+        problems += [describe(fault, tree, locate(fault.field)) for fault in new[:room]]
+        more += len(new[room:])
         wrong |= {fault.key for fault in faults}
         if not _set_aside(tree, {fault.key for fault in faults}):
-            return None, problems, wrong
+            return None, problems, wrong, more
 
 
 def _set_aside(tree: dict[str, Any], keys: Iterable[str]) -> bool:
