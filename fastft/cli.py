@@ -122,6 +122,9 @@ def plan(
 WeightsArgument = Annotated[
     Path, typer.Argument(metavar="PATH", help="A run, an adapter, a model folder or a .gguf file.", show_default=False)
 ]
+ContextTokens = Annotated[
+    int | None, typer.Option("--context-tokens", min=64, help="The longest conversation of a GGUF file; default: 4096.")
+]
 Base = Annotated[
     str | None, typer.Option("--base", metavar="MODEL", help="The 16-bit base of an adapter: a folder or a Hub id.")
 ]
@@ -162,7 +165,7 @@ def chat(
     top_p: Annotated[float, typer.Option("--top-p", min=0.01, max=1, help="Draw from this share.")] = 1.0,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="The longest answer.")] = 256,
     seed: Annotated[int | None, typer.Option("--seed", help="The same draws each time.")] = None,
-    context_tokens: Annotated[int, typer.Option("--context-tokens", min=64, help="Of a GGUF file.")] = 4096,
+    context_tokens: ContextTokens = None,
     base: Base = None,
 ) -> None:
     """Talk to a run, an adapter, a merged model or a GGUF file."""
@@ -178,13 +181,21 @@ def chat(
 def serve(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A .gguf file, or a run with one.", show_default=False)],
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="On 127.0.0.1.")] = 8080,
-    context_tokens: Annotated[int, typer.Option("--context-tokens", min=64, help="The longest conversation.")] = 4096,
+    context_tokens: ContextTokens = None,
+    api_key: Annotated[
+        str | None, typer.Option("--api-key", metavar="KEY", envvar="LLAMA_API_KEY", help="Clients must send it.")
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option("--allow-origin", metavar="ORIGIN", help="Let this web page ask: https://example.org:3000"),
+    ] = None,
 ) -> None:
     """Serve a GGUF file on 127.0.0.1, as OpenAI's API does."""
     require(NEEDED_TO_CHAT, "fastft serve")
     from fastft.commands.serve import serve_until_stopped
+    from fastft.inference.proxy import Access
 
-    serve_until_stopped(path, port, context_tokens)
+    serve_until_stopped(path, port, context_tokens, Access(tuple(allow_origin or ()), api_key))
 
 
 @app.command()

@@ -40,8 +40,8 @@ class ChatRequest:
     system: str | None = None
     """None: the one that all held-out rows of the run have."""
     sampling: Sampling = field(default_factory=Sampling)
-    context_tokens: int = 4096
-    """For GGUF files; other weights take as many as their model can."""
+    context_tokens: int | None = None
+    """For GGUF files: None is 4096, or what the model was made for if that is less. Other weights take all they can."""
 
 
 @contextlib.contextmanager
@@ -150,9 +150,11 @@ def _system(weights: WeightsPath, request: ChatRequest, say: Say) -> str | None:
 
 
 def _gguf(weights: WeightsPath, request: ChatRequest, stack: ExitStack) -> ChatModel:
+    from fastft.inference.gguf_header import fit_context
     from fastft.inference.llamacpp import GgufModel
 
-    return stack.enter_context(GgufModel(weights.path, context_tokens=request.context_tokens))
+    tokens = fit_context(weights.path, request.context_tokens)
+    return stack.enter_context(GgufModel(weights.path, context_tokens=tokens))
 
 
 def _torch(weights: WeightsPath, request: ChatRequest, say: Say) -> list[tuple[str, ChatModel]]:
