@@ -11,6 +11,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from fastft.redaction import redact, redact_file
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -33,7 +35,7 @@ def write_silently(_: str) -> AbstractContextManager[BytesWritten]:
 
 def say(text: str) -> None:
     """Print one line of progress to standard error, which keeps standard output for results."""
-    print(f"• {text}", file=sys.stderr, flush=True)
+    print(f"• {redact(text)}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -57,7 +59,7 @@ def library_output_to(log: Path) -> Iterator[None]:
     """Send what is written to the process's standard output and error to `log`, file descriptors and logging included.
 
     So are `sys.stdout` and `sys.stderr` where a notebook replaced them. A console that shows progress meanwhile must be
-    a `private_console`.
+    a `private_console`. At the end secrets are taken out of `log`.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -83,6 +85,7 @@ def library_output_to(log: Path) -> Iterator[None]:
             os.dup2(kept[1], 2)
             os.close(kept[0])
             os.close(kept[1])
+            redact_file(log)
 
 
 def _has_descriptor(stream: TextIO, number: int) -> bool:

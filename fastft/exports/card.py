@@ -10,6 +10,7 @@ from fastft.exports.parity import Verdict
 from fastft.probe.base_model import licence
 from fastft.recipe.export_formats import FOLDER_FORMATS, GGUF
 from fastft.recipe.rules import is_hub_id
+from fastft.redaction import redact
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def model_card(facts: CardFacts, kind: str, path: Path, verdict: Verdict | None)
         # A fence longer than any in the recipe cannot be closed by it.
         fence = "`" * max(3, 1 + max((len(run) for run in _runs_of_ticks(facts.recipe)), default=0))
         lines += ["## Recipe", "", f"{fence}toml", facts.recipe.rstrip("\n"), fence, ""]
-    return "\n".join(lines)
+    return redact("\n".join(lines))
 
 
 def modelfile(gguf_name: str, stop_texts: tuple[str, ...]) -> str:

@@ -19,6 +19,7 @@ from fastft.recipe.paths import unreachable_paths
 from fastft.recipe.reference import fields
 from fastft.recipe.rules import violations
 from fastft.recipe.wording import describe, find_fault, shown
+from fastft.redaction import redact_value
 
 # A recipe is a page of text. Without a limit a hostile file costs seconds in the TOML parser.
 MAX_BYTES = 64 * 1024
@@ -67,8 +68,8 @@ class LoadedRecipe:
         return getattr(self.recipe, section).model_dump(mode="json", include={key})[key]
 
     def settings(self) -> dict[str, Setting]:
-        """Every `section.key` with its value and its origin."""
-        return {field: Setting(self.value(field), self._origin(field)) for field in fields()}
+        """Every `section.key` with its value, without secrets, and its origin."""
+        return {field: Setting(redact_value(field, self.value(field)), self._origin(field)) for field in fields()}
 
     def _origin(self, field: str) -> Origin:
         return "--set" if field in self.overrides else "recipe" if field in self.given else "default"
