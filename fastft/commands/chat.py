@@ -17,6 +17,8 @@ from fastft.console import Say, library_output_to
 from fastft.console import say as say_in_terminal
 from fastft.engine_choice import select
 from fastft.errors import FastftError, Problem, UsageError, Where
+from fastft.exports.adapter import check_adapter
+from fastft.exports.trained import read_config
 from fastft.inference.conversation import Conversation, Sampling
 from fastft.probe.software import require
 from fastft.report.chat import Answering, show_beside, write_answers
@@ -161,6 +163,9 @@ def _torch(weights: WeightsPath, request: ChatRequest, say: Say) -> list[tuple[s
     require(("torch", "transformers", "peft"), str(weights.path))
     adapter = weights.path if weights.kind == "adapter" else None
     base = weights.path if adapter is None else find_base(weights, request.base, say)[1]
+    read_config(base)
+    if adapter is not None:
+        check_adapter(adapter, base)
     ends = held_out(weights, base, adapter).end_ids
     say("loading the model")
     with tempfile.TemporaryDirectory() as folder, library_output_to(Path(folder) / "log.txt"):

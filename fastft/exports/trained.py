@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +18,7 @@ from fastft.errors import MachineError, Problem, RecipeError, TrainingError, Whe
 from fastft.exports.adapter import Adapter, open_adapter
 from fastft.exports.four_bit import open_four_bit
 from fastft.files.tensors import FLOATING, Floats, open_weights
+from fastft.probe.model_config import read_model_config
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
@@ -62,7 +62,7 @@ class TrainedWeights:
                     got=str(quantization.get("quant_method", "unknown")),
                 )
             )
-        self.adapter: Adapter | None = None if adapter is None else open_adapter(adapter)
+        self.adapter: Adapter | None = None if adapter is None else open_adapter(adapter, self.weights.tensors)
         self.shapes = {name: info.shape for name, info in self.weights.tensors.items()}
         self._load = lru_cache(maxsize=8)(self._load_low_rank)
         self.tied = HEAD not in self.shapes or self.config.get("tie_word_embeddings") is True
@@ -210,19 +210,16 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The model's `config.json`.
 
     Raises:
-        MachineError: it is missing or not a JSON object.
+        MachineError: it is missing, not a JSON object, or has a value that no model has.
     """
     file = folder / "config.json"
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        return read_model_config(file)
     except OSError as error:
         wrong = f"cannot be read: {error.strerror}"
         raise MachineError(Problem(Where(str(file)), "", wrong, "give the base model's folder with --base")) from error
     except ValueError as error:
-        raise MachineError(Problem(Where(str(file)), "", f"not JSON: {error}", "download it again")) from error
-    if not isinstance(config, dict):
-        raise MachineError(Problem(Where(str(file)), "", "not a JSON object", "download it again"))
-    return config
+        raise MachineError(Problem(Where(str(file)), "", str(error), "download it again")) from error
 
 
 def row_blocks(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fastft.console import Say
 from fastft.errors import MachineError, Problem, Where
-from fastft.probe.base_model import HUB_FILES, BaseModel
+from fastft.probe.base_model import HUB_FILES, BaseModel, check_config
 
 TIMEOUT_SECONDS = 8.0
 
@@ -65,4 +65,6 @@ def fetch(model: BaseModel, revision: str | None, where: Where, say: Say) -> Bas
     if model.source != "hub" or model.is_here:
         return model
     say(f"downloading {model.id}")
-    return dataclasses.replace(model, folder=_download(model.id, revision, where))
+    folder = _download(model.id, revision, where)
+    check_config(folder, where, model.id)
+    return dataclasses.replace(model, folder=folder)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fastft.probe.base_model import cache_folder
+from fastft.files.cache import cache_folder
 from fastft.probe.device import GIB, Device, find_device
 from fastft.probe.software import CEILINGS, FLOORS, INSTALL, NEEDED, TESTED, release, version
 
