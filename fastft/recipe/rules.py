@@ -367,6 +367,10 @@ def _names(recipe: Recipe, _: Given) -> Iterator[Violation]:
                 yield _unknown_name(field, value, known, hint)
     if not recipe.lora.target_modules:
         yield Violation("lora.target_modules", "names no layer", "remove the line for all seven projections", "[]")
+    odd = [name for name in recipe.lora.target_modules if not re.fullmatch(r"[\w.]{1,200}", name)]
+    if odd:
+        wrong, instead = "names no layer: PEFT would take it for a pattern", "write names as in q_proj"
+        yield Violation("lora.target_modules", wrong, instead, json.dumps(odd[0])[:80])
     twice: dict[str, tuple[Any, ...]] = {
         "lora.target_modules": recipe.lora.target_modules,
         "export.formats": recipe.export.formats,
