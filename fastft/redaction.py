@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -16,7 +17,7 @@ _NAME = (
 _VALUE = r"[^\s\"'&,;)}\]]+"
 # Recognised by their form: keys of Hugging Face, OpenAI and others (sk-), GitHub, GitLab, Slack, AWS.
 _FORMS = (
-    r"(?<![A-Za-z0-9])(?:hf_[A-Za-z0-9]{8,}|sk-(?=[\w-]{0,99}[0-9A-Z])[\w-]{16,}|gh[opsur]_[A-Za-z0-9]{16,}"
+    r"(?<![A-Za-z0-9])(?:hf_[A-Za-z0-9]{16,}|sk-(?=[\w-]{0,99}[0-9A-Z])[\w-]{16,}|gh[opsur]_[A-Za-z0-9]{16,}"
     r"|github_pat_\w{16,}|glpat-[\w-]{16,}|xox[abprs]-[\w-]{10,}|AKIA[A-Z0-9]{16})"
 )
 _PATTERNS = (
@@ -58,7 +59,11 @@ def redact_value(name: str, value: Any) -> Any:
 
 def redact_file(path: Path) -> None:
     """Redact a text file, such as a log that libraries wrote to."""
-    text = path.read_text(encoding="utf-8", errors="surrogateescape")
-    redacted = redact(text)
-    if redacted != text:
-        path.write_text(redacted, encoding="utf-8", errors="surrogateescape")
+    with contextlib.suppress(FileNotFoundError), path.open("r+b") as file:
+        raw = file.read()
+        redacted = redact(raw.decode(errors="surrogateescape")).encode(errors="surrogateescape")
+        if redacted != raw:
+            # In place: that needs no room on a full disk.
+            file.seek(0)
+            file.write(redacted)
+            file.truncate()

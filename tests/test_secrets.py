@@ -48,6 +48,7 @@ PLAIN = [
     "max_new_tokens = 256; tokens=4096",
     "train.token: there is no such key; write another",
     "org/sk-learn, task-specific-and-long-enough-name, hf_x",
+    "pip install hf_transfer hf-xet",
     "user@example.org and https://example.org/a@b",
     "asked sk-learn-and-a-long-tail-of-words to answer",
     "data.train: no such file (got rows.jsonl); write the name of a file",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,22 @@ from fastft.probe.base_model import find_base_model
 from fastft.recipe.loader import load
 from tests.exports.tiny import llama_config, write_adapter, write_base
 
-# Twice the limit on CPU time, and what a busy machine adds.
-SOON_SECONDS = 8
+# The limit of the process that tries a foreign file, and what Python and this process need besides.
+SOON_SECONDS = 4
 
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    begun = time.monotonic()
+    begun = cpu_seconds()
     yield
-    assert time.monotonic() - begun < SOON_SECONDS
+    assert cpu_seconds() - begun < SOON_SECONDS
+
+
+def cpu_seconds() -> float:
+    """Of this process and of those that it waited for; other processes on this machine change the wall clock."""
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
 
 
 CONFIGS: dict[str, tuple[object, str]] = {
@@ -96,9 +102,9 @@ def test_a_config_with_a_list_for_each_layer_has_a_plan(tmp_path: Path, write_re
 SLOW = r"(([\w.]+)+)+x"
 ADAPTERS: dict[str, tuple[dict[str, Any], str]] = {
     "a slow expression": ({"target_modules": SLOW}, "target_modules: takes more than 2 s"),
-    "a slow one for what is left out": ({"exclude_modules": SLOW}, "exclude_modules: takes more than 2 s"),
+    "a broken one for what is left out": ({"exclude_modules": "(a"}, "exclude_modules: is no regular expression"),
     "a slow pattern of ranks": ({"rank_pattern": {SLOW: 4}}, "rank_pattern: takes more than 2 s"),
-    "a slow pattern of alphas": ({"alpha_pattern": {SLOW: 4}}, "alpha_pattern: takes more than 2 s"),
+    "a broken pattern of alphas": ({"alpha_pattern": {"*": 4}}, "alpha_pattern: is no regular expression"),
     "a broken expression": ({"target_modules": "(q_proj"}, "is no regular expression"),
     "a broken pattern": ({"rank_pattern": {"*": 4}}, "is no regular expression"),
     "numbers as modules": ({"target_modules": [1, 2]}, "must be texts"),

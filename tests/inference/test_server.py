@@ -200,7 +200,7 @@ def test_a_broken_file_is_named_as_one(gguf: Path, tmp_path: Path, damage: objec
 
     with pytest.raises(FastftError, match=wrong), serve(tmp_path / "x.gguf", 0):
         pass
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 20
 
 
 def test_the_head_is_that_of_the_base(gguf: Path) -> None:
