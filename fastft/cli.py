@@ -15,8 +15,9 @@ import typer
 
 from fastft import __version__
 from fastft.errors import FastftError, MachineError, Problem, Where
-from fastft.probe.base_model import cache_folder
+from fastft.files.cache import cache_folder
 from fastft.probe.software import INSTALL, NEEDED_TO_CHAT, NEEDED_TO_EXPORT, require
+from fastft.redaction import redact
 
 # The value of `--resume` without a folder. No folder has an empty name.
 NEWEST = ""
@@ -128,6 +129,9 @@ def plan(
 WeightsArgument = Annotated[
     Path, typer.Argument(metavar="PATH", help="A run, an adapter, a model folder or a .gguf file.", show_default=False)
 ]
+ContextTokens = Annotated[
+    int | None, typer.Option("--context-tokens", min=64, help="The longest conversation of a GGUF file; default: 4096.")
+]
 Base = Annotated[
     str | None, typer.Option("--base", metavar="MODEL", help="The 16-bit base of an adapter: a folder or a Hub id.")
 ]
@@ -168,7 +172,7 @@ def chat(
     top_p: Annotated[float, typer.Option("--top-p", min=0.01, max=1, help="Draw from this share.")] = 1.0,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="The longest answer.")] = 256,
     seed: Annotated[int | None, typer.Option("--seed", help="The same draws each time.")] = None,
-    context_tokens: Annotated[int, typer.Option("--context-tokens", min=64, help="Of a GGUF file.")] = 4096,
+    context_tokens: ContextTokens = None,
     base: Base = None,
 ) -> None:
     """Chat with a run, an adapter, a merged model or a GGUF file."""
@@ -184,13 +188,21 @@ def chat(
 def serve(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A .gguf file, or a run with one.", show_default=False)],
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="On 127.0.0.1.")] = 8080,
-    context_tokens: Annotated[int, typer.Option("--context-tokens", min=64, help="The longest conversation.")] = 4096,
+    context_tokens: ContextTokens = None,
+    api_key: Annotated[
+        str | None, typer.Option("--api-key", metavar="KEY", envvar="LLAMA_API_KEY", help="Clients must send it.")
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option("--allow-origin", metavar="ORIGIN", help="Let this web page ask: https://example.org:3000"),
+    ] = None,
 ) -> None:
     """Serve a GGUF file on 127.0.0.1, as OpenAI's API does."""
     require(NEEDED_TO_CHAT, "fastft serve")
     from fastft.commands.serve import serve_until_stopped
+    from fastft.inference.proxy import Access
 
-    serve_until_stopped(path, port, context_tokens)
+    serve_until_stopped(path, port, context_tokens, Access(tuple(allow_origin or ()), api_key))
 
 
 @app.command()
@@ -290,7 +302,7 @@ def _discard_output() -> None:
 def _explain(error: OSError | ImportError) -> Problem:
     """An error of the machine in one line; its traceback goes to a log in fastft's cache."""
     log = cache_folder() / "error.txt"
-    text = "".join(traceback.format_exception(error))
+    text = redact("".join(traceback.format_exception(error)))
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text(text, encoding="utf-8")

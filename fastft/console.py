@@ -11,6 +11,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from fastft.redaction import redact, redact_file
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -33,7 +35,7 @@ def write_silently(_: str) -> AbstractContextManager[BytesWritten]:
 
 def say(text: str) -> None:
     """Print one line of progress to standard error, which keeps standard output for results."""
-    print(f"• {text}", file=sys.stderr, flush=True)
+    print(f"• {redact(text)}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -57,9 +59,10 @@ def library_output_to(log: Path) -> Iterator[None]:
     """Send the process's standard output and error to `log`, file descriptors and logging included.
 
     So are `sys.stdout` and `sys.stderr` if a notebook replaced them. A console that shows progress meanwhile must be a
-    `private_console`.
+    `private_console`. At the end secrets are taken out of `log`.
     """
     with contextlib.ExitStack() as stack:
+        stack.callback(redact_file, log)  # the last callback: all is written then
         file = stack.enter_context(log.open("ab", buffering=0))
         text = stack.enter_context(log.open("a", encoding="utf-8", buffering=1))
         streams = (1, sys.stdout, contextlib.redirect_stdout), (2, sys.stderr, contextlib.redirect_stderr)

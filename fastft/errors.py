@@ -37,7 +37,7 @@ class Where:
 class Problem:
     """One thing that is wrong, and what to write instead: `<where>: <field>: <wrong> (got <got>); <instead>`.
 
-    Always one line: `str` escapes what a terminal would act on (line breaks, escape sequences).
+    Always one line: `str` escapes what a terminal would act on (line breaks, escape sequences). Without secrets.
     """
 
     where: Where
@@ -46,21 +46,26 @@ class Problem:
     instead: str
     got: str | None = None
 
+    # The imports are late because `import fastft` loads this module alone.
     def __str__(self) -> str:
-        place = f"{self.where}: {self.field}" if self.field else str(self.where)
-        got = "" if self.got is None else f" (got {self.got})"
-        text = f"{place}: {self.wrong}{got}; {self.instead}"
+        from fastft.redaction import redact, redact_value
+
+        place = f"{redact(str(self.where))}: {self.field}" if self.field else redact(str(self.where))
+        got = "" if self.got is None else f" (got {redact_value(self.field, self.got)})"
+        text = f"{place}: {redact(self.wrong)}{got}; {redact(self.instead)}"
         return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
     def as_json(self) -> dict[str, object]:
-        """The parts under their names in `--json`."""
+        """The parts under their names in `--json`, without secrets."""
+        from fastft.redaction import redact, redact_value
+
         return {
-            "file": self.where.path,
+            "file": redact(self.where.path),
             "line": self.where.line,
             "field": self.field,
-            "wrong": self.wrong,
-            "got": self.got,
-            "instead": self.instead,
+            "wrong": redact(self.wrong),
+            "got": redact_value(self.field, self.got),
+            "instead": redact(self.instead),
         }
 
 

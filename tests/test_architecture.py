@@ -17,6 +17,7 @@ PACKAGE = ROOT / "fastft"
 
 # Each layer imports itself and the layers above it in this list. Two names in one line do not know each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
+    ("redaction",),
     ("errors", "engine_choice"),
     ("console",),
     ("recipe", "files"),
@@ -49,6 +50,7 @@ AT_A_JSON_EDGE = {
     "architecture_of": "config.json of a base model, in the names of Hugging Face",
     "from_config": "config.json of a base model, in the names of Hugging Face",
     "read_config": "config.json of a base model, in the names of Hugging Face",
+    "read_model_config": "the same",
     "stopping_ids": "generation_config.json, in the names of Hugging Face",
     "as_template_value": "what chat templates are given",
     "extra": "what chat templates are given besides role and content, as the row has it",

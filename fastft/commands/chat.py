@@ -17,6 +17,8 @@ from fastft.console import Say, library_output_to
 from fastft.console import say as say_in_terminal
 from fastft.engine_choice import select
 from fastft.errors import FastftError, Problem, UsageError, Where
+from fastft.exports.adapter import check_adapter
+from fastft.exports.trained import read_config
 from fastft.inference.conversation import Conversation, Sampling
 from fastft.probe.software import require
 from fastft.report.chat import Answering, show_beside, write_answers
@@ -40,8 +42,9 @@ class ChatRequest:
     system: str | None = None
     """None: the system prompt that all held-out rows of the run have."""
     sampling: Sampling = field(default_factory=Sampling)
-    context_tokens: int = 4096
-    """For GGUF files; other weights use the length of their model."""
+    context_tokens: int | None = None
+    """For GGUF files: None is 4096, or what the model was made for if that is less. Other weights use the length of
+    their model."""
 
 
 @contextlib.contextmanager
@@ -61,9 +64,11 @@ def open_chat(path: Path, request: ChatRequest, say: Say) -> Iterator[list[tuple
     with ExitStack() as stack:
         models: list[tuple[str, ChatModel]]
         if weights.kind == "gguf":
+            from fastft.inference.gguf_header import fit_context
             from fastft.inference.llamacpp import GgufModel
 
-            models = [("tuned", stack.enter_context(GgufModel(weights.path, context_tokens=request.context_tokens)))]
+            tokens = fit_context(weights.path, request.context_tokens)
+            models = [("tuned", stack.enter_context(GgufModel(weights.path, context_tokens=tokens)))]
         else:
             models = _torch(weights, request, say)
         template = models[-1][1].chat_template
@@ -151,6 +156,9 @@ def _torch(weights: WeightsPath, request: ChatRequest, say: Say) -> list[tuple[s
     require(("torch", "transformers", "peft"), str(weights.path))
     adapter = weights.path if weights.kind == "adapter" else None
     base = weights.path if adapter is None else find_base(weights, request.base, say)[1]
+    read_config(base / "config.json")
+    if adapter is not None:
+        check_adapter(adapter, base)
     ends = held_out(weights, base, adapter).end_ids
     say("loading the model")
     with tempfile.TemporaryDirectory() as folder, library_output_to(Path(folder) / "log.txt"):

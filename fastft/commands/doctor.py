@@ -12,7 +12,7 @@ from pathlib import Path
 from fastft.console import Say, library_output_to, private_console
 from fastft.engine_choice import ENGINE_VARIABLE, select, selected
 from fastft.errors import MachineError
-from fastft.probe.base_model import cache_folder
+from fastft.files.cache import cache_folder
 from fastft.probe.installation import Diagnosis, examine
 from fastft.probe.software import fix_command, guilty_package, version
 from fastft.report.installation import print_diagnoses

@@ -14,6 +14,7 @@ from fastft.exports.card import card_facts
 from fastft.exports.job import ADAPTER, MERGED, Job, rehearse, wanted_kinds
 from fastft.exports.push import push
 from fastft.recipe.export_formats import GGUF, export_formats
+from fastft.redaction import redact
 from fastft.report.export import print_exports
 from fastft.report.units import size
 from fastft.report.written import show_bytes
@@ -83,7 +84,7 @@ def export_with_progress(path: Path, request: ExportRequest) -> Exported:
     with private_console() as console:
 
         def say(text: str) -> None:
-            console.print(f"• {text}", markup=False)
+            console.print(f"• {redact(text)}", markup=False)
 
         return export(path, request, say, partial(show_bytes, console))
 

@@ -11,7 +11,7 @@ import os
 import sys
 
 from fastft.engine_choice import selected
-from fastft.probe.base_model import cache_folder
+from fastft.files.cache import cache_folder
 
 _kernels = cache_folder() / "unsloth_compiled"
 _kernels.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fastft.errors import MachineError, Problem, RecipeError, Where
+from fastft.errors import Problem, RecipeError, Where
+from fastft.exports.adapter_config import check_expressions, read_adapter_config
 from fastft.files.tensors import FLOATING, Floats, TensorInfo, Weights, open_weights
 
 # If set, the adapter computes something that no sum with the base weights expresses, or that is not implemented here.
@@ -20,7 +21,6 @@ UNMERGEABLE = {
     "arrow_config": "the adapter routes between adapters",
     "fan_in_fan_out": "the adapter is for transposed (Conv1D) layers",
     "kasa_config": "KaSA adapters have singular values beside A and B",
-    "layer_replication": "the adapter repeats layers of the base model",
     "monteclora_config": "MonteCLoRA adapters are random variables",
     "target_parameters": "the adapter targets bare parameters (fused experts)",
     "trainable_token_indices": "the adapter trains single token rows",
@@ -75,16 +75,18 @@ class Adapter:
     ensure_weight_tying: bool = False
 
 
-def open_adapter(folder: Path) -> Adapter:
+def open_adapter(folder: Path, base_names: Iterable[str] = ()) -> Adapter:
     """The adapter in `folder` (`adapter_config.json`, `adapter_model.safetensors`), every tensor of it known.
+
+    `base_names`: the tensors of the base, whose names the adapter's regular expressions are tried on first.
 
     Raises:
         MachineError: a file is missing, damaged or cut short.
         RecipeError: not a LoRA adapter, or a kind of LoRA that cannot be merged.
     """
-    config = _read_config(folder)
+    config = _mergeable_config(folder)
     where = Where(str(folder / "adapter_model.safetensors"))
-    weights = open_weights(folder, stem="adapter_model")
+    weights = _open(folder, config, base_names)
     parts: dict[str, dict[str, TensorInfo]] = {}
     replaced: dict[str, str] = {}
     for name, info in weights.tensors.items():
@@ -104,6 +106,24 @@ def open_adapter(folder: Path) -> Adapter:
         raise _unusable(where, "", "the adapter is empty", "save the adapter again")
     low_rank = {f"{module}.weight": _low_rank(module, found, config, where) for module, found in parts.items()}
     return Adapter(folder, weights, low_rank, replaced, config.get("ensure_weight_tying") is True)
+
+
+def check_adapter(folder: Path, base: Path) -> None:
+    """Read what PEFT will read, without loading it.
+
+    Raises:
+        MachineError: a file is missing, damaged or cut short.
+        RecipeError: pickled weights, not a LoRA adapter, or values that harm.
+    """
+    with open_weights(base) as weights:
+        names = list(weights.tensors)
+    _open(folder, read_adapter_config(folder), names).__exit__(None, None, None)
+
+
+def _open(folder: Path, config: dict[str, Any], base_names: Iterable[str]) -> Weights:
+    weights = open_weights(folder, stem="adapter_model")
+    check_expressions(folder, config, {name.removeprefix(PREFIX) for name in (*weights.tensors, *base_names)})
+    return weights
 
 
 def _low_rank(module: str, found: dict[str, TensorInfo], config: dict[str, Any], where: Where) -> LowRank:
@@ -149,19 +169,8 @@ def _pattern(patterns: dict[str, float] | None, module: str, default: float) -> 
     return default
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    file = folder / "adapter_config.json"
-    where = Where(str(file))
-    if not file.is_file():
-        wrong = "not an adapter folder: adapter_config.json is missing" if folder.is_dir() else "no such folder"
-        raise MachineError(Problem(Where(str(folder)), "", wrong, "give the folder that PEFT saved the adapter in"))
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise MachineError(Problem(where, "", f"not JSON: {error}", "save the adapter again")) from error
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        kind = config.get("peft_type") if isinstance(config, dict) else config
-        raise _unusable(where, "peft_type", "only LoRA adapters can be merged", "train with LoRA", str(kind))
+def _mergeable_config(folder: Path) -> dict[str, Any]:
+    config, where = read_adapter_config(folder), Where(str(folder / "adapter_config.json"))
     for name, why in UNMERGEABLE.items():
         if config.get(name):
             raise _unusable(where, name, f"this adapter cannot be merged: {why}", "export it as an adapter")
@@ -170,9 +179,6 @@ def _read_config(folder: Path) -> dict[str, Any]:
         wrong = "this start changes the base weights, so the adapter does not fit the original ones"
         instead = "save it with PEFT's path_initial_model_for_weight_conversion"
         raise _unusable(where, "init_lora_weights", wrong, instead, start)
-    for name in ("r", "lora_alpha"):
-        if not isinstance(config.get(name), int | float):
-            raise _unusable(where, name, "must be a number", "save it again", str(config.get(name)))
     return config
 
 

@@ -12,6 +12,7 @@ from fastft.exports.parity import Verdict
 from fastft.probe.base_model import licence
 from fastft.recipe.export_formats import FOLDER_FORMATS, GGUF
 from fastft.recipe.rules import is_hub_id
+from fastft.redaction import redact
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def model_card(facts: CardFacts, kind: str, path: Path, verdict: Verdict | None)
         # A fence longer than any in the recipe cannot be closed by it.
         fence = "`" * max(3, 1 + max(map(len, re.findall("`+", facts.recipe)), default=0))
         lines += ["## Recipe", "", f"{fence}toml", facts.recipe.rstrip("\n"), fence, ""]
-    return "\n".join(lines)
+    return redact("\n".join(lines))
 
 
 def modelfile(gguf_name: str, stop_texts: tuple[str, ...]) -> str:

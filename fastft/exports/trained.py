@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections import deque
@@ -19,6 +18,7 @@ from fastft.errors import MachineError, Problem, RecipeError, TrainingError, Whe
 from fastft.exports.adapter import Adapter, LowRank, open_adapter
 from fastft.exports.four_bit import open_four_bit
 from fastft.files.tensors import FLOATING, Floats, TensorInfo, open_weights
+from fastft.probe.model_config import read_model_config
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
@@ -54,7 +54,7 @@ class TrainedWeights:
             wrong = "the base is quantized; what was trained on it must be merged into its 16-bit weights"
             where, got = Where(str(base / "config.json")), str(quantization.get("quant_method", "unknown"))
             raise RecipeError(Problem(where, "quantization_config", wrong, "give the 16-bit model with --base", got))
-        self.adapter: Adapter | None = None if adapter is None else open_adapter(adapter)
+        self.adapter: Adapter | None = None if adapter is None else open_adapter(adapter, self.weights.tensors)
         self.shapes = {name: info.shape for name, info in self.weights.tensors.items()}
         """The tensors of the trained model; without `lm_head.weight` where it is the embedding itself."""
         self._load = lru_cache(maxsize=8)(LowRank.load)
@@ -171,22 +171,19 @@ def _add(values: Floats, change: tuple[Floats, Floats, Floats | None], begin: in
     return values
 
 
-def read_config(file: Path) -> dict[str, Any]:
-    """The JSON object in `file`, a file of a model.
+def read_config(file: Path, read: Callable[[Path], dict[str, Any]] = read_model_config) -> dict[str, Any]:
+    """The JSON object in `file`, a file of a model; by default its config.json.
 
     Raises:
-        MachineError: it is missing or not a JSON object.
+        MachineError: it is missing, not a JSON object, or has a value that no model has.
     """
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        return read(file)
     except OSError as error:
         wrong = f"cannot be read: {error.strerror}"
         raise MachineError(Problem(Where(str(file)), "", wrong, "give the base model's folder with --base")) from error
     except ValueError as error:
-        raise MachineError(Problem(Where(str(file)), "", f"not JSON: {error}", "download it again")) from error
-    if not isinstance(config, dict):
-        raise MachineError(Problem(Where(str(file)), "", "not a JSON object", "download it again"))
-    return config
+        raise MachineError(Problem(Where(str(file)), "", str(error), "download it again")) from error
 
 
 def row_blocks(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:

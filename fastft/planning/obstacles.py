@@ -9,7 +9,7 @@ from fastft.planning.disk import Disk
 from fastft.planning.facts import Facts
 from fastft.probe.base_model import BaseModel
 from fastft.probe.device import GIB, Device
-from fastft.probe.software import CEILINGS, FLOORS, INSTALL, NEEDED, TESTED, release
+from fastft.probe.software import CEILINGS, INSTALL, NEEDED, TESTED, below_floor, release
 from fastft.recipe.loader import LoadedRecipe
 from fastft.recipe.optimizers import OPTIMIZERS
 
@@ -33,11 +33,8 @@ def _software(loaded: LoadedRecipe, installed: Mapping[str, str], engine: str) -
     missing = [name for name in wanted if name not in installed]
     if missing:
         yield loaded.problem("model.engine", f"{', '.join(missing)} not installed", f"run: {INSTALL}")
-    for name, floor in FLOORS.items():
-        if name in installed and release(installed[name]) < floor:
-            need = ".".join(map(str, floor))
-            wrong = f"{name} {installed[name]} has published holes that a model file can use"
-            yield loaded.problem("model.engine", wrong, f"run: pip install '{name}>={need}'")
+    for wrong, fix in below_floor(installed):
+        yield loaded.problem("model.engine", wrong, f"run: {fix}")
     for name, ceiling in CEILINGS.items() if engine == "unsloth" else ():
         if name in installed and release(installed[name]) >= ceiling:
             wrong = f"{name} {installed[name]} is newer than Unsloth {TESTED['unsloth']} works with"

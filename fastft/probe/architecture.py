@@ -158,13 +158,15 @@ def by_hub_id(model_id: str) -> Architecture | None:
 
 def from_config(config: Mapping[str, Any]) -> Architecture | None:
     """The sizes in a config.json of Llama's shape; None for a mixture of experts or where a size is missing."""
-    config = config.get("text_config", config)
+    config = config.get("text_config") or config
     kind = str(config.get("model_type", ""))
     try:
         hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
         inner, layers = int(config["intermediate_size"]), int(config["num_hidden_layers"])
         vocabulary = int(config["vocab_size"])
-    except (KeyError, TypeError):
+        key_value_heads = int(config.get("num_key_value_heads") or heads)
+        head_dim = int(config.get("head_dim") or hidden // heads)
+    except (KeyError, TypeError):  # TypeError: a list with an entry a layer
         return None
     if any(key in config for key in ("num_experts", "num_local_experts", "n_routed_experts")):
         return None
@@ -173,8 +175,8 @@ def from_config(config: Mapping[str, Any]) -> Architecture | None:
         hidden=hidden,
         inner=inner,
         heads=heads,
-        key_value_heads=int(config.get("num_key_value_heads") or heads),
-        head_dim=int(config.get("head_dim") or hidden // heads),
+        key_value_heads=key_value_heads,
+        head_dim=head_dim,
         vocabulary=vocabulary,
         # transformers ties by default, but Llama, Mistral and Qwen do not tie where config.json does not say.
         ties_embeddings=bool(config.get("tie_word_embeddings", kind.startswith("gemma"))),

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fastft.errors import MachineError, Problem, Where
+from fastft.files.cache import cache_folder
 from fastft.files.seal import file_sha256
+from fastft.probe.model_config import read_model_config
 from fastft.probe.software import package_file
 from fastft.recipe.rules import is_hub_id
 
@@ -43,8 +44,7 @@ class BaseModel:
         """config.json, or {} while the model is not on this machine."""
         if self.folder is None or not self.is_here:
             return {}
-        config: dict[str, Any] = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
-        return config
+        return read_model_config(self.folder / "config.json")
 
     @property
     def weight_bytes(self) -> int | None:
@@ -52,11 +52,6 @@ class BaseModel:
         if self.folder is None or not self.is_here:
             return None
         return sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
-
-
-def cache_folder() -> Path:
-    """Where fastft keeps what it can make again: converted base models, Unsloth's compiled kernels."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastft"
 
 
 def licence(folder: Path) -> str | None:
@@ -84,7 +79,19 @@ def find_base_model(model_id: str, revision: str | None, recipe_folder: Path, wh
     from huggingface_hub import try_to_load_from_cache
 
     cached = try_to_load_from_cache(model_id, "config.json", revision=revision)
-    return BaseModel(model_id, "hub", Path(cached).parent if isinstance(cached, str) else None)
+    if not isinstance(cached, str):
+        return BaseModel(model_id, "hub", None)
+    check_config(Path(cached).parent, where, model_id)
+    return BaseModel(model_id, "hub", Path(cached).parent)
+
+
+def check_config(folder: Path, where: Where, model_id: str) -> None:
+    """Raise MachineError when the config.json in `folder` is damaged, or made to harm."""
+    try:
+        read_model_config(folder / "config.json")
+    except (OSError, ValueError) as error:
+        wrong, instead = f"its config.json is damaged: {error}", "fetch the model again, or use another"
+        raise unusable(model_id, where, wrong, instead) from error
 
 
 def _package_model(model_id: str, where: Where) -> BaseModel:
@@ -103,12 +110,7 @@ def _folder_model(model_id: str, folder: Path, where: Where) -> BaseModel:
     if not (folder / "config.json").is_file():
         instead = "name the folder with config.json and the .safetensors files"
         raise unusable(model_id, where, "the folder has no config.json", instead)
-    try:
-        readable = isinstance(json.loads((folder / "config.json").read_text(encoding="utf-8")), dict)
-    except (OSError, ValueError, RecursionError):
-        readable = False
-    if not readable:
-        raise unusable(model_id, where, "its config.json is damaged", "fetch the model again")
+    check_config(folder, where, model_id)
     if not any(folder.glob("*.safetensors")):
         pickled = any(path.suffix in PICKLED for path in folder.iterdir())
         wrong = "stores its weights as pickles, which can run code"

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from fastft.files.atomic import write_json
-from fastft.probe.base_model import cache_folder
+from fastft.files.cache import cache_folder
 
 
 def sha256_of_files(folder: Path, patterns: Sequence[str]) -> dict[str, str]:

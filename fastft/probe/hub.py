@@ -11,7 +11,7 @@ from typing import Any
 
 from fastft.console import Say
 from fastft.errors import MachineError, Where
-from fastft.probe.base_model import HUB_FILES, BaseModel, unusable
+from fastft.probe.base_model import HUB_FILES, BaseModel, check_config, unusable
 
 TIMEOUT_SECONDS = 8.0
 PROXIES = ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY")
@@ -36,8 +36,9 @@ def fetch(model: BaseModel, revision: str | None, where: Where, say: Say) -> Bas
     files = [sibling.rfilename for sibling in info.siblings or []]
     if not any(name.endswith(".safetensors") for name in files):
         raise refuse("has no safetensors weights; pickles can run code and are not loaded", "use a safetensors model")
-    folder = snapshot_download(model.id, revision=info.sha, allow_patterns=list(HUB_FILES))
-    return dataclasses.replace(model, folder=Path(folder))
+    folder = Path(snapshot_download(model.id, revision=info.sha, allow_patterns=list(HUB_FILES)))
+    check_config(folder, where, model.id)
+    return dataclasses.replace(model, folder=folder)
 
 
 def _ask_hub(model_id: str, revision: str | None, refuse: Callable[[str, str], MachineError]) -> Any:

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from fastft.probe.base_model import cache_folder
+from fastft.files.cache import cache_folder
 from fastft.probe.device import GIB, Device, find_device
 from fastft.probe.software import CEILINGS, FLOORS, INSTALL, NEEDED, TESTED, release, version
 

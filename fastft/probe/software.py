@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -63,12 +63,27 @@ def installed() -> dict[str, str]:
     return {name: text for name, text in found.items() if text is not None}
 
 
+def below_floor(found: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """(what is wrong, what to do) for each package of `found` (name -> version) that an untrusted model can exploit."""
+    for name, floor in FLOORS.items():
+        if name in found and release(found[name]) < floor:
+            need = ".".join(map(str, floor))
+            yield f"{name} {found[name]} has published holes that a model file can use", f"pip install '{name}>={need}'"
+
+
 def require(packages: Sequence[str], purpose: str) -> None:
-    """Raise MachineError when one of `packages` is not installed; `fastft[train]` installs all of them."""
+    """Raise MachineError when one of `packages` is not installed, or has known holes.
+
+    `fastft[train]` installs all of them.
+    """
     missing = [package for package in packages if version(package) is None]
     if missing:
         wrong = f"needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed"
         raise MachineError(Problem(Where(purpose), "", wrong, f"run: {INSTALL}"))
+    found = {package: version(package) or "" for package in packages}
+    holes = [Problem(Where(purpose), "", wrong, f"run: {fix}") for wrong, fix in below_floor(found)]
+    if holes:
+        raise MachineError(holes)
 
 
 def release(text: str) -> tuple[int, ...]:

@@ -15,12 +15,18 @@ from pydantic import ValidationError
 from fastft.errors import Problem, RecipeError, Where, nearest
 from fastft.recipe.locate import line_of, line_of_nearest, line_of_statement
 from fastft.recipe.model import Recipe
+from fastft.recipe.paths import unreachable_paths
 from fastft.recipe.reference import fields
 from fastft.recipe.rules import violations
 from fastft.recipe.wording import describe, find_fault, shown
+from fastft.redaction import redact_value
 
 # A recipe is a page of text. Without a limit a hostile file costs seconds in the TOML parser.
 MAX_BYTES = 64 * 1024
+# `a.b.c = 1` and `[[[1]]]` have three levels. The parser takes time with the square of them.
+MAX_LEVELS = 32
+# Nobody reads more at once, and each costs a search for the nearest name.
+MAX_PROBLEMS = 50
 
 Origin = Literal["default", "recipe", "--set"]
 
@@ -62,8 +68,8 @@ class LoadedRecipe:
         return getattr(self.recipe, section).model_dump(mode="json", include={key})[key]
 
     def settings(self) -> dict[str, Setting]:
-        """Every `section.key` with its value and its origin."""
-        return {field: Setting(self.value(field), self._origin(field)) for field in fields()}
+        """Every `section.key` with its value, without secrets, and its origin."""
+        return {field: Setting(redact_value(field, self.value(field)), self._origin(field)) for field in fields()}
 
     def _origin(self, field: str) -> Origin:
         return "--set" if field in self.overrides else "recipe" if field in self.given else "default"
@@ -89,20 +95,30 @@ def load(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     def locate(field: str) -> Where:
         return _where(path, text, written, field)
 
-    recipe, problems, wrong = _make_recipe(tree, locate)
+    recipe, problems, wrong, more = _make_recipe(tree, locate)
     if recipe is not None:
         given = frozenset(f"{section}.{key}" for section, keys in tree.items() for key in keys)
         for broken in violations(recipe, given):
             if not {broken.field, *broken.reads} & wrong:
                 problems.append(Problem(locate(broken.field), broken.field, broken.wrong, broken.instead, broken.got))
                 wrong.add(broken.field)
+        for field, name, refusal in unreachable_paths(recipe, path.parent):
+            if field not in wrong:
+                wording = f"cannot be looked up: {refusal}"
+                problems.append(Problem(locate(field), field, wording, "correct it", shown(name)))
         if not problems:
             return LoadedRecipe(recipe, path, text, written, given)
-    raise RecipeError(sorted(problems, key=lambda problem: (problem.where.line or 0, problem.field)))
+    problems.sort(key=lambda problem: (problem.where.line or 0, problem.field))
+    if more:
+        problems.append(Problem(Where(str(path)), "", f"and {more:,} more problems", "correct these first"))
+    raise RecipeError(problems)
 
 
 def _read(path: Path) -> str:
     try:
+        # A shell's <(...) is a pipe in /dev or /proc, which somebody writes to; another one could stay silent for ever.
+        if path.is_fifo() and not str(path).startswith(("/dev/", "/proc/")):
+            raise RecipeError(Problem(Where(str(path)), "", "is a named pipe", "name a recipe file (.toml)"))
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except IsADirectoryError:
@@ -127,6 +143,9 @@ def _read(path: Path) -> str:
 
 
 def _parse(path: Path, text: str) -> dict[str, Any]:
+    if (line := _too_deep(text)) is not None:
+        instead = "a recipe has plain values in six tables"
+        raise RecipeError(Problem(Where(str(path), line), "", "is nested too deeply", instead))
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -148,6 +167,24 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
     raise RecipeError(Problem(Where(str(path), line), "", wrong, instead))
 
 
+# Texts and comments, in which dots and brackets mean nothing.
+_OPAQUE = re.compile(r'"""(?:\\.|[^\\])*?"""|\'\'\'.*?\'\'\'|"(?:\\.|[^"\\\n])*"|\'[^\'\n]*\'|#[^\n]*', re.DOTALL)
+_DOTS = re.compile(rf"(?:\.[ \t\w-]*){{{MAX_LEVELS}}}")
+
+
+def _too_deep(text: str) -> int | None:
+    """The line of the first dotted key or bracket that is more than MAX_LEVELS levels deep, or None."""
+    bare = _OPAQUE.sub(lambda match: "_" + "\n" * match[0].count("\n"), text)
+    places = [found.start() for found in [_DOTS.search(bare)] if found]
+    level = 0
+    for bracket in re.finditer(r"[\[\]{}]", bare):
+        level = level + 1 if bracket[0] in "[{" else max(0, level - 1)
+        if level > MAX_LEVELS:
+            places.append(bracket.start())
+            break
+    return bare.count("\n", 0, min(places)) + 1 if places else None
+
+
 def _parse_overrides(overrides: Iterable[str]) -> dict[str, tuple[str, Any]]:
     """`section.key=value` texts as {field: (text, value)}; a value that is not TOML is plain text."""
     pairs: dict[str, tuple[str, Any]] = {}
@@ -161,7 +198,7 @@ def _parse_overrides(overrides: Iterable[str]) -> dict[str, tuple[str, Any]]:
             problems.append(Problem(Where("--set"), "", "is not section.key=value", f"write --set {example}", text))
             continue
         try:
-            value = tomllib.loads(f"value = {raw}")["value"]
+            value = raw if _too_deep(raw) else tomllib.loads(f"value = {raw}")["value"]
         except (tomllib.TOMLDecodeError, RecursionError, ValueError):
             value = raw
         pairs[field] = (raw, value)
@@ -170,22 +207,28 @@ def _parse_overrides(overrides: Iterable[str]) -> dict[str, tuple[str, Any]]:
     return pairs
 
 
-def _make_recipe(tree: dict[str, Any], locate: Callable[[str], Where]) -> tuple[Recipe | None, list[Problem], set[str]]:
-    """(the recipe of what is valid in `tree`, the problems, their keys).
+def _make_recipe(
+    tree: dict[str, Any], locate: Callable[[str], Where]
+) -> tuple[Recipe | None, list[Problem], set[str], int]:
+    """(the recipe of what is valid in `tree`, the first problems, the keys of all, how many more there are).
 
     Removes what is not valid from `tree` and tries again, so that it finds every problem.
     """
     problems: list[Problem] = []
     wrong: set[str] = set()
+    more = 0
     while True:
         try:
-            return Recipe.model_validate(tree), problems, wrong
+            return Recipe.model_validate(tree), problems, wrong, more
         except ValidationError as error:
             faults = [find_fault(entry) for entry in error.errors(include_url=False)]
-        problems += [describe(fault, tree, locate(fault.field)) for fault in faults if fault.key not in wrong]
+        new = [fault for fault in faults if fault.key not in wrong]
+        room = MAX_PROBLEMS - len(problems)
+        problems += [describe(fault, tree, locate(fault.field)) for fault in new[:room]]
+        more += len(new[room:])
         wrong |= {fault.key for fault in faults}
         if not _set_aside(tree, {fault.key for fault in faults}):
-            return None, problems, wrong
+            return None, problems, wrong, more
 
 
 def _set_aside(tree: dict[str, Any], keys: Iterable[str]) -> bool:

@@ -300,14 +300,14 @@ class DataSection(Section):
 class TrainSection(Section):
     """How the weights are trained: batches, schedule, optimizer, evaluation and checkpoints."""
 
-    per_device_train_batch_size: int = Field(default=2, ge=1)
+    per_device_train_batch_size: int = Field(default=2, ge=1, le=2**20)
     """Examples (packed rows when packing is active) that go through the model at once on each device.
     Unit: examples
     Too small: the device idles between small pieces of work; reading 4-bit weights dominates.
     Too large: out of memory. gradient_accumulation_steps gives the same examples per optimizer step with less memory.
     Upstream: SFTConfig(per_device_train_batch_size=)"""
 
-    gradient_accumulation_steps: int | None = Field(default=None, ge=1)
+    gradient_accumulation_steps: int | None = Field(default=None, ge=1, le=2**20)
     """Micro-batches whose gradients are added up before the optimizer takes one step. With a batch of 2 and 8
     micro-batches on one device, each optimizer step learns from 16 examples, with the memory of 2. Default 1.
     Unit: micro-batches
@@ -315,7 +315,7 @@ class TrainSection(Section):
     Too large: few optimizer steps in an epoch, so little is learnt; LoRA tolerates large batches badly (above 32).
     Upstream: SFTConfig(gradient_accumulation_steps=)"""
 
-    effective_batch_size: int | None = Field(default=None, ge=1)
+    effective_batch_size: int | None = Field(default=None, ge=1, le=2**20)
     """Examples per optimizer step, over all devices. fastft derives gradient_accumulation_steps from it; set only one
     of the two.
     Unit: examples
@@ -323,14 +323,14 @@ class TrainSection(Section):
     Too large: few steps in an epoch; LoRA learns best at 32 and fewer.
     Upstream: SFTConfig(gradient_accumulation_steps=), derived"""
 
-    num_train_epochs: float | None = Field(default=None, gt=0)
+    num_train_epochs: float | None = Field(default=None, gt=0, le=10_000)
     """How often training goes through all rows. Default 1 when max_steps is not set either.
     Unit: epochs
     Too small: the model has not seen enough.
     Too large: the rows are memorised: training loss falls while evaluation loss rises.
     Upstream: SFTConfig(num_train_epochs=)"""
 
-    max_steps: int | None = Field(default=None, ge=1)
+    max_steps: int | None = Field(default=None, ge=1, le=10**9)
     """Stop after this many optimizer steps, even in the middle of an epoch. Set this or num_train_epochs.
     Unit: optimizer steps
     Too small: the model does not see part of the data.

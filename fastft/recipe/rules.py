@@ -283,6 +283,10 @@ def _names(recipe: Recipe, _: Given) -> Iterator[Violation]:
             yield Violation(field, "is not a known name", instead, got=json.dumps(value))
     if not lora.target_modules:
         yield Violation("lora.target_modules", "names no layer", "remove the line for all seven projections")
+    odd = [name for name in lora.target_modules if not re.fullmatch(r"[\w.]{1,200}", name)]
+    if odd:
+        wrong, instead = "names no layer: PEFT would take it for a pattern", "write names as in q_proj"
+        yield Violation("lora.target_modules", wrong, instead, got=json.dumps(odd[0])[:80])
     twice: tuple[tuple[str, tuple[Any, ...]], ...] = (
         ("lora.target_modules", lora.target_modules),
         ("export.formats", export.formats),

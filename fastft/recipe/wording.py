@@ -40,7 +40,7 @@ def find_fault(entry: ErrorDetails) -> Fault:
 
 def describe(fault: Fault, tree: Mapping[str, Any], where: Where) -> Problem:
     """The problem of `fault` at `where`, with what to write instead."""
-    field, path = fault.field, fault.path
+    field, path = fault.field if len(fault.field) <= 100 else fault.field[:97] + "...", fault.path
     named = ".".join(part for part in path if isinstance(part, str))
     if fault.kind == "unknown":
         return Problem(where, field, f"there is no such {'section' if len(path) == 1 else 'key'}", _known(path))

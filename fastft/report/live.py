@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fastft.console import BytesWritten
+from fastft.redaction import redact
 from fastft.report.units import duration, size, sparkline
 from fastft.report.written import show_bytes
 from fastft.runs.metrics import StepMetrics
@@ -49,11 +50,11 @@ class LiveView:
     def stage(self, text: str) -> None:
         """Print what the run does now, for work that takes more than a moment."""
         self._stop()
-        self._console.print(Text("• ", style="cyan") + Text(text))
+        self._console.print(Text("• ", style="cyan") + Text(redact(text)))
 
     def note(self, text: str) -> None:
         """Print something that the user should know."""
-        self._console.print(Text("! ", style="yellow") + Text(text))
+        self._console.print(Text("! ", style="yellow") + Text(redact(text)))
 
     def writing(self, name: str) -> AbstractContextManager[BytesWritten]:
         """Show how far the writing of a large file is, while the context lasts."""

@@ -17,6 +17,7 @@ from fastft.errors import MachineError, Problem, Where
 from fastft.files.atomic import write_text
 from fastft.files.records import Record, read_record, write_record
 from fastft.recipe.loader import LoadedRecipe, Setting
+from fastft.redaction import redact
 from fastft.runs.result import Result
 
 
@@ -47,7 +48,7 @@ class RunDir:
 
     @property
     def recipe(self) -> Path:
-        """The bytes that the user wrote."""
+        """The bytes that the user wrote, without secrets."""
         return self.path / "recipe.toml"
 
     @property
@@ -132,7 +133,7 @@ def create_run_dir(runs_dir: Path, loaded: LoadedRecipe) -> RunDir:
             with suppress(FileExistsError):  # another process took the name
                 run.path.mkdir()
                 break
-        write_text(run.recipe, loaded.text)
+        write_text(run.recipe, redact(loaded.text))
         run.write(Settings(loaded.settings()))
     except OSError as error:
         wrong = f"cannot be written: {error.strerror}"
@@ -165,7 +166,7 @@ def differences(run: RunDir, loaded: LoadedRecipe) -> list[str]:
     keys = [key for key in dict.fromkeys([*before.settings, *now]) if before.settings.get(key) != now.get(key)]
     if keys:
         return [_difference(key, before.settings.get(key), now.get(key)) for key in keys]
-    same = run.recipe.is_file() and run.recipe.read_bytes() == loaded.text.encode()
+    same = run.recipe.is_file() and run.recipe.read_bytes() == redact(loaded.text).encode()
     return [] if same else ["its text"]
 
 

@@ -15,6 +15,7 @@ from fastft.planning.facts import Facts
 from fastft.planning.plan import Plan
 from fastft.probe.hashes import sha256_of_files
 from fastft.recipe.loader import LoadedRecipe
+from fastft.redaction import redact, redact_value
 
 
 @dataclass(frozen=True)
@@ -84,14 +85,20 @@ def make_manifest(loaded: LoadedRecipe, facts: Facts, prepared: Prepared, plan: 
         device=plan.device,
         engine=plan.engine,
         base_model=BaseModelIdentity(
-            id=base_model.id,
+            id=redact(base_model.id),
             revision=loaded.recipe.model.revision,
             tokenizer_sha256=prepared.renderer.tokenizer.sha256,
             weight_bytes=base_model.weight_bytes,
             fingerprint=None if "quantization_config" in base_model.config else weights_fingerprint(base),
             files_sha256=sha256_of_files(base, ("config.json", "generation_config.json", "*.safetensors")),
         ),
-        data=DataIdentity(data.train, prepared.train_sha256, data.eval, prepared.eval_sha256, prepared.format),
+        data=DataIdentity(
+            redact_value("train", data.train),
+            prepared.train_sha256,
+            redact_value("eval", data.eval),
+            prepared.eval_sha256,
+            prepared.format,
+        ),
         chat_template=None if template is None else TemplateIdentity(template.name, template.sha256),
         seed=loaded.recipe.train.seed,
     )

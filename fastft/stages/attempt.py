@@ -33,6 +33,7 @@ from fastft.files.atomic import write_json, write_text
 from fastft.planning.facts import Facts, with_rows
 from fastft.planning.plan import Plan, make_plan, with_smaller_batch
 from fastft.recipe.loader import LoadedRecipe
+from fastft.redaction import redact_value
 from fastft.report.live import LiveView
 from fastft.report.rows import accounts, reject_lines
 from fastft.runs.checkpoints import checkpoints, evaluations_at, newest_checkpoint, set_aside, step_of
@@ -240,7 +241,7 @@ def _begin(attempt: Attempt, ready: Ready) -> Path | None:
     rejects = reject_lines(ready.rows)
     if rejects:
         write_text(run.rejects, rejects)
-    write_json(run.plan, ready.plan.as_json())
+    write_json(run.plan, redact_value("", ready.plan.as_json()))
     run.write(manifest)
     run.write(ready.held_out)
     checkpoint, damaged = newest_checkpoint(run)
@@ -345,7 +346,7 @@ def _with_smaller_batch(attempt: Attempt, ready: Ready, plan: Plan) -> tuple[Pla
     begins = f"from step {step_of(checkpoint)}" if checkpoint else "from the start"
     attempt.view.note(f"out of memory with {before} rows; {begins} with {after}, the same rows in each optimizer step")
     MetricsFile(attempt.run.metrics).append(OutOfMemory(step_of(checkpoint), before, after))
-    write_json(attempt.run.plan, smaller.as_json())
+    write_json(attempt.run.plan, redact_value("", smaller.as_json()))
     return smaller, checkpoint
 
 

@@ -11,7 +11,8 @@ from fastft.console import Say, library_output_to
 from fastft.data.prepare import Prepared, prepare
 from fastft.data.tokenizer import load_tokenizer
 from fastft.errors import MachineError, Problem, Where
-from fastft.probe.base_model import BaseModel, cache_folder, find_base_model
+from fastft.files.cache import cache_folder
+from fastft.probe.base_model import BaseModel, find_base_model
 from fastft.probe.hub import fetch
 from fastft.recipe.loader import LoadedRecipe
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from fastft.errors import MachineError, Where
-from fastft.probe.base_model import cache_folder, find_base_model
+from fastft.files.cache import cache_folder
+from fastft.probe.base_model import find_base_model
 
 HERE = Where("recipe.toml", 2)
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from fastft.probe.software import installed, package_file, release, version
+from fastft.errors import MachineError
+from fastft.probe.software import NEEDED_TO_EXPORT, installed, package_file, release, require, version
 
 
 def test_a_version_is_read_from_metadata_without_importing_the_package(install: Callable[[str, str], None]) -> None:
@@ -62,3 +63,18 @@ def test_nothing_outside_the_package_is_a_file_of_it(package: Path, name: str) -
 @pytest.mark.parametrize("name", ["no_such_package", "carrier.models", "../carrier", "os", "__main__", ""])
 def test_what_is_no_package_has_no_files(name: str) -> None:
     assert package_file(name, "models/tiny.gguf") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "old"), [("torch", "2.9.1+cu128"), ("transformers", "5.9.9"), ("transformers", "4.57.0")]
+)
+def test_a_version_with_known_holes_is_refused_at_start(
+    name: str, old: str, install: Callable[[str, str], None]
+) -> None:
+    for package in NEEDED_TO_EXPORT:
+        install(package, old if package == name else "9999.0")
+
+    with pytest.raises(
+        MachineError, match=rf"{name} {old.replace('+', '.')} has published holes.*pip install '{name}>="
+    ):
+        require(NEEDED_TO_EXPORT, "fastft export")

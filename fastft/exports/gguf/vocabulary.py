@@ -12,6 +12,7 @@ from fastft.errors import Problem, RecipeError, Where
 from fastft.exports.gguf.architectures import not_for_gguf
 from fastft.exports.merged import stopping_ids
 from fastft.exports.trained import read_config
+from fastft.probe.model_config import read_object
 
 # gguf.TokenType
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -172,7 +173,8 @@ def pre_tokenizer(tokenizer: dict[str, Any], folder: Path) -> str:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    return read_config(file) if file.is_file() else {}
+    # A tokenizer.json may be larger than a config.json, and its tokens are keys of any name.
+    return read_config(file, read_object) if file.is_file() else {}
 
 
 def _steps(tokenizer: dict[str, Any]) -> list[dict[str, Any]]:

@@ -1,0 +1,39 @@
+"""Paths in a recipe that no file can have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from fastft.recipe.model import Recipe
+
+
+def unreachable_paths(recipe: Recipe, folder: Path) -> Iterator[tuple[str, str, str]]:
+    """(`section.key`, its value, what is wrong) for each value that names a path which the system refuses to look up.
+
+    A path that is free is none of them: other checks say more about a missing file.
+    """
+    data = recipe.data
+    values = {
+        "model.id": recipe.model.id,
+        "data.train": data.train,
+        **{f"data.sources[{number}].path": source.path for number, source in enumerate(data.sources)},
+        "data.eval": data.eval,
+        "data.chat_template": data.chat_template,
+        "train.deepspeed": recipe.train.deepspeed,
+    }
+    for field, name in values.items():
+        if name is not None and (wrong := _refusal(folder, name)):
+            yield field, name, wrong
+
+
+def _refusal(folder: Path, name: str) -> str | None:
+    try:
+        (folder / Path(name).expanduser()).stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL, which no file has
+        return None
+    except RuntimeError:  # pathlib: no such user
+        return f"there is no user {name.split('/')[0][:40]}"
+    except OSError as error:
+        return (error.strerror or str(error)).lower()
+    return None
