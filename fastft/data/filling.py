@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from fastft.data.columns import detect_or_fail, rename
 from fastft.data.contract import check_encoded
-from fastft.data.encode import Encoded, encode_batches
+from fastft.data.encode import Encoded, Made, encode_batches
 from fastft.data.example import Example
 from fastft.data.formats import to_example
 from fastft.data.near import NearRepeats
 from fastft.data.overlong import fit
 from fastft.data.render import Renderer
-from fastft.data.rows import Overlong, RowSet, RowWriter, digest
+from fastft.data.rows import Overlong, RowSet, RowWriter, Split, digest
 from fastft.data.sources import Source, copies
 from fastft.errors import DataError, Problem, Where
 
@@ -76,8 +76,8 @@ class Filler:
 
         for made in encode_batches(read(), self.renderer):
             parsed, seen = waiting.popleft()
-            for (example, receiver, times), encoded in zip(parsed, made, strict=True):
-                self._keep(example, encoded, receiver, times)
+            for (_, receiver, times), rows in zip(parsed, made, strict=True):
+                self._keep(rows, receiver, times)
             if self.progress is not None:
                 self.progress(seen)
         target.account.by_source[source.name] = target.writer.rows - before
@@ -110,11 +110,21 @@ class Filler:
         if rows:
             yield batch
 
-    def _keep(self, example: Example, encoded: Encoded | Problem, target: Target, times: int) -> None:
+    def _keep(self, made: Made, target: Target, times: int) -> None:
         account = target.account
-        if isinstance(encoded, Problem):
-            account.rejected.append(encoded)
+        if isinstance(made, Problem):
+            account.rejected.append(made)
             return
+        for name in set().union(*(part.dropped for part, _ in made)):
+            account.dropped[name] = account.dropped.get(name, 0) + 1
+        if len(made) > 1:
+            lengths = [len(encoded.input_ids) for _, encoded in made]
+            account.split.append(Split(made[0][1].where, len(made), sum(lengths) - max(lengths)))
+        for part, encoded in made:
+            self._keep_row(part.example, encoded, target, times)
+
+    def _keep_row(self, example: Example, encoded: Encoded, target: Target, times: int) -> None:
+        account = target.account
         parts = [encoded]
         if len(encoded.input_ids) > self.max_seq_length:
             parts = fit(example, encoded, self.renderer, self.max_seq_length, self.data.overlong)

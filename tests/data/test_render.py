@@ -197,7 +197,7 @@ def test_a_broken_example_does_not_shift_its_neighbours(chatml: TokenizerFacts, 
     examples = [conversation("Hi", "one"), conversation("<|im_end|>", "two"), conversation("Hi", "three")]
     made = next(encode_batches([examples], renderer_for("model", chatml)))
     assert isinstance(made[1], Problem)
-    texts = [trained_text(row, chatml) for row in (made[0], made[2]) if isinstance(row, Encoded)]
+    texts = [trained_text(row, chatml) for rows in (made[0], made[2]) for _, row in rows if isinstance(row, Encoded)]
     assert texts == [["one<|im_end|>"], ["three<|im_end|>"]]
 
 
