@@ -135,7 +135,7 @@ def _row(part: Part, encoding: Encoding, renderer: Renderer) -> Encoded:
     if renderer.train_on == "all" or part.example.text is not None:
         return Encoded(ids, ids, where)
     if renderer.prompt_ids:
-        runs = None if part.many_ends else _answers_by_tokens(part.example, renderer, ids)
+        runs = _answers_by_tokens(part.example, renderer, ids) if part.plain else None
         if runs is not None:
             return Encoded(ids, labels_with_loss_on(ids, runs), where)
         encoding = next(_tokenize([part], renderer, with_offsets=True))

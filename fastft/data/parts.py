@@ -21,7 +21,7 @@ from fastft.data.tokenizer import TokenizerFacts
 from fastft.errors import DataError, Problem
 
 # A prompt that ends in an opened think block.
-_OPENED = re.compile(r"([<\[◁][\w:]*think(?:ing)?[>\]▷])(\s*)$", re.IGNORECASE)
+_OPENED = re.compile(r"([<\[◁][\w:]*think(?:ing)?[>\]▷]|<\|START_THINKING\|>)(\s*)$", re.IGNORECASE)
 SPLIT = 'set data.turns = "split" (one row an answer), or data.train_on = "last"'
 # What to do where the template leaves out a part of a row.
 _INSTEAD = {
@@ -43,8 +43,8 @@ class Part:
     text: str
     spans: Sequence[Span] = ()
     dropped: frozenset[str] = frozenset()
-    # Whether an answer has an end token before its end, so that its end cannot be found by that token.
-    many_ends: bool = False
+    # Whether each answer is what stands between a generation prompt and the first end token.
+    plain: bool = False
 
 
 def parts_of(example: Example, renderer: Renderer) -> list[Part]:
@@ -111,17 +111,21 @@ def _proven(example: Example, renderer: Renderer) -> Part:
     assert renderer.template is not None  # noqa: S101 -- parts_of has checked it
     if renderer.template.marks_answers:
         text, marked = renderer.template.render_marked(example, renderer.tokenizer.template_tokens)
-        text, starts, limits = _marked_starts(example, renderer, text, marked, trained)
+        starts, limits = _marked_starts(example, renderer, text, marked, trained)
+        plain = False
     else:
         text = rendered(example, renderer, len(example.messages))
-        text, starts = _starts(example, renderer, text, trained)
+        text, starts, plain = _starts(example, renderer, text, trained)
         limits = [*starts[1:], len(text)]
     spans: list[Span] = []
     dropped: set[str] = set()
-    many_ends = False
     for number, start, limit in zip(trained, starts, limits, strict=True):
         first, end = _ends(example.messages[number], renderer, text, start, limit)
-        many_ends = many_ends or first != end
+        if end is None and renderer.closing and number == len(example.messages) - 1:
+            text = text.rstrip() + renderer.closing
+            limit = len(text)
+            first, end = _ends(example.messages[number], renderer, text, start, limit)
+        plain = plain and first == end
         if end is None or end > limit:
             raise DataError(_endless(example, renderer, number))
         spans.append((start, end))
@@ -130,7 +134,7 @@ def _proven(example: Example, renderer: Renderer) -> Part:
             dropped.add(_allowed(_lost_kind(example, renderer, number, lost), example, renderer, number))
     pieces = [text[end:start] for end, start in zip((0, *(end for _, end in spans)), (*starts, None), strict=True)]
     dropped |= _check_others(example, renderer, pieces, trained)
-    return Part(example, text, spans, frozenset(dropped), many_ends)
+    return Part(example, text, spans, frozenset(dropped), plain)
 
 
 def _endless(example: Example, renderer: Renderer, number: int) -> Problem:
@@ -206,8 +210,8 @@ def _allowed(lost: str, example: Example, renderer: Renderer, number: int | None
     raise DataError(Problem(example.where, field, wrong, _INSTEAD[lost], got=name))
 
 
-def _starts(example: Example, renderer: Renderer, text: str, trained: list[int]) -> tuple[str, list[int]]:
-    """Where each trained answer begins in the text, and the text.
+def _starts(example: Example, renderer: Renderer, text: str, trained: list[int]) -> tuple[str, list[int], bool]:
+    """The text, where each trained answer begins in it, and whether that is behind each of its generation prompts.
 
     An answer begins where its prompt ends, and the text must begin with the prompt. Rendering each prompt costs as much
     as the row again: where the generation prompt is a control token that only the template can write, this is done for
@@ -224,36 +228,53 @@ def _starts(example: Example, renderer: Renderer, text: str, trained: list[int])
             shape = _shape(example, renderer)
             found = [at for at, number in zip(found, example.answers, strict=True) if number in trained]
             if shape in renderer.proven_shapes:
-                return text, found
+                return text, found, True
     starts = []
     for number in trained:
-        text, start = _start(example, renderer, text, number)
-        starts.append(start)
+        prompt = prompt_text(example, renderer, number)
+        if not text.startswith(prompt):
+            text = _behind_prompt(example, renderer, prompt, text, number)
+            shape = None
+        starts.append(len(prompt))
     if shape is not None and starts == found:
         renderer.proven_shapes.add(shape)
-    return text, starts
+        return text, starts, True
+    return text, starts, False
 
 
-def _start(example: Example, renderer: Renderer, text: str, number: int) -> tuple[str, int]:
-    """The text, and where answer `number` begins in it."""
-    prompt = prompt_text(example, renderer, number)
-    if text.startswith(prompt):
-        return text, len(prompt)
-    more = renderer.asked_more
-    shared = len(prompt) - len(more)
-    if more and prompt.endswith(more) and text.startswith(prompt[:shared]):
-        if number == len(example.messages) - 1:
-            return _behind_asked(example, prompt, text[shared:], number), len(prompt)
-        wrong = f"the template asks for this answer with {more!r}, which it does not write before an answer"
-        raise DataError(Problem(example.where, _field(example, number), wrong, SPLIT))
+def _behind_prompt(example: Example, renderer: Renderer, prompt: str, text: str, number: int) -> str:
+    """The prompt, and the answer as `text` has it behind the last question.
+
+    Raises:
+        DataError: more follows the answer, or `text` has no such answer.
+    """
+    field, more = _field(example, number), renderer.asked_more
+    if number < len(example.messages) - 1:
+        if more and prompt.endswith(more):
+            wrong = f"the template asks for this answer with {more!r}, which it does not write before an answer"
+        else:
+            wrong = "the template writes the text before this answer differently with and without it"
+        system = example.messages[0].content.strip() if example.messages[0].role == "system" else ""
+        if system and prompt.rfind(system) > text.find(system):
+            wrong += ", as it moves the system text to the last question"
+        raise DataError(Problem(example.where, field, f"{wrong}, so its start is unclear", SPLIT))
+    question = example.messages[number - 1].content.strip()
+    for asked in (question, json.dumps(question, ensure_ascii=False)[1:-1]):
+        behind = prompt[prompt.rfind(asked) + len(asked) :]
+        at = text.find(behind, text.rfind(asked) + len(asked)) if asked in prompt and asked in text else -1
+        shared = behind.removesuffix(more) if more else behind
+        if at < 0 and more and shared != behind:
+            at = text.find(shared, text.rfind(asked) + len(asked))
+            if at == text.rfind(asked) + len(asked):
+                return _behind_more(example, prompt, text[at + len(shared) :], number)
+        elif at >= 0 and at == text.rfind(asked) + len(asked):
+            return prompt + text[at + len(behind) :]
     wrong = "the template writes the text before this answer differently with and without it, so its start is unclear"
-    system = example.messages[0].content.strip() if example.messages[0].role == "system" else ""
-    if system and prompt.rfind(system) > text.find(system) >= 0:
-        wrong += ": it moves the system text to the last question"
-    raise DataError(Problem(example.where, _field(example, number), wrong, _way_out(example, number)))
+    instead = "use a template that writes a question in the same way with and without its answer"
+    raise DataError(Problem(example.where, field, wrong, instead))
 
 
-def _behind_asked(example: Example, prompt: str, rest: str, number: int) -> str:
+def _behind_more(example: Example, prompt: str, rest: str, number: int) -> str:
     """The text of a row whose prompt ends in a think block that the template leaves out before a given answer.
 
     The answer first closes the block, with its reasoning in it where it has some.
@@ -273,20 +294,15 @@ def _behind_asked(example: Example, prompt: str, rest: str, number: int) -> str:
         wrong = "the template writes this reasoning, but not behind the prompt that it asks with"
         raise DataError(Problem(example.where, _field(example, number), wrong, "use another template"))
     line = "" if "\n" in opened[2] else "\n"
-    close = f"{opened[1][0]}/{opened[1][1:]}\n\n"
-    return f"{prompt}{line}{reasoning}\n{close}{begins}"
-
-
-def _way_out(example: Example, number: int) -> str:
-    if number == len(example.messages) - 1 and len(example.answers) == 1:
-        return "use a template that writes a question in the same way with and without its answer"
-    return SPLIT
+    if opened[1] == "<|START_THINKING|>":
+        return f"{prompt}{reasoning}<|END_THINKING|>{begins}"
+    return f"{prompt}{line}{reasoning}\n{opened[1][0]}/{opened[1][1:]}\n\n{begins}"
 
 
 def _marked_starts(
     example: Example, renderer: Renderer, text: str, marked: list[Span], trained: list[int]
-) -> tuple[str, list[int], list[int]]:
-    """The text, and where the template's own `{% generation %}` blocks of the trained answers begin and end.
+) -> tuple[list[int], list[int]]:
+    """Where the template's own `{% generation %}` blocks of the trained answers begin and end.
 
     A block may begin after white space that the format puts before an answer.
     """
@@ -297,8 +313,14 @@ def _marked_starts(
     for (start, end), number in zip(marked, example.answers, strict=True):
         if number not in trained:
             continue
-        _, asked = _start(example, renderer, text, number)
-        if start < asked or text[asked:start].strip():
+        prompt = prompt_text(example, renderer, number)
+        asked = len(prompt)
+        if not text.startswith(prompt):
+            _behind_prompt(example, renderer, prompt, text, number)
+            wrong = "the template asks for this answer with another prompt than it writes before it"
+            raise DataError(Problem(example.where, _field(example, number), wrong, "correct the template"))
+        opens = start < asked and _OPENED.search(text[start:asked])
+        if (start < asked and not opens) or text[asked:start].strip():
             shift = start - asked
             side = f"{-shift} characters before" if shift < 0 else f"{shift} characters after"
             wrong = f"the {{% generation %}} block begins {side} the end of its prompt"
@@ -307,7 +329,7 @@ def _marked_starts(
             )
         starts.append(asked)
         limits.append(end)
-    return text, starts, limits
+    return starts, limits
 
 
 def _shape(example: Example, renderer: Renderer) -> object:

@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 from fastft.data.example import Example, Message
 from fastft.data.template import ChatTemplate, Span
@@ -47,6 +47,8 @@ class Renderer:
     generation_prompt: str = ""
     # What the end of the generation prompt has that the template does not write before a given answer: a think block.
     asked_more: str = ""
+    # What ends the last answer where the template ends an answer only with what follows it (GLM: "<|user|>").
+    closing: str = ""
     # The ids of the generation prompt if they occur only before answers: it begins with a control token, which no
     # message may contain. Empty where the template marks the answers itself, or asks with more than it writes.
     prompt_ids: tuple[int, ...] = ()
@@ -122,13 +124,13 @@ def make_renderer(
     except DataError as error:
         problem = error.problems[0]
         raise RecipeError(Problem(where, TEMPLATE_FIELD, problem.wrong, "correct the template")) from error
-    ends = _end_tokens(whole, template.name, tokenizer, where)
+    ends, closing = _end_tokens(whole, template.name, tokenizer, where)
     header = answered[len(question) : answered.index(_PROBE[1])] if answered.startswith(question) else ""
     if prompt == question and header.strip():
         template, prompt = template.with_generation_prompt(header), question + header
     added = prompt[len(question) :] if prompt.startswith(question) else ""
-    shared = _common_start(prompt, answered)
-    asked_more = prompt[len(shared) :] if _PROBE[0] in shared else ""
+    shared = _shared_length(prompt, answered, tokenizer)
+    asked_more = prompt[shared:] if _PROBE[0] in prompt[:shared] else ""
     inside = _tokens_inside(template, tokenizer, ends, where)
     special = tokenizer.special_tokens - {*ends, *inside}
     return Renderer(
@@ -140,6 +142,7 @@ def make_renderer(
         frozenset(may_drop),
         generation_prompt=added,
         asked_more=asked_more,
+        closing=closing,
         frame_ids=tokenizer.ids_of(token for token in special if token in whole),
         prompt_ids=() if asked_more or template.marks_answers else _prompt_ids(added, tokenizer),
     )
@@ -151,7 +154,7 @@ def _tokens_inside(
     """The control tokens that the template itself writes inside an answer, such as channels and blocks of calls."""
     found: set[str] = set()
     tokens = tokenizer.template_tokens
-    call = {"type": "function", "function": {"name": _PROBE[2], "arguments": {_PROBE[3]: 1}}}
+    call: dict[str, Any] = {"type": "function", "function": {"name": _PROBE[2], "arguments": {_PROBE[3]: 1}}}
     thought = {"reasoning_content": _PROBE[3]}
     for extra in ({}, thought, {"tool_calls": [call]}, {**thought, "tool_calls": [call]}):
         question, answer = Message("user", _PROBE[0]), Message("assistant", _PROBE[1], extra)
@@ -160,19 +163,26 @@ def _tokens_inside(
             answered = template.render([question, answer], tokens, where=where)
         except DataError:
             continue  # a template without reasoning or calls; the row that has them says so
-        block = answered[len(_common_start(prompt, answered)) :]
+        block = answered[_shared_length(prompt, answered, tokenizer) :]
         end = max((block.rfind(token) for token in ends), default=-1)
         found |= {token for token in tokenizer.special_tokens if token in block[: max(end, 0)]}
     return frozenset(found)
 
 
-def _common_start(one: str, other: str) -> str:
+def _shared_length(one: str, other: str, tokenizer: TokenizerFacts) -> int:
+    """How many characters both texts begin with, up to whole control tokens."""
     length = next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-    return one[:length]
+    for token in tokenizer.special_tokens:
+        at = one.find(token, max(0, length - len(token) + 1))
+        if 0 <= at < length < at + len(token):
+            length = at
+    return length
 
 
-def _end_tokens(whole: str, name: str, tokenizer: TokenizerFacts, where: Where) -> tuple[str, ...]:
+def _end_tokens(whole: str, name: str, tokenizer: TokenizerFacts, where: Where) -> tuple[tuple[str, ...], str]:
     """The control tokens that end answers: those that the template writes after the answers of _PROBE, and the model's.
+
+    And the text that ends the last answer, where the template ends an answer only with the question that follows it.
 
     Raises:
         RecipeError: there is none after an answer, or `whole` does not hold each message once, in order.
@@ -182,21 +192,23 @@ def _end_tokens(whole: str, name: str, tokenizer: TokenizerFacts, where: Where) 
     if not in_order or any(whole.count(text) != 1 for text in _PROBE):
         wrong = "the template does not write each message of a conversation once, in order"
         raise RecipeError(Problem(where, TEMPLATE_FIELD, wrong, "correct the template", got=name))
-    found = []
-    for tail in (whole.split(answer)[1].split(question_two)[0], whole.split(answer_two)[1]):
-        end = _end_token(tail, tokenizer)
+    stops = [token for token in tokenizer.stop_tokens if token != tokenizer.bos_token]
+    tails = (whole.split(answer)[1].split(question_two)[0], whole.split(answer_two)[1])
+    first, last = (_end_token(tail, tokenizer) for tail in tails)
+    if first in stops and last is None:
+        return tuple(dict.fromkeys((first, *stops))), tails[0][: tails[0].index(first) + len(first)]
+    for end, tail in zip((first, last), tails, strict=True):
         if end is None:
             wrong = "the template writes no control token of this model after an answer, so the model would never stop"
             instead = 'use the model\'s own template ("model") or one that ends answers with a token of its tokenizer'
             got = repr(tail.strip()[:40]) if tail.strip() else "nothing"
             raise RecipeError(Problem(where, TEMPLATE_FIELD, wrong, instead, got=got))
-        found.append(end)
-    stops = [token for token in tokenizer.stop_tokens if token != tokenizer.bos_token]
+    found = [end for end in (first, last) if end is not None]
     # Where only the last answer ends with a token that stops the model, earlier answers end with one that does not
     # (gpt-oss: <|return|> and <|end|>).
     if found[1] in stops and found[0] not in stops:
         found = found[1:]
-    return tuple(dict.fromkeys(found + stops))
+    return tuple(dict.fromkeys(found + stops)), ""
 
 
 def _end_token(tail: str, tokenizer: TokenizerFacts) -> str | None:
