@@ -13,22 +13,14 @@ from fastft.data.json_rows import json_kind
 from fastft.errors import DataError, Problem, Where, nearest
 from fastft.recipe.data_formats import DATA_FORMATS
 
-# The names in real data sets for the four roles of chat templates.
-ROLES = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-    "tool": "tool",
-    "function": "tool",
-    "ipython": "tool",
-    "observation": "tool",
+# The four roles of chat templates, each with its names in real data sets.
+_NAMES = {
+    "system": ("system", "developer"),
+    "user": ("user", "human"),
+    "assistant": ("assistant", "gpt", "chatgpt", "bot", "model"),
+    "tool": ("tool", "function", "ipython", "observation"),
 }
+ROLES = {name: role for role, names in _NAMES.items() for name in names}
 # The keys that chat templates use besides role and content.
 EXTRAS = ("tool_calls", "tool_call_id", "name", "reasoning_content")
 _EXTRAS = frozenset(EXTRAS)
@@ -41,8 +33,6 @@ FOLLOWS: dict[str | None, tuple[str, ...]] = {
     "assistant": ("user", "tool"),
     "tool": ("assistant", "tool", "user"),
 }
-
-
 # BELLE writes a whole conversation into `instruction`: Human:...\nAssistant:...\nHuman:...\nAssistant:
 BELLE_TURN = re.compile(r"^(Human|Assistant)[:：]", re.MULTILINE)
 
@@ -245,7 +235,6 @@ def _check_turns(messages: Sequence[Message], where: Where) -> None:
         DataError: for the first turn that breaks a rule.
     """
     before: str | None = None
-    answers = trained = 0
     for number, message in enumerate(messages, start=1):
         role = message.role
         if role not in FOLLOWS[before]:
@@ -254,11 +243,9 @@ def _check_turns(messages: Sequence[Message], where: Where) -> None:
             raise DataError(Problem(where, f"message {number}", wrong, instead))
         if role in ("user", "assistant") and not message.content.strip() and not message.extra.get("tool_calls"):
             raise DataError(Problem(where, f"message {number} ({role})", *EMPTY))
-        if role == "assistant":
-            answers += 1
-            trained += message.trained
         before = role
+    answers = [message for message in messages if message.role == "assistant"]
     if not answers:
         raise DataError(Problem(where, "", "there is no assistant turn to learn from", "add the answer"))
-    if not trained:
+    if not any(answer.trained for answer in answers):
         raise DataError(Problem(where, "", "every assistant turn has weight 0", "leave one to learn from"))

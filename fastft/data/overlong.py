@@ -10,14 +10,10 @@ from fastft.data.example import Example
 from fastft.data.render import Renderer
 from fastft.errors import DataError
 
+OverlongChoice = Literal["drop", "truncate", "split", "error"]
 
-def fit(
-    example: Example,
-    encoded: Encoded,
-    renderer: Renderer,
-    limit: int,
-    choice: Literal["drop", "truncate", "split", "error"],
-) -> list[Encoded]:
+
+def fit(example: Example, encoded: Encoded, renderer: Renderer, limit: int, choice: OverlongChoice) -> list[Encoded]:
     """The rows of at most `limit` tokens that replace `encoded`, which has more; none when it is dropped."""
     if choice == "truncate":
         return _truncated(example, encoded, renderer, limit)

@@ -40,12 +40,6 @@ class Prepared:
         """The chat template in use, None for plain text."""
         return self.renderer.template
 
-    @property
-    def problems(self) -> tuple[Problem, ...]:
-        """The problem of every broken or leaked row, training rows first."""
-        sets = (self.train,) if self.eval is None else (self.train, self.eval)
-        return tuple(problem for rows in sets for problem in (*rows.rejected, *rows.leaked))
-
 
 def prepare(
     data: DataSection,
@@ -82,7 +76,11 @@ def prepare(
     else:
         contents = [*digests, eval_sha256] if eval_sha256 else digests
         folder = cache_dir / cache.cache_key(data, renderer, contents, max_seq_length, seed, recipe_dir)
-        sets = cache.load(folder) or _saved(folder, filler, locate)
+        try:
+            sets = cache.load(folder) or cache.save(folder, lambda writer_of: _filled(filler, locate, writer_of))
+        except OSError as error:
+            where, wrong = Where(str(cache_dir)), f"the prepared rows cannot be written: {error}"
+            raise MachineError(Problem(where, "", wrong, "free space there, or allow writing")) from error
     if refuse_broken:
         _refuse_if_broken(sets["train"], "data.train" if data.train else "data.sources", data, max_seq_length, locate)
         if "eval" in sets:
@@ -128,14 +126,6 @@ def _filled(filler: Filler, locate: Callable[[str], Where], writer_of: cache.Wri
     held_out.account.rows = held_out.writer.finish()
     clean = without_leaks(train.account.rows, held_out.account, writer_of("eval"))
     return {"train": train.account, "eval": clean}
-
-
-def _saved(folder: Path, filler: Filler, locate: Callable[[str], Where]) -> dict[str, RowSet]:
-    try:
-        return cache.save(folder, lambda writer_of: _filled(filler, locate, writer_of))
-    except OSError as error:
-        where, wrong = Where(str(folder.parent)), f"the prepared rows cannot be written: {error}"
-        raise MachineError(Problem(where, "", wrong, "free space there, or allow writing")) from error
 
 
 def _refuse_if_broken(

@@ -15,14 +15,13 @@ import os
 import re
 import sys
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
 from fastft.data.json_rows import UTF8_BOM, Row, read_json, read_json_lines
 from fastft.errors import DataError, MachineError, Problem, Where, nearest
-from fastft.files.seal import file_sha256
 
 FILE_KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
 COMPRESSIONS = (".gz", ".zst")
@@ -126,13 +125,8 @@ def count_rows(source: str, recipe_dir: Path, field: str = "data.train") -> int 
     return total
 
 
-def files_digest(files: Iterable[Path]) -> str:
-    """The SHA-256 in hex: of the bytes for one file, of the digests in order for several."""
-    return joint_digest([file_sha256(file) for file in files])
-
-
 def joint_digest(digests: Sequence[str]) -> str:
-    """The only one of `digests`, or the SHA-256 of several in order."""
+    """The only one of `digests`, or the SHA-256 in hex of several in order."""
     return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 

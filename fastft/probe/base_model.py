@@ -81,7 +81,10 @@ def find_base_model(model_id: str, revision: str | None, recipe_folder: Path, wh
     folder = folder if folder.is_absolute() else recipe_folder / folder
     if not is_hub_id(model_id) or folder.is_dir():
         return _folder_model(model_id, folder, where)
-    return BaseModel(model_id, "hub", _in_hub_cache(model_id, revision))
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(model_id, "config.json", revision=revision)
+    return BaseModel(model_id, "hub", Path(cached).parent if isinstance(cached, str) else None)
 
 
 def _package_model(model_id: str, where: Where) -> BaseModel:
@@ -117,11 +120,3 @@ def _folder_model(model_id: str, folder: Path, where: Where) -> BaseModel:
 def unusable(model_id: str, where: Where, wrong: str, instead: str) -> MachineError:
     """The error that a model, as the recipe names it, cannot be used."""
     return MachineError(Problem(where, "model.id", wrong, instead, json.dumps(model_id)))
-
-
-def _in_hub_cache(model_id: str, revision: str | None) -> Path | None:
-    """The snapshot folder of a Hub model in the local cache, or None."""
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(model_id, "config.json", revision=revision)
-    return Path(found).parent if isinstance(found, str) else None

@@ -52,5 +52,5 @@ def fetch(model: BaseModel, revision: str | None, where: Where, say: Say) -> Bas
     files = [sibling.rfilename for sibling in info.siblings or []]
     if not any(name.endswith(".safetensors") for name in files):
         raise refuse("has no safetensors weights; pickles can run code and are not loaded", "use a safetensors model")
-    folder = Path(snapshot_download(model.id, revision=info.sha, allow_patterns=list(HUB_FILES)))
-    return dataclasses.replace(model, folder=folder)
+    folder = snapshot_download(model.id, revision=info.sha, allow_patterns=list(HUB_FILES))
+    return dataclasses.replace(model, folder=Path(folder))
