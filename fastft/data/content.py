@@ -21,6 +21,10 @@ Lost = Literal["text", "reasoning", "calls"]
 _THOUGHT = re.compile(
     r"\s*([<\[◁][\w:]*think(?:ing)?[>\]▷])(.*?)[<\[◁]/[\w:]*think(?:ing)?[>\]▷](.*)", re.DOTALL | re.I
 )
+# What stands before the final text of an answer: the end of its reasoning.
+_BEFORE_FINAL = re.compile(
+    r".*(?:[<\[◁]/[\w:]*think(?:ing)?[>\]▷]|<\|channel\|>final<\|message\|>|<channel\|>)", re.DOTALL | re.I
+)
 # The keys of a JSON schema whose strings a model needs to use the tool.
 _SCHEMA_TEXTS = ("name", "description", "enum")
 
@@ -57,6 +61,11 @@ def split_thought(content: str) -> tuple[str, str]:
     """The think block that a text begins with ("" for none), and the rest."""
     found = _THOUGHT.fullmatch(content)
     return (found[2].strip(), found[3].strip()) if found else ("", content)
+
+
+def final_text(answer: str) -> str:
+    """The text of an answer without reasoning and white space around it: what exact match compares."""
+    return _BEFORE_FINAL.sub("", answer, count=1).strip()
 
 
 def ordered_texts(message: Message) -> Iterator[str]:

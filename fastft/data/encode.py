@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fastft.data.example import Example
-from fastft.data.parts import SPLIT, Part, parts_of, split
+from fastft.data.parts import Part, parts_of, split
 from fastft.data.render import Renderer
+from fastft.data.starts import SPLIT
 from fastft.data.template import Span
 from fastft.errors import DataError, Problem, Where
 

@@ -8,21 +8,17 @@ ends there: the model then sees exactly what it will be asked.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 from fastft.data.content import lost_of, ordered_texts, stands, thought_and_text, tools_stand
 from fastft.data.example import Example, Message
-from fastft.data.render import Renderer, first_of, prompt_text, rendered
+from fastft.data.render import Renderer, first_of, rendered
+from fastft.data.starts import SPLIT, marked_starts, starts_of
 from fastft.data.template import Span
 from fastft.data.tokenizer import TokenizerFacts
 from fastft.errors import DataError, Problem
 
-# A prompt that ends in an opened think block.
-_OPENED = re.compile(r"([<\[◁][\w:]*think(?:ing)?[>\]▷]|<\|START_THINKING\|>)(\s*)$", re.IGNORECASE)
-SPLIT = 'set data.turns = "split" (one row an answer), or data.train_on = "last"'
 # What to do where the template leaves out a part of a row.
 _INSTEAD = {
     "text": "change the row, or use a template that writes it",
@@ -32,7 +28,16 @@ _INSTEAD = {
     "tools": 'use a template that writes tools, or allow it: data.may_drop = ["tools"]',
     "system": "write it into the first question, or use a template with system texts",
 }
-_NAMES = {"calls": "a tool call", "history_reasoning": "the reasoning", "reasoning": "the reasoning"}
+_NAMES = {"calls": "a tool call", "history_reasoning": "the reasoning", "system": "the text"}
+
+
+# What a row may lack, after "is" or "are": data.may_drop allows it, or the model is asked without it.
+DROPPED = {
+    "history_reasoning": "without the reasoning of earlier turns, which the chat template leaves out",
+    "reasoning": "without reasoning, which the chat template does not write (data.may_drop)",
+    "tools": "without tools, which the chat template does not write (data.may_drop)",
+    "mask": "chats in a text column: all of their tokens carry loss, questions too",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +60,7 @@ def parts_of(example: Example, renderer: Renderer) -> list[Part]:
             than it writes before it.
     """
     if example.text is not None:
-        end = renderer.tokenizer.end_of_text
-        text = example.text + (end if end and not example.text.endswith(end) else "")
-        return [_with_bos(Part(example, text), renderer)]
+        return [_with_bos(_plain_text(example, example.text, renderer), renderer)]
     if renderer.template is None:
         raise DataError(Problem(example.where, "", "a conversation needs a chat template", "set data.chat_template"))
     _refuse_control_tokens(example, renderer.tokenizer)
@@ -66,6 +69,16 @@ def parts_of(example: Example, renderer: Renderer) -> list[Part]:
     if renderer.train_on == "last":
         return [_row(example, example.answers[-1], renderer)]
     return _trained_parts(example, renderer)
+
+
+def _plain_text(example: Example, text: str, renderer: Renderer) -> Part:
+    """The text with the token that ends it. One with that token before its end is a chat, of which all is trained."""
+    end = renderer.tokenizer.end_of_text
+    if not end:
+        return Part(example, text)
+    ended = text.rstrip().endswith(end)
+    dropped = frozenset({"mask"} if text.count(end) > ended else ())
+    return Part(example, text if ended else text + end, dropped=dropped)
 
 
 def _trained_parts(example: Example, renderer: Renderer) -> list[Part]:
@@ -94,7 +107,7 @@ def _row(example: Example, number: int, renderer: Renderer) -> Part:
     answer = example.messages[number]
     if not answer.trained:
         wrong = "the last answer has weight 0, and only the last one is trained"
-        raise DataError(Problem(example.where, _field(example, number), wrong, 'set data.train_on = "assistant"'))
+        raise DataError(Problem(example.where, example.place(number), wrong, 'set data.train_on = "assistant"'))
     before = (replace(message, trained=False) for message in example.messages[:number])
     return _with_bos(_proven(replace(example, messages=(*before, answer)), renderer), renderer)
 
@@ -111,11 +124,11 @@ def _proven(example: Example, renderer: Renderer) -> Part:
     assert renderer.template is not None  # noqa: S101 -- parts_of has checked it
     if renderer.template.marks_answers:
         text, marked = renderer.template.render_marked(example, renderer.tokenizer.template_tokens)
-        starts, limits = _marked_starts(example, renderer, text, marked, trained)
+        starts, limits = marked_starts(example, renderer, text, marked, trained)
         plain = False
     else:
         text = rendered(example, renderer, len(example.messages))
-        text, starts, plain = _starts(example, renderer, text, trained)
+        text, starts, plain = starts_of(example, renderer, text, trained)
         limits = [*starts[1:], len(text)]
     spans: list[Span] = []
     dropped: set[str] = set()
@@ -125,34 +138,41 @@ def _proven(example: Example, renderer: Renderer) -> Part:
             text = text.rstrip() + renderer.closing
             limit = len(text)
             first, end = _ends(example.messages[number], renderer, text, start, limit)
-        plain = plain and first == end
         if end is None or end > limit:
             raise DataError(_endless(example, renderer, number))
+        plain = plain and first == end
         spans.append((start, end))
-        lost = lost_of(example.messages[number], text[start:end])
-        if lost is not None:
-            dropped.add(_allowed(_lost_kind(example, renderer, number, lost), example, renderer, number))
+        dropped |= _lost(example, renderer, number, text[start:end])
     pieces = [text[end:start] for end, start in zip((0, *(end for _, end in spans)), (*starts, None), strict=True)]
     dropped |= _check_others(example, renderer, pieces, trained)
     return Part(example, text, spans, frozenset(dropped), plain)
 
 
+def _lost(example: Example, renderer: Renderer, number: int, piece: str) -> set[str]:
+    """What the template left out, as allowed, of a trained message that should stand in `piece`.
+
+    Reasoning that the template writes as long as the answer is the last one is left out on purpose.
+
+    Raises:
+        DataError: it left out something else.
+    """
+    lost = lost_of(example.messages[number], piece)
+    if lost is None:
+        return set()
+    if lost == "reasoning" and number < len(example.messages) - 1:
+        reasoning, _ = thought_and_text(example.messages[number])
+        if stands(reasoning, rendered(example, renderer, number + 1)):
+            return {_allowed("history_reasoning", example, renderer, number)}
+    return {_allowed(lost, example, renderer, number)}
+
+
 def _endless(example: Example, renderer: Renderer, number: int) -> Problem:
-    field, stop = _field(example, number), renderer.end_of_turn[0]
+    field, stop = example.place(number), renderer.end_of_turn[0]
     if renderer.template is not None and renderer.template.marks_answers:
         wrong = f"the answer has no {stop} with loss: the model would not learn to stop"
         return Problem(example.where, field, wrong, "put it inside the {% generation %} block of the template")
     wrong = f"the template writes no {stop} after this answer: the model would not learn to stop"
     return Problem(example.where, field, wrong, "use a template that ends every answer")
-
-
-def _lost_kind(example: Example, renderer: Renderer, number: int, lost: str) -> str:
-    """Reasoning that the template writes as long as the answer is the last one is left out on purpose."""
-    if lost != "reasoning" or number == len(example.messages) - 1:
-        return lost
-    alone = rendered(example, renderer, number + 1)
-    reasoning, _ = thought_and_text(example.messages[number])
-    return "history_reasoning" if stands(reasoning, alone) else lost
 
 
 def _ends(message: Message, renderer: Renderer, text: str, start: int, limit: int) -> tuple[int | None, int | None]:
@@ -180,14 +200,15 @@ def _check_others(example: Example, renderer: Renderer, pieces: list[str], train
             passed += 1
             continue
         lost = lost_of(message, pieces[passed])
-        if lost is None or (message.role == "system" and any(stands(message.content, piece) for piece in pieces)):
+        if lost is None:
             continue
-        if message.role != "assistant":
-            dropped.add(_allowed(lost if message.role != "system" else "system", example, renderer, number))
+        if message.role == "system":
+            if not any(stands(message.content, piece) for piece in pieces):
+                dropped.add(_allowed("system", example, renderer, number))
         elif lost == "reasoning" and not message.trained:  # the model is asked without it too
             dropped.add("history_reasoning")
         else:
-            dropped.add(_allowed(_lost_kind(example, renderer, number, lost), example, renderer, number))
+            dropped |= _lost(example, renderer, number, pieces[passed])
     if example.tools and not any(tools_stand(example.tools, piece) for piece in pieces):
         dropped.add(_allowed("tools", example, renderer, None))
     return dropped
@@ -202,154 +223,12 @@ def _allowed(lost: str, example: Example, renderer: Renderer, number: int | None
     if lost in renderer.may_drop:
         return lost
     of = "" if number is None else f" of this {example.messages[number].role} message"
-    what = _NAMES.get(lost, f"the {lost}" if number is None or lost == "text" else f"the {lost} text")
+    what = _NAMES.get(lost, f"the {lost}")
     name = renderer.template.name if renderer.template else ""
     where = "" if lost != "history_reasoning" else " once the conversation goes on"
     wrong = f"the chat template leaves out, or moves, {what}{of}{where}"
-    field = lost if number is None else _field(example, number)
+    field = lost if number is None else example.place(number)
     raise DataError(Problem(example.where, field, wrong, _INSTEAD[lost], got=name))
-
-
-def _starts(example: Example, renderer: Renderer, text: str, trained: list[int]) -> tuple[str, list[int], bool]:
-    """The text, where each trained answer begins in it, and whether that is behind each of its generation prompts.
-
-    An answer begins where its prompt ends, and the text must begin with the prompt. Rendering each prompt costs as much
-    as the row again: where the generation prompt is a control token that only the template can write, this is done for
-    the first row of each shape, and the others are searched for the generation prompt.
-    """
-    found: list[int] = []
-    shape = None
-    if renderer.prompt_ids:
-        at = text.find(renderer.generation_prompt)
-        while at >= 0:
-            found.append(at + len(renderer.generation_prompt))
-            at = text.find(renderer.generation_prompt, found[-1])
-        if len(found) == len(example.answers):
-            shape = _shape(example, renderer)
-            found = [at for at, number in zip(found, example.answers, strict=True) if number in trained]
-            if shape in renderer.proven_shapes:
-                return text, found, True
-    starts = []
-    for number in trained:
-        prompt = prompt_text(example, renderer, number)
-        if not text.startswith(prompt):
-            text = _behind_prompt(example, renderer, prompt, text, number)
-            shape = None
-        starts.append(len(prompt))
-    if shape is not None and starts == found:
-        renderer.proven_shapes.add(shape)
-        return text, starts, True
-    return text, starts, False
-
-
-def _behind_prompt(example: Example, renderer: Renderer, prompt: str, text: str, number: int) -> str:
-    """The prompt, and the answer as `text` has it behind the last question.
-
-    Raises:
-        DataError: more follows the answer, or `text` has no such answer.
-    """
-    field, more = _field(example, number), renderer.asked_more
-    if number < len(example.messages) - 1:
-        if more and prompt.endswith(more):
-            wrong = f"the template asks for this answer with {more!r}, which it does not write before an answer"
-        else:
-            wrong = "the template writes the text before this answer differently with and without it"
-        system = example.messages[0].content.strip() if example.messages[0].role == "system" else ""
-        if system and prompt.rfind(system) > text.find(system):
-            wrong += ", as it moves the system text to the last question"
-        raise DataError(Problem(example.where, field, f"{wrong}, so its start is unclear", SPLIT))
-    question = example.messages[number - 1].content.strip()
-    for asked in (question, json.dumps(question, ensure_ascii=False)[1:-1]):
-        behind = prompt[prompt.rfind(asked) + len(asked) :]
-        at = text.find(behind, text.rfind(asked) + len(asked)) if asked in prompt and asked in text else -1
-        shared = behind.removesuffix(more) if more else behind
-        if at < 0 and more and shared != behind:
-            at = text.find(shared, text.rfind(asked) + len(asked))
-            if at == text.rfind(asked) + len(asked):
-                return _behind_more(example, prompt, text[at + len(shared) :], number)
-        elif at >= 0 and at == text.rfind(asked) + len(asked):
-            return prompt + text[at + len(behind) :]
-    wrong = "the template writes the text before this answer differently with and without it, so its start is unclear"
-    instead = "use a template that writes a question in the same way with and without its answer"
-    raise DataError(Problem(example.where, field, wrong, instead))
-
-
-def _behind_more(example: Example, prompt: str, rest: str, number: int) -> str:
-    """The text of a row whose prompt ends in a think block that the template leaves out before a given answer.
-
-    The answer first closes the block, with its reasoning in it where it has some.
-    """
-    reasoning, _ = thought_and_text(example.messages[number])
-    opened = _OPENED.search(prompt)
-    if opened is None:
-        if reasoning:
-            wrong = "the template asks for answers without reasoning, and this answer has some"
-            instead = 'remove it, or use a template that asks for reasoning, such as chat_template = "qwen3"'
-            raise DataError(Problem(example.where, _field(example, number), wrong, instead))
-        return prompt + rest.lstrip()
-    begins = rest.lstrip()
-    if begins.startswith(opened[1]):  # the template writes the block, with other white space
-        return prompt + begins[len(opened[1]) :].lstrip("\n")
-    if reasoning and stands(reasoning, rest):
-        wrong = "the template writes this reasoning, but not behind the prompt that it asks with"
-        raise DataError(Problem(example.where, _field(example, number), wrong, "use another template"))
-    line = "" if "\n" in opened[2] else "\n"
-    if opened[1] == "<|START_THINKING|>":
-        return f"{prompt}{reasoning}<|END_THINKING|>{begins}"
-    return f"{prompt}{line}{reasoning}\n{opened[1][0]}/{opened[1][1:]}\n\n{begins}"
-
-
-def _marked_starts(
-    example: Example, renderer: Renderer, text: str, marked: list[Span], trained: list[int]
-) -> tuple[list[int], list[int]]:
-    """Where the template's own `{% generation %}` blocks of the trained answers begin and end.
-
-    A block may begin after white space that the format puts before an answer.
-    """
-    if len(marked) != len(example.answers):
-        wrong = f"the template marks {len(marked)} generated parts for {len(example.answers)} assistant turns"
-        raise DataError(Problem(example.where, "", wrong, "put one {% generation %} block around each answer"))
-    starts, limits = [], []
-    for (start, end), number in zip(marked, example.answers, strict=True):
-        if number not in trained:
-            continue
-        prompt = prompt_text(example, renderer, number)
-        asked = len(prompt)
-        if not text.startswith(prompt):
-            _behind_prompt(example, renderer, prompt, text, number)
-            wrong = "the template asks for this answer with another prompt than it writes before it"
-            raise DataError(Problem(example.where, _field(example, number), wrong, "correct the template"))
-        opens = start < asked and _OPENED.search(text[start:asked])
-        if (start < asked and not opens) or text[asked:start].strip():
-            shift = start - asked
-            side = f"{-shift} characters before" if shift < 0 else f"{shift} characters after"
-            wrong = f"the {{% generation %}} block begins {side} the end of its prompt"
-            raise DataError(
-                Problem(example.where, _field(example, number), wrong, "begin it right after the generation prompt")
-            )
-        starts.append(asked)
-        limits.append(end)
-    return starts, limits
-
-
-def _shape(example: Example, renderer: Renderer) -> object:
-    """What a template can see of a row besides the words: which kinds of messages follow which.
-
-    Two rows of one shape are framed in the same way, so that one proof serves for both. Words that the template asks
-    for, such as </think>, are part of the shape.
-    """
-    kinds = [_kind(message, renderer.markers) for message in example.messages]
-    return frozenset(pairwise(kinds)), tuple(kinds[:2]), tuple(kinds[-2:]), bool(example.tools)
-
-
-def _kind(message: Message, markers: Sequence[str]) -> object:
-    words = tuple([marker for marker in markers if marker in message.content])
-    extra = tuple([(name, bool(value)) for name, value in message.extra.items()]) if message.extra else ()
-    return message.role, message.trained, not message.content, words, extra
-
-
-def _field(example: Example, number: int) -> str:
-    return f"message {number + 1} ({example.messages[number].role})"
 
 
 def _with_bos(part: Part, renderer: Renderer) -> Part:
@@ -363,9 +242,9 @@ def _with_bos(part: Part, renderer: Renderer) -> Part:
 def _refuse_control_tokens(example: Example, facts: TokenizerFacts) -> None:
     """Raise DataError where the text of a message or tool would become a control token."""
     for number, message in enumerate(example.messages):
-        _refuse_forged(message.content, example, facts, _field(example, number))
+        _refuse_forged(message.content, example, facts, example.place(number))
         if message.extra:
-            _refuse_forged(json.dumps(message.extra, ensure_ascii=False), example, facts, _field(example, number))
+            _refuse_forged(json.dumps(message.extra, ensure_ascii=False), example, facts, example.place(number))
     if example.tools:
         _refuse_forged(json.dumps(example.tools, ensure_ascii=False), example, facts, "tools")
 

@@ -197,18 +197,19 @@ def _end_tokens(whole: str, name: str, tokenizer: TokenizerFacts, where: Where) 
     first, last = (_end_token(tail, tokenizer) for tail in tails)
     if first in stops and last is None:
         return tuple(dict.fromkeys((first, *stops))), tails[0][: tails[0].index(first) + len(first)]
-    for end, tail in zip((first, last), tails, strict=True):
-        if end is None:
-            wrong = "the template writes no control token of this model after an answer, so the model would never stop"
-            instead = 'use the model\'s own template ("model") or one that ends answers with a token of its tokenizer'
-            got = repr(tail.strip()[:40]) if tail.strip() else "nothing"
-            raise RecipeError(Problem(where, TEMPLATE_FIELD, wrong, instead, got=got))
-    found = [end for end in (first, last) if end is not None]
+    if first is None or last is None:
+        raise RecipeError(_endless(tails[0] if first is None else tails[1], where))
     # Where only the last answer ends with a token that stops the model, earlier answers end with one that does not
     # (gpt-oss: <|return|> and <|end|>).
-    if found[1] in stops and found[0] not in stops:
-        found = found[1:]
-    return tuple(dict.fromkeys(found + stops)), ""
+    found = (last,) if last in stops and first not in stops else (first, last)
+    return tuple(dict.fromkeys((*found, *stops))), ""
+
+
+def _endless(tail: str, where: Where) -> Problem:
+    wrong = "the template writes no control token of this model after an answer, so the model would never stop"
+    instead = 'use the model\'s own template ("model") or one that ends answers with a token of its tokenizer'
+    got = repr(tail.strip()[:40]) if tail.strip() else "nothing"
+    return Problem(where, TEMPLATE_FIELD, wrong, instead, got=got)
 
 
 def _end_token(tail: str, tokenizer: TokenizerFacts) -> str | None:
