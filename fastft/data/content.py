@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any, Literal
 
 from fastft.data.example import Message
 
+SHORT_CHARACTERS = 12
 Lost = Literal["text", "reasoning", "calls"]
 
 # Reasoning inside the text of an answer: a think block before the rest.
@@ -49,6 +50,26 @@ def lost_of(message: Message, piece: str) -> Lost | None:
     if calls and not _calls_stand(calls, piece):
         return "calls"
     return None if stands(reasoning, piece) else "reasoning"
+
+
+def strange_in(answer: str, message: Message, others: Iterable[Message]) -> Message | None:
+    """The first of the `others` whose text stands in the rendered `answer` beside what `message` says itself.
+
+    Short texts are not looked for: they may be a part of a frame, as "think" is of <think>.
+    """
+    if message.extra.get("tool_calls"):
+        return None  # arguments repeat what was asked
+    rest = answer
+    for part in ordered_texts(message):
+        rest = rest.replace(part, "", 1)
+    for other in others:
+        if (
+            other is not message
+            and SHORT_CHARACTERS <= len(other.content) <= len(rest)
+            and other.content.strip() in rest
+        ):
+            return other
+    return None
 
 
 def thought_and_text(message: Message) -> tuple[str, str]:

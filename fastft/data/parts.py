@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from fastft.data.content import lost_of, ordered_texts, stands, thought_and_text, tools_stand
+from fastft.data.content import lost_of, ordered_texts, stands, strange_in, thought_and_text, tools_stand
 from fastft.data.example import Example, Message
 from fastft.data.render import Renderer, first_of, rendered
 from fastft.data.starts import SPLIT, marked_starts, starts_of
@@ -143,6 +143,10 @@ def _proven(example: Example, renderer: Renderer) -> Part:
         plain = plain and first == end
         spans.append((start, end))
         dropped |= _lost(example, renderer, number, text[start:end])
+        strange = strange_in(text[start:end], example.messages[number], example.messages)
+        if strange is not None:
+            wrong = f"the chat template writes the text of the {strange.role} message into this answer"
+            raise DataError(Problem(example.where, example.place(number), wrong, "use another template"))
     pieces = [text[end:start] for end, start in zip((0, *(end for _, end in spans)), (*starts, None), strict=True)]
     dropped |= _check_others(example, renderer, pieces, trained)
     return Part(example, text, spans, frozenset(dropped), plain)

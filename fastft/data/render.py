@@ -20,6 +20,11 @@ TEMPLATE_FIELD = "data.chat_template"
 # Words that no template changes and no real text contains, to find out how a template frames an answer.
 _PROBE = ("fastftquestionone", "fastftanswerone", "fastftquestiontwo", "fastftanswertwo")
 
+_PROBE_TOOL = {
+    "type": "function",
+    "function": {"name": "probe", "description": "none", "parameters": {"type": "object", "properties": {}}},
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
@@ -114,13 +119,8 @@ def make_renderer(
     """
     if template is None:
         return Renderer(tokenizer, None, train_on, ())
-    probe = tuple(Message(role, text) for role, text in zip(("user", "assistant") * 2, _PROBE, strict=True))
-    tokens = tokenizer.template_tokens
     try:
-        question = template.render(probe[:1], tokens, where=where)
-        answered = template.render(probe[:2], tokens, where=where)
-        prompt = template.render(probe[:1], tokens, where=where, add_generation_prompt=True)
-        whole = template.render(probe, tokens, where=where)
+        question, prompt, answered, whole = _probed(template, tokenizer, where)
     except DataError as error:
         problem = error.problems[0]
         raise RecipeError(Problem(where, TEMPLATE_FIELD, problem.wrong, "correct the template")) from error
@@ -148,19 +148,39 @@ def make_renderer(
     )
 
 
+def _probed(template: ChatTemplate, tokenizer: TokenizerFacts, where: Where) -> tuple[str, str, str, str]:
+    """The text of a question, of the prompt for its answer, with the answer, and of two questions and answers.
+
+    With a tool where the template refuses conversations without.
+    """
+    turns = tuple(Message(role, text) for role, text in zip(("user", "assistant") * 2, _PROBE, strict=True))
+
+    def text(count: int, tools: Sequence[dict[str, Any]], *, asked: bool = False) -> str:
+        tokens = tokenizer.template_tokens
+        return template.render(turns[:count], tokens, where=where, tools=tools, add_generation_prompt=asked)
+
+    try:
+        tools: Sequence[dict[str, Any]] = ()
+        question = text(1, tools)
+    except DataError:
+        tools = (_PROBE_TOOL,)
+        question = text(1, tools)
+    return question, text(1, tools, asked=True), text(2, tools), text(4, tools)
+
+
 def _tokens_inside(
     template: ChatTemplate, tokenizer: TokenizerFacts, ends: tuple[str, ...], where: Where
 ) -> frozenset[str]:
     """The control tokens that the template itself writes inside an answer, such as channels and blocks of calls."""
     found: set[str] = set()
-    tokens = tokenizer.template_tokens
+    tokens, tools = tokenizer.template_tokens, (_PROBE_TOOL,)
     call: dict[str, Any] = {"type": "function", "function": {"name": _PROBE[2], "arguments": {_PROBE[3]: 1}}}
     thought = {"reasoning_content": _PROBE[3]}
     for extra in ({}, thought, {"tool_calls": [call]}, {**thought, "tool_calls": [call]}):
         question, answer = Message("user", _PROBE[0]), Message("assistant", _PROBE[1], extra)
         try:
-            prompt = template.render([question], tokens, where=where, add_generation_prompt=True)
-            answered = template.render([question, answer], tokens, where=where)
+            prompt = template.render([question], tokens, where=where, tools=tools, add_generation_prompt=True)
+            answered = template.render([question, answer], tokens, where=where, tools=tools)
         except DataError:
             continue  # a template without reasoning or calls; the row that has them says so
         block = answered[_shared_length(prompt, answered, tokenizer) :]

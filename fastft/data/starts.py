@@ -13,9 +13,10 @@ from fastft.data.render import Renderer, prompt_text
 from fastft.data.template import Span
 from fastft.errors import DataError, Problem
 
-# A prompt that ends in an opened think block.
+# A prompt that ends in an opened think block, and one that ends in a closed one.
 _OPENED = re.compile(r"([<\[◁][\w:]*think(?:ing)?[>\]▷]|<\|START_THINKING\|>)(\s*)$", re.IGNORECASE)
 SPLIT = 'set data.turns = "split" (one row an answer), or data.train_on = "last"'
+_CLOSED = re.compile(r"(?:[<\[◁]/[\w:]*think(?:ing)?[>\]▷]|thought\s*<[^<>]*>)\s*$", re.IGNORECASE)
 
 
 def starts_of(example: Example, renderer: Renderer, text: str, trained: list[int]) -> tuple[str, list[int], bool]:
@@ -94,7 +95,7 @@ def _behind_more(example: Example, prompt: str, rest: str, number: int) -> str:
     reasoning, _ = thought_and_text(example.messages[number])
     opened = _OPENED.search(prompt)
     if opened is None:
-        if reasoning:
+        if reasoning and _CLOSED.search(prompt):
             wrong = "the template asks for answers without reasoning, and this answer has some"
             instead = 'remove it, or use a template that asks for reasoning, such as chat_template = "qwen3"'
             raise DataError(Problem(example.where, example.place(number), wrong, instead))
