@@ -212,13 +212,21 @@ def _end_tokens(whole: str, name: str, tokenizer: TokenizerFacts, where: Where) 
     if not in_order or any(whole.count(text) != 1 for text in _PROBE):
         wrong = "the template does not write each message of a conversation once, in order"
         raise RecipeError(Problem(where, TEMPLATE_FIELD, wrong, "correct the template", got=name))
-    stops = [token for token in tokenizer.stop_tokens if token != tokenizer.bos_token]
     tails = (whole.split(answer)[1].split(question_two)[0], whole.split(answer_two)[1])
-    first, last = (_end_token(tail, tokenizer) for tail in tails)
+    return _ends_of(tails, tokenizer, where)
+
+
+def _ends_of(tails: tuple[str, str], tokenizer: TokenizerFacts, where: Where) -> tuple[tuple[str, ...], str]:
+    """As `_end_tokens`, from what follows an earlier answer and the last one."""
+    stops = [token for token in tokenizer.stop_tokens if token != tokenizer.bos_token]
+    first, last = (_first_token(tail, tokenizer) for tail in tails)
     if first in stops and last is None:
         return tuple(dict.fromkeys((first, *stops))), tails[0][: tails[0].index(first) + len(first)]
     if first is None or last is None:
         raise RecipeError(_endless(tails[0] if first is None else tails[1], where))
+    stop = _stopping(tails[0], tokenizer)
+    if stop is not None and stop == _stopping(tails[1], tokenizer):  # the second one of <|END_TEXT|><|END_OF_TURN|>
+        first = last = stop
     # Where only the last answer ends with a token that stops the model, earlier answers end with one that does not
     # (gpt-oss: <|return|> and <|end|>).
     found = (last,) if last in stops and first not in stops else (first, last)
@@ -232,14 +240,14 @@ def _endless(tail: str, where: Where) -> Problem:
     return Problem(where, TEMPLATE_FIELD, wrong, instead, got=got)
 
 
-def _end_token(tail: str, tokenizer: TokenizerFacts) -> str | None:
-    """The first control token in `tail`, or the one that stops the model where that follows without a gap."""
-    first = _first_token(tail, tokenizer)
-    following = first
-    while following is not None and following not in tokenizer.stop_tokens:
-        tail = tail[tail.index(following) + len(following) :]
-        following = next((token for token in tokenizer.special_tokens if tail.startswith(token)), None)
-    return following or first
+def _stopping(tail: str, tokenizer: TokenizerFacts) -> str | None:
+    """The first of the control tokens that `tail` begins with that stops the model, if any does."""
+    tail = tail.lstrip()
+    while token := next((token for token in tokenizer.special_tokens if tail.startswith(token)), None):
+        if token in tokenizer.stop_tokens:
+            return token
+        tail = tail.removeprefix(token)
+    return None
 
 
 def render_prompt(example: Example, renderer: Renderer) -> Prompt:

@@ -29,22 +29,33 @@ TEMPLATES: Mapping[str, tuple[str, ...]] = {
     "alpaca": (),
     "baichuan2": ("baichuan",),
     "chatml": (),
+    "deepseek-r1-distill": ("qwen", "llama", "deepseek"),
     "gemma": ("gemma",),
+    "gemma-4": ("gemma",),
+    "gpt-oss": ("gpt-oss",),
+    "granite": ("granite",),
     "llama-3": ("llama",),
     "llama-3.1": ("llama",),
+    "llama-3.2": ("llama",),
+    "llama-3.3": ("llama",),
     "mistral": ("mistral", "mixtral"),
+    "mistral-nemo": ("mistral",),
+    "mistral-v7": ("mistral",),
     "phi": ("phi",),
     "phi-4": ("phi",),
+    "phi-4-mini": ("phi",),
     "qwen2.5": ("qwen",),
     "qwen3": ("qwen",),
+    "qwen3.5": ("qwen",),
+    "smollm3": ("smollm",),
     "vicuna": ("vicuna", "llama"),
     "zephyr": ("zephyr", "mistral", "stablelm"),
 }
 
 
 def known_families() -> tuple[str, ...]:
-    """The model families that can be recognised: those of the templates, and SmolLM, which has none of its own here."""
-    return tuple(dict.fromkeys(family for families in (*TEMPLATES.values(), ("smollm",)) for family in families))
+    """The model families that can be recognised: those of the templates."""
+    return tuple(dict.fromkeys(family for families in TEMPLATES.values() for family in families))
 
 
 @dataclass(frozen=True)
