@@ -82,7 +82,7 @@ def _rewritten(example: Example, renderer: Renderer, prompt: str, text: str, num
             f"the template asks for this answer with {renderer.asked_more!r}, which it does not write before an answer"
         )
     system = example.messages[0].content.strip() if example.messages[0].role == "system" else ""
-    if system and prompt.rfind(system) > text.find(system):
+    if system and prompt.find(system) != text.find(system):
         wrong += ", as it moves the system text to the last question"
     return Problem(example.where, example.place(number), f"{wrong}, so its start is unclear", SPLIT)
 
