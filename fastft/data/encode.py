@@ -9,7 +9,7 @@ import sys
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from fastft.data.example import Example
@@ -66,12 +66,13 @@ def labels_with_loss_on(ids: array[int], runs: Iterable[Span]) -> array[int]:
 
 
 def encode(example: Example, renderer: Renderer) -> Encoded:
-    """The ids and labels of an example that is one row.
+    """The ids and labels of an example as one row.
 
     Raises:
-        DataError: the example cannot be rendered, or its loss mask cannot be proven.
+        DataError: the example cannot be rendered, its loss mask cannot be proven, or its answers need a row each.
     """
-    (made,) = next(encode_batches([[example]], renderer))
+    whole = renderer if renderer.turns == "whole" else replace(renderer, turns="whole")
+    (made,) = next(encode_batches([[example]], whole))
     if isinstance(made, Problem):
         raise DataError(made)
     ((_, encoded),) = made

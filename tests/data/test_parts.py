@@ -53,7 +53,7 @@ def trained(encoded: Encoded, facts: TokenizerFacts) -> str:
 def prepared(folder: Path, locate: Locate, facts: TokenizerFacts, rows: list[dict[str, Any]], **keys: Any) -> Prepared:
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = DataSection(train="rows.jsonl", **keys)
-    return prepare(data, facts, max_seq_length=500, seed=7, recipe_dir=folder, locate=locate, refuse_broken=False)
+    return prepare(data, facts, max_seq_length=300, seed=7, recipe_dir=folder, locate=locate, refuse_broken=False)
 
 
 def test_reasoning_that_the_template_drops_is_refused_with_a_way_out(chatml: TokenizerFacts) -> None:
@@ -285,3 +285,23 @@ def test_a_system_text_that_moves_is_named_with_the_way_out(every_token: Tokeniz
     made = renderer(load_template("mistral-nemo", Path(), None, HERE), every_token)
     with pytest.raises(DataError, match=r"moves the system text to the last question.*data.turns = .split."):
         rows_of(example, made)
+
+
+def test_near_repeats_are_looked_for_between_conversations_not_between_their_rows(
+    tmp_path: Path, locate: Locate, chatml: TokenizerFacts
+) -> None:
+    texts = ["word " * 40, "one", "and", "two"]
+    turns = [{"role": role, "content": text} for role, text in zip(("user", "assistant") * 2, texts, strict=True)]
+    made = prepared(tmp_path, locate, chatml, [{"messages": turns}] * 2, turns="split", deduplicate="near")
+    assert [row.where.line for row in made.train.rows] == [1, 1]
+    assert [(str(row.line), str(first.line)) for row, first in made.train.repeated] == [("2", "1")]
+
+
+def test_a_split_row_that_is_too_long_never_trains_a_part_without_its_answer(
+    tmp_path: Path, locate: Locate, chatml: TokenizerFacts
+) -> None:
+    texts = ["a" * 200, "one", "b" * 200, "two"]
+    turns = [{"role": role, "content": text} for role, text in zip(("user", "assistant") * 2, texts, strict=True)]
+    made = prepared(tmp_path, locate, chatml, [{"messages": turns}], turns="split", overlong="split")
+    assert made.train.rejected == []
+    assert [trained(row, chatml) for row in made.train.rows] == ["one<|im_end|>", "two<|im_end|>"]
