@@ -13,3 +13,6 @@ DATA_FORMATS = {
     "classification": ("text", "label"),
     "text": ("text",),
 }
+
+# The date that Llama 3.1 and 3.2 write where no other is given.
+TEMPLATE_DATE = "2024-07-26"

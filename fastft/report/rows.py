@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from fastft.data.parts import DROPPED
 from fastft.data.prepare import Prepared
 from fastft.data.rows import RowSet, reject_record
 
@@ -27,6 +28,11 @@ def _account(name: str, rows: RowSet, data_format: str) -> tuple[str, list[str]]
         (len(rows.leaked), "also trained, and left out of the evaluation"),
     ]
     notes = [f"{count} {name} {_rows(count)} {why}; see rejects.jsonl" for count, why in reasons if count]
+    if rows.split:
+        made, extra = sum(one.rows for one in rows.split), sum(one.extra_tokens for one in rows.split)
+        why = f"split into {made}, one an answer, with {extra} tokens more (data.turns)"
+        notes.append(f"{len(rows.split)} {name} {_rows(len(rows.split))} {why}")
+    notes += [f"{count} {name} {_rows(count)} {DROPPED[kind]}" for kind, count in sorted(rows.dropped.items())]
     return summary, notes
 
 
