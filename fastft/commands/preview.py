@@ -16,7 +16,7 @@ from fastft.errors import Problem, UsageError, Where
 from fastft.planning.check import check
 from fastft.recipe.loader import LoadedRecipe, load
 from fastft.report.preview import print_row
-from fastft.report.rows import account
+from fastft.report.rows import accounts
 from fastft.stages.inputs import fetch_tokenizer, prepare_rows
 
 
@@ -30,7 +30,7 @@ def preview(loaded: LoadedRecipe, count: int, row: int | None) -> list[PreviewRo
     folder = fetch_tokenizer(loaded, say)
     prepared = prepare_rows(loaded, folder)
     train = prepared.train
-    for note in account("training", train, prepared.format)[1]:
+    for note in accounts(prepared)[0][1]:
         say(note)
     if row is not None and row > len(train.rows):
         wrong = f"there is no row {row}"

@@ -20,7 +20,7 @@ from fastft.data.template import ChatTemplate, load_template
 from fastft.data.tokenizer import TokenizerFacts, make_facts
 from fastft.errors import DataError, Problem, Where
 from fastft.recipe.model import DataSection
-from fastft.report.rows import account
+from fastft.report.rows import accounts
 
 Locate = Callable[[str], Where]
 Conversation = Callable[..., Example]
@@ -117,7 +117,7 @@ def test_split_rows_are_counted_with_their_extra_tokens(tmp_path: Path, locate: 
     made = prepared(tmp_path, locate, chatml, [{"messages": turns}, {"messages": turns[:2]}], turns="split")
     assert [(one.where.line, one.rows) for one in made.train.split] == [(1, 2)]
     assert made.train.split[0].extra_tokens == len(made.train.rows[0].input_ids)
-    notes = account("training", made.train, made.format)[1]
+    notes = accounts(made)[0][1]
     extra = len(made.train.rows[0].input_ids)
     assert notes == [f"1 training row is split into 2, one an answer, with {extra} tokens more (data.turns)"]
 
@@ -133,7 +133,7 @@ def test_what_rows_lose_is_counted_and_kept_in_the_cache(
             data, chatml, max_seq_length=500, seed=7, recipe_dir=tmp_path, locate=locate, cache_dir=tmp_path / "cache"
         )
         assert made.train.dropped == {"reasoning": 1}
-        assert account("training", made.train, made.format)[1] == [f"1 training row is {DROPPED['reasoning']}"]
+        assert accounts(made)[0][1] == [f"1 training row is {DROPPED['reasoning']}"]
 
 
 def test_a_template_that_ignores_the_generation_prompt_gets_one_that_everyone_asks_with(
@@ -205,7 +205,7 @@ def test_a_text_ends_once(end: str, chatml: TokenizerFacts) -> None:
 def test_a_chat_in_a_text_column_is_noted(tmp_path: Path, locate: Locate, chatml: TokenizerFacts) -> None:
     chat = "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\nFour.<|im_end|>\n"
     made = prepared(tmp_path, locate, chatml, [{"text": chat}, {"text": "Once."}])
-    assert account("training", made.train, made.format)[1] == [f"1 training row is {DROPPED['mask']}"]
+    assert accounts(made)[0][1] == [f"1 training row is {DROPPED['mask']}"]
 
 
 def test_a_proof_for_one_shape_serves_only_rows_of_that_shape(chatml: TokenizerFacts) -> None:
