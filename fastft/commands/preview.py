@@ -16,6 +16,7 @@ from fastft.errors import Problem, UsageError, Where
 from fastft.planning.check import check
 from fastft.recipe.loader import LoadedRecipe, load
 from fastft.report.preview import print_row
+from fastft.report.rows import account
 from fastft.stages.inputs import fetch_tokenizer, prepare_rows
 
 
@@ -27,7 +28,10 @@ def preview(loaded: LoadedRecipe, count: int, row: int | None) -> list[PreviewRo
         FastftError: recipe, data or tokenizer cannot be used.
     """
     folder = fetch_tokenizer(loaded, say)
-    train = prepare_rows(loaded, folder).train
+    prepared = prepare_rows(loaded, folder)
+    train = prepared.train
+    for note in account("training", train, prepared.format)[1]:
+        say(note)
     if row is not None and row > len(train.rows):
         wrong = f"there is no row {row}"
         raise UsageError(Problem(Where("--row"), "", wrong, f"write 1 to {len(train.rows)}"))

@@ -12,6 +12,7 @@ import hashlib
 import json
 import tempfile
 from array import array
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import date
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from fastft.recipe.model import DataSection
 
 # Increase it when the same key would lead to other tokens.
-FORMAT = 2
+FORMAT = 3
 ACCOUNT = "account.json"
 # Makes the writer for the row set of that name.
 WriterOf = Callable[[str], RowWriter]
@@ -161,6 +162,8 @@ def _account(rows: RowSet) -> dict[str, Any]:
         "repeated": [[asdict(row), asdict(first)] for row, first in rows.repeated],
         "leaked": [asdict(problem) for problem in rows.leaked],
         "by_source": rows.by_source,
+        "unused": rows.unused,
+        "chats_as_text": rows.chats_as_text,
     }
 
 
@@ -176,6 +179,8 @@ def _row_set(path: Path, entry: dict[str, Any]) -> RowSet:
         repeated=[(Where(**row), Where(**first)) for row, first in entry["repeated"]],
         leaked=[_problem(one) for one in entry["leaked"]],
         by_source=entry["by_source"],
+        unused=Counter(entry["unused"]),
+        chats_as_text=entry["chats_as_text"],
     )
 
 

@@ -5,28 +5,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fastft.data.hints import instead_of
 from fastft.errors import DataError, Problem, Where, nearest
-from fastft.recipe.data_formats import DATA_FORMATS
+from fastft.recipe.data_formats import DATA_FORMATS, OPTIONAL_COLUMNS
 
 Columns = Mapping[str, Any]
+_OPTIONAL = frozenset[str]().union(*OPTIONAL_COLUMNS.values())
 
 
 def rename(row: Columns, columns: Mapping[str, str], where: Where) -> Columns:
-    """The row with its columns renamed as `data.columns` says.
+    """The row with its columns renamed as `data.columns` says; a row may lack those that its format can do without.
 
     Raises:
         DataError: the row has no column that `data.columns` names.
     """
     if not columns:
         return row
-    for name in columns.values():
+    for new, name in columns.items():
         if name not in row:
             near = nearest(name, row)
+            if new in _OPTIONAL and near is None and any(other in row for other in columns.values()):
+                continue
             instead = f'did you mean "{near}"?' if near else "name a column of the file"
             got = ", ".join(row) or "no column"
             raise DataError(Problem(where, "data.columns", f'there is no column "{name}"', instead, got=got))
     kept = {name: value for name, value in row.items() if name not in columns.values()}
-    return {**kept, **{new: row[old] for new, old in columns.items()}}
+    return {**kept, **{new: row[old] for new, old in columns.items() if old in row}}
 
 
 def detect(row: Columns) -> str | None:
@@ -49,7 +53,7 @@ def detect_or_fail(row: Columns, where: Where, chosen: str = "auto") -> str:
         found = detect(row)
         if found is None:
             fits = (f"{', '.join(needed)} ({name})" for name, needed in DATA_FORMATS.items() if name != "belle")
-            instead = f"map them in data.columns to one of: {'; '.join(fits)}"
+            instead = instead_of(row) or f"map them in data.columns to one of: {'; '.join(fits)}"
             raise DataError(Problem(where, "data.format", "these columns fit no known format", instead, got=present))
         return found
     missing = [name for name in DATA_FORMATS[chosen] if name not in row]

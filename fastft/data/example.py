@@ -34,6 +34,8 @@ class Example:
     messages: tuple[Message, ...] = ()
     tools: tuple[Mapping[str, Any], ...] = ()
     text: str | None = None
+    # Columns, and keys of turns as "[].key", that have no effect; not written to JSON.
+    unused: frozenset[str] = frozenset()
 
     @property
     def characters(self) -> int:

@@ -14,7 +14,7 @@ from fastft.data.columns import detect_or_fail, rename
 from fastft.data.contract import check_encoded
 from fastft.data.encode import Encoded, encode_batches
 from fastft.data.example import Example
-from fastft.data.formats import to_example
+from fastft.data.formats import rules_of, to_example
 from fastft.data.near import NearRepeats
 from fastft.data.overlong import fit
 from fastft.data.render import Renderer
@@ -115,6 +115,9 @@ class Filler:
         if isinstance(encoded, Problem):
             account.rejected.append(encoded)
             return
+        account.unused.update(example.unused)
+        if example.text is not None:
+            account.chats_as_text += self.renderer.tokenizer.has_control_tokens_inside(example.text)
         parts = [encoded]
         if len(encoded.input_ids) > self.max_seq_length:
             parts = fit(example, encoded, self.renderer, self.max_seq_length, self.data.overlong)
@@ -173,4 +176,4 @@ def format_of(source: Source, data: DataSection, recipe_dir: Path) -> str:
 def _parsed(row: dict[str, Any] | Problem, where: Where, data_format: str, data: DataSection) -> Example:
     if isinstance(row, Problem):
         raise DataError(row)
-    return to_example(rename(row, data.columns, where), data_format, where)
+    return to_example(rename(row, data.columns, where), data_format, where, rules_of(data))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from fastft.data.columns import detect_or_fail, rename
 from fastft.data.example import Example
-from fastft.data.formats import to_example
+from fastft.data.formats import rules_of, to_example
 from fastft.data.near import NearRepeats
 from fastft.data.sources import Source, evaluation_source, training_sources
 from fastft.errors import DataError, Problem, Where
@@ -130,7 +130,7 @@ def _examples(source: Source, data: DataSection, recipe_dir: Path, seen: _Seen) 
                 raise DataError(row)  # noqa: TRY301 -- so that all broken rows are counted in one place
             renamed = rename(row, data.columns, where)
             found = detect_or_fail(renamed, where, found) if found == "auto" else found
-            yield to_example(renamed, found, where)
+            yield to_example(renamed, found, where, rules_of(data))
         except DataError:
             seen.unreadable += 1
 

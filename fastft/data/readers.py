@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fastft.data.json_rows import UTF8_BOM, Row, read_json, read_json_lines
+from fastft.data.values import without_null_keys
 from fastft.errors import DataError, MachineError, Problem, Where, nearest
 
 FILE_KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
@@ -226,7 +227,7 @@ def _read_parquet(stream: IO[bytes], shown: str) -> Iterator[Row]:
         for batch in pyarrow.parquet.ParquetFile(stream).iter_batches(batch_size=1000):
             for row in batch.to_pylist():
                 number += 1
-                yield Where(shown, number), row
+                yield Where(shown, number), {name: without_null_keys(value) for name, value in row.items()}
     except pyarrow.ArrowInvalid as error:
         wrong = f"not a Parquet file: {' '.join(str(error).split())[:200]}"
         raise DataError(Problem(Where(shown), "", wrong, "write it again")) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
@@ -188,6 +189,10 @@ class RowSet:
     leaked: list[Problem] = field(default_factory=list)
     # Rows by source name, in the recipe's order.
     by_source: dict[str, int] = field(default_factory=dict)
+    # In how many rows each column, or key of turns as "[].key", has no effect.
+    unused: Counter[str] = field(default_factory=Counter)
+    # Rows of plain text that hold control tokens of chats, whose questions carry loss too.
+    chats_as_text: int = 0
 
     @property
     def examples(self) -> Examples:

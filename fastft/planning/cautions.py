@@ -173,6 +173,8 @@ def _data(sight: Sight) -> Iterator[Caution]:
             f"{rows.lost_rows:,} of {read:,} rows are left out, the longest has {rows.longest:,} tokens"
         )
         yield Caution("model.max_seq_length", says, "what is cut is not learnt", "the rows themselves")
+    for note in rows.notes:
+        yield Caution("data.ignore", note, "what has no effect is not learnt", "the rows themselves")
     if rows.pads_with_end:
         says = "the padding token is one that ends an answer; fastft masks by length, so answers still learn to end"
         reason = "a tool that masks by token would never train the end: endless answers"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastft.data.sources import count_training_rows, evaluation_source
+from fastft.data.unused import unused_notes
 from fastft.probe.base_model import BaseModel, find_base_model
 from fastft.probe.device import Device, find_device
 from fastft.probe.software import installed
@@ -26,6 +27,7 @@ class RowFacts:
 
     `lengths`: tokens of each training row. `trained_tokens`: those that carry loss. `lost_rows`, `lost_tokens`: what
     max_seq_length costs, by `overlong` ("drop", "truncate", ...); `longest`: tokens of the longest row before that.
+    `notes`: what the rows say and has no effect.
     """
 
     lengths: Sequence[int]
@@ -37,6 +39,7 @@ class RowFacts:
     overlong: str
     pads_with_end: bool
     template: str | None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,7 @@ def with_rows(facts: Facts, recipe: Recipe, prepared: Prepared) -> Facts:
         overlong=recipe.data.overlong,
         pads_with_end=tokenizer.pad_token is not None and tokenizer.pad_token in tokenizer.stop_tokens,
         template=None if prepared.template is None else prepared.template.name,
+        notes=tuple(unused_notes("training", train.unused, train.chats_as_text)),
     )
     return replace(facts, train_examples=len(lengths), eval_examples=rows.eval_rows, rows=rows)
 

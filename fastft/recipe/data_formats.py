@@ -13,3 +13,16 @@ DATA_FORMATS = {
     "classification": ("text", "label"),
     "text": ("text",),
 }
+
+# The columns that each format reads besides. Any other is refused or counted: fastft.data.unused.
+_OF_TURNS = frozenset({"system", "tools"})
+_OF_ONE_ANSWER = _OF_TURNS | {"history", "reasoning_content", "reasoning", "thinking"}
+OPTIONAL_COLUMNS = {
+    "messages": _OF_TURNS,
+    "sharegpt": _OF_TURNS,
+    "belle": _OF_TURNS,
+    "alpaca": _OF_ONE_ANSWER | {"input"},
+    "prompt_completion": _OF_ONE_ANSWER,
+    "classification": _OF_TURNS,
+    "text": frozenset[str](),
+}

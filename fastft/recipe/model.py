@@ -263,6 +263,19 @@ class DataSection(Section):
     file's `question` as `prompt`.
     Upstream: none (fastft reads the rows)"""
 
+    ignore: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Columns and keys of turns that have no effect on purpose: `ignore = ["chosen", "rejected"]`. Without it, one that
+    would change what is learnt (preferences, pictures, weights, a system text under another name) makes its row broken,
+    and every other is counted.
+    Upstream: none (fastft reads the rows)"""
+
+    allow_assistant_first: bool = False
+    """Accept conversations that the assistant begins, such as a greeting. That first turn is kept as context and
+    carries no loss, because it answers nothing.
+    On: chats of bots that greet are trained as they are, where the chat template accepts them.
+    Off: such rows are broken.
+    Upstream: none (fastft reads the rows)"""
+
     chat_template: str = "model"
     """How messages become text: "model" for the base model's own template, a known name ("llama-3.1", "llama-3",
     "chatml", ...), or a `.jinja` file relative to the recipe.

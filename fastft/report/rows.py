@@ -6,6 +6,7 @@ import json
 
 from fastft.data.prepare import Prepared
 from fastft.data.rows import RowSet, reject_record
+from fastft.data.unused import unused_notes
 
 
 def account(name: str, rows: RowSet, data_format: str) -> tuple[str, list[str]]:
@@ -22,7 +23,7 @@ def account(name: str, rows: RowSet, data_format: str) -> tuple[str, list[str]]:
         (len(rows.leaked), "also trained, and left out of the evaluation"),
     ]
     notes = [f"{count} {name} {_rows(count)} {why}; see rejects.jsonl" for count, why in reasons if count]
-    return summary, notes
+    return summary, notes + unused_notes(name, rows.unused, rows.chats_as_text)
 
 
 def _rows(count: int) -> str:

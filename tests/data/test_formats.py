@@ -128,9 +128,12 @@ def test_plain_text_must_be_text(value: object) -> None:
 
 def test_unknown_columns_list_what_would_fit() -> None:
     with pytest.raises(
-        DataError, match=r"fit no known format \(got question, answer\); map them in data\.columns to one of"
+        DataError,
+        match=r"fit no known format \(got question, answer\); write columns = \{ prompt = \"question\", completion = \"answer\" \}",
     ):
         detect_or_fail({"question": "", "answer": ""}, HERE)
+    with pytest.raises(DataError, match=r"fit no known format \(got a, b\); map them in data\.columns to one of"):
+        detect_or_fail({"a": 1, "b": 2}, HERE)
 
 
 def test_a_missing_column_names_the_nearest_one_and_the_format_that_would_fit() -> None:

@@ -1,0 +1,88 @@
+"""Columns of a row that its format does not read: those that change what is learnt are refused, the others named."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from fastft.data.turns import MARKS, MEDIA, REASONING
+from fastft.data.values import kind, says_something
+from fastft.errors import DataError, Problem, Where, nearest
+from fastft.recipe.data_formats import DATA_FORMATS, OPTIONAL_COLUMNS
+
+# Names in one note.
+LISTED_NAMES = 12
+_LEAVE_OUT = "or leave it out on purpose: data.ignore = [{name}]"
+_TOOLS = ("functions", "tool_list", "available_tools", "toolConfig", "tool_config")
+_SYSTEM = ("system_prompt", "system_message", "systemInstruction", "system_instruction")
+_PREFERENCES = ("chosen", "rejected", "kto_tag", "preferred", "chosen_response", "rejected_response")
+
+
+def check_columns(row: Mapping[str, Any], data_format: str, ignored: Iterable[str], where: Where) -> set[str]:
+    """The columns of `row` that say something and have no effect.
+
+    Raises:
+        DataError: one of them changes what would be learnt.
+    """
+    unused = row.keys() - DATA_FORMATS[data_format] - OPTIONAL_COLUMNS[data_format] - set(ignored)
+    unused = {name for name in unused if says_something(row[name])}
+    for name in sorted(unused):
+        refused = _refused(name, row[name], data_format)
+        if refused is not None:
+            wrong, instead = refused
+            instead = f"{instead}, {_LEAVE_OUT.format(name=chr(34) + name + chr(34))}"
+            raise DataError(Problem(where, name, wrong, instead, got=kind(row[name])))
+    return unused
+
+
+def _refused(name: str, value: object, data_format: str) -> tuple[str, str] | None:
+    """What is wrong with an unused column and what to write instead, or None for one that only describes the row."""
+    if name in _PREFERENCES or (name == "label" and _is_truth(value)):
+        return (
+            "preferences are not trained: bad answers would count as good",
+            "keep only the answers to learn",
+        )
+    if name in MEDIA:
+        return "is not seen by the model, which would learn to invent it", "remove the row"
+    if name in MARKS and value != 1:
+        return "weights of rows have no effect", "use data.sources with a weight each"
+    for known, others in (("system", _SYSTEM), ("tools", _TOOLS)):
+        if name in others and known in OPTIONAL_COLUMNS[data_format]:
+            return f"has no effect under this name: did you mean {known}?", f'write columns = {{ {known} = "{name}" }}'
+    if name in ("system", "tools"):
+        return f"has no effect in the {data_format} format", "use a format with turns"
+    if name in REASONING and data_format != "text" and not isinstance(value, bool):
+        return "has no effect beside whole conversations", 'write it as "reasoning_content" of its turn'
+    if name == "history":
+        return f"has no effect in the {data_format} format", "write it as turns"
+    if name == "input" and data_format in ("prompt_completion", "belle", "classification"):
+        return f"has no effect in the {data_format} format", "write it into the question"
+    return None
+
+
+def unused_notes(rows: str, counts: Counter[str], chats_as_text: int) -> list[str]:
+    """What people read of `RowSet.unused` and `RowSet.chats_as_text`, for rows called `rows`."""
+    notes = []
+    for kind_of_name, in_turns in (("columns", False), ("keys of turns", True)):
+        found = [(name, count) for name, count in counts.most_common() if name.startswith("[].") is in_turns]
+        listed = ", ".join(_named(name.removeprefix("[]."), count) for name, count in found[:LISTED_NAMES])
+        more = f" and {len(found) - LISTED_NAMES} more" if len(found) > LISTED_NAMES else ""
+        if found:
+            notes.append(f"{kind_of_name} without effect in {rows} rows: {listed}{more}")
+    if chats_as_text:
+        notes.append(
+            f"control tokens inside the plain text of {chats_as_text:,} {rows} rows: if these are chats, their "
+            "questions carry loss too; write them as messages to train the answers only"
+        )
+    return notes
+
+
+def _named(name: str, count: int) -> str:
+    near = nearest(name.lower(), {*OPTIONAL_COLUMNS["alpaca"], *MARKS, "tool_calls"})
+    hint = f"; did you mean {near}?" if near else ""
+    return f"{name} ({count:,} {'row' if count == 1 else 'rows'}{hint})"
+
+
+def _is_truth(value: object) -> bool:
+    return isinstance(value, bool) or (isinstance(value, str) and value.lower() in ("true", "false"))
