@@ -110,11 +110,7 @@ class ArrowWriter(RowWriter):
         columns |= {"length": length, "path": pyarrow.array(block.paths, pyarrow.string()), "line": line}
         if block.examples:
             columns["example"] = pyarrow.array(block.examples, pyarrow.string())
-        self._write(pyarrow.RecordBatch.from_pydict(columns))
-
-    def _write(self, batch: Any) -> None:
-        import pyarrow
-
+        batch = pyarrow.RecordBatch.from_pydict(columns)
         if self._stream is None:
             self._stream = pyarrow.ipc.new_stream(str(self._path), batch.schema)
         self._stream.write_batch(batch)

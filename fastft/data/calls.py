@@ -6,7 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastft.data.values import as_list, kind
+from fastft.data.json_rows import json_kind
+from fastft.data.values import as_list
 from fastft.errors import DataError, Problem, Where
 
 # What other makers call the arguments of a call, and the schema of a tool's parameters.
@@ -39,9 +40,12 @@ def read_tools(value: object, where: Where, field: str = "tools") -> tuple[Mappi
         return ()
     tools = []
     for index, tool in enumerate(as_list(value, where, field)):
-        read = _parsed(tool, where, f"{field}[{index}]") if isinstance(tool, str) else tool
+        place = f"{field}[{index}]"
+        read = _parsed(tool, where, place) if isinstance(tool, str) else tool
         if not isinstance(read, Mapping):
-            raise DataError(Problem(where, f"{field}[{index}]", "not a tool", "write a JSON schema", got=kind(tool)))
+            raise DataError(
+                Problem(where, f"{field}[{index}]", "not a tool", "write a JSON schema", got=json_kind(tool))
+            )
         tools.append(_tool(read, where, f"{field}[{index}]"))
     return tuple(tools)
 
@@ -71,7 +75,7 @@ def _without_padding(call: Mapping[str, Any], properties: object) -> Mapping[str
 def _call(call: object, where: Where, field: str) -> Mapping[str, Any]:
     call = _parsed(call, where, field)
     if not isinstance(call, Mapping):
-        raise DataError(Problem(where, field, "not a call of a tool", _CALL, got=kind(call)))
+        raise DataError(Problem(where, field, "not a call of a tool", _CALL, got=json_kind(call)))
     function = call.get("function", call)
     if not isinstance(function, Mapping):
         function = {**call, "name": function} if isinstance(function, str) else {}
@@ -92,7 +96,7 @@ def _arguments(value: object, where: Where, field: str) -> Mapping[str, Any]:
     if isinstance(value, str):
         value = (_parsed(value, where, field) if value.strip() else None) or {}
     if not isinstance(value, Mapping):
-        raise DataError(Problem(where, field, "not an object", 'write {"name": value}', got=kind(value)))
+        raise DataError(Problem(where, field, "not an object", 'write {"name": value}', got=json_kind(value)))
     return value
 
 

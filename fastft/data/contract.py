@@ -48,19 +48,17 @@ def _runs(labels: array[int]) -> list[tuple[int, int]]:
 
 def _check_answers(row: Encoded, renderer: Renderer, runs: list[tuple[int, int]]) -> Problem | None:
     """What is wrong, or None: each unbroken run of tokens with loss is one answer with text and its end token."""
-    stops = renderer.stop_ids
     name = renderer.end_of_turn[0]
     for start, end in runs:
         answer = row.input_ids[start:end]
-        if answer[-1] not in stops:
-            wrong = (
-                f"the answer at tokens {start} to {end - 1} has no {name} with loss: the model would not learn to stop"
-            )
+        place = f"at tokens {start} to {end - 1}"
+        if answer[-1] not in renderer.stop_ids:
+            wrong = f"the answer {place} has no {name} with loss: the model would not learn to stop"
             return _broken(row, wrong, "was it cut off, or its end masked as padding?")
         if len(answer) == 1:
             return _broken(row, f"the answer at token {start} is only {name}", "was the mask shifted?")
         if not renderer.control_ids.isdisjoint(answer[:-1]):
-            wrong = f"the loss at tokens {start} to {end - 1} continues into another turn"
+            wrong = f"the loss {place} continues into another turn"
             return _broken(row, wrong, "end every answer with its own token, and train answers only")
     return None
 

@@ -65,19 +65,14 @@ def encode(example: Example, renderer: Renderer) -> Encoded:
     Raises:
         DataError: the example cannot be rendered, or its loss mask cannot be proven.
     """
-    made = encode_batch([example], renderer)[0]
+    (made,) = next(encode_batches([[example]], renderer))
     if isinstance(made, Problem):
         raise DataError(made)
     return made
 
 
-def encode_batch(examples: Sequence[Example], renderer: Renderer) -> list[Encoded | Problem]:
-    """The ids and labels of each example, or why it has none."""
-    return next(encode_batches([examples], renderer))
-
-
 def encode_batches(batches: Iterable[Sequence[Example]], renderer: Renderer) -> Iterator[list[Encoded | Problem]]:
-    """As `encode_batch`, for many batches; a thousand examples each are fastest."""
+    """The ids and labels of each example, or why it has none; batches of a thousand examples are fastest."""
     with ThreadPoolExecutor(1) as pool:
         before: tuple[Sequence[Example], list[_Rendered], Future[Iterator[Encoding]]] | None = None
         for examples in batches:
@@ -114,18 +109,15 @@ def _finish(
             made.append(entry)
             continue
         encoding = next(encodings)
+        ids = array("i", encoding.ids)
         if renderer.train_on == "all" or example.text is not None:
-            ids = array("i", encoding.ids)
             made.append(Encoded(ids, ids, example.where))
         elif not renderer.prompt_ids:
             made.append(_labelled(example, renderer, encoding, entry[1]))
+        elif (runs := _answers_by_tokens(example, renderer, ids)) is None:
+            made.append(_by_offsets(example, renderer))
         else:
-            ids = array("i", encoding.ids)
-            runs = _answers_by_tokens(example, renderer, ids)
-            if runs is None:
-                made.append(_by_offsets(example, renderer))
-            else:
-                made.append(Encoded(ids, labels_with_loss_on(ids, runs), example.where))
+            made.append(Encoded(ids, labels_with_loss_on(ids, runs), example.where))
     return made
 
 
@@ -138,7 +130,7 @@ def _answers_by_tokens(example: Example, renderer: Renderer, ids: array[int]) ->
     """
     row = ids.tobytes()
     prompt = renderer.prompt_bytes
-    answers = [message for message in example.messages if message.role == "assistant"]
+    answers = [example.messages[number] for number in example.answers]
     starts: list[int] = []
     at = _find(row, prompt, 0)
     while at < len(ids):

@@ -38,6 +38,11 @@ class Example:
     unused: frozenset[str] = frozenset()
 
     @property
+    def answers(self) -> list[int]:
+        """The numbers, from 0, of the assistant's messages."""
+        return [number for number, message in enumerate(self.messages) if message.role == "assistant"]
+
+    @property
     def characters(self) -> int:
         """The length of the text, without control tokens and tools."""
         return len(self.text) if self.text is not None else sum([len(message.content) for message in self.messages])

@@ -147,10 +147,9 @@ class Filler:
 
     def _is_repeated(self, row: Encoded, account: RowSet) -> bool:
         first = self.first_of.setdefault(digest(row.input_ids), row.where)
-        if first is row.where:
-            return False
-        account.repeated.append((row.where, first))
-        return True
+        if first is not row.where:
+            account.repeated.append((row.where, first))
+        return first is not row.where
 
     @cached_property
     def near(self) -> NearRepeats:

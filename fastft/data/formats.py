@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 from fastft.data.calls import read_tools, without_padding
 from fastft.data.columns import Columns
 from fastft.data.example import Example, Message
-from fastft.data.turns import REASONING, Turns, read_turns, text_of
+from fastft.data.json_rows import json_kind
+from fastft.data.parts import text_of
+from fastft.data.turns import REASONING, Turns, read_turns
 from fastft.data.unused import check_columns
-from fastft.data.values import as_list, as_text, kind, says_something
+from fastft.data.values import as_list, as_text, says_something
 from fastft.errors import DataError, Problem, Where, nearest
 from fastft.recipe.data_formats import DATA_FORMATS
 
@@ -136,7 +138,7 @@ def _history(row: Columns, where: Where) -> list[Message]:
     for index, pair in enumerate(as_list(history, where, "history")):
         field = f"history[{index}]"
         if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
-            raise DataError(Problem(where, field, "not a pair", 'write ["question", "answer"]', got=kind(pair)))
+            raise DataError(Problem(where, field, "not a pair", 'write ["question", "answer"]', got=json_kind(pair)))
         messages.append(Message("user", as_text(pair[0], where, f"{field}[0]")))
         messages.append(Message("assistant", as_text(pair[1], where, f"{field}[1]")))
     return messages
@@ -202,27 +204,32 @@ def _check_turns(messages: Sequence[Message], where: Where, rules: Rules) -> Non
         DataError: for the first turn that breaks a rule.
     """
     before: str | None = None
-    answers = trained = 0
     for number, message in enumerate(messages, start=1):
         role = message.role
         if role not in FOLLOWS[before] and not _is_greeting(role, before, rules):
             wrong = f"{role} follows {before}" if before else f"the conversation begins with {role}"
-            expected = " or ".join(FOLLOWS[before])
-            instead = f"expected {expected} here: join or remove turns"
+            instead = f"expected {' or '.join(FOLLOWS[before])} here: join or remove turns"
             if _is_greeting(role, before, Rules(allow_assistant_first=True)):
                 instead += ", or set data.allow_assistant_first = true"
             raise DataError(Problem(where, f"message {number}", wrong, instead))
         if role in ("user", "assistant") and not message.content.strip() and not message.extra.get("tool_calls"):
             raise DataError(Problem(where, f"message {number} ({role})", *EMPTY))
-        if role == "assistant":
-            answers += 1
-            trained += message.trained
         before = role
+    _check_answers(messages, where, rules)
+
+
+def _check_answers(messages: Sequence[Message], where: Where, rules: Rules) -> None:
+    """Check that there is a trained answer.
+
+    Raises:
+        DataError: there is none, or one is kept out of the loss where every turn is trained.
+    """
+    answers = [message for message in messages if message.role == "assistant"]
     if not answers:
         raise DataError(Problem(where, "", "there is no assistant turn to learn from", "add the answer"))
-    if not trained:
+    if not any(answer.trained for answer in answers):
         raise DataError(Problem(where, "", "every assistant turn has weight 0", "leave one to learn from"))
-    if trained < answers and rules.trains_all:
+    if rules.trains_all and not all(answer.trained for answer in answers):
         wrong = 'a turn is kept out of the loss, and data.train_on = "all" trains every turn'
         raise DataError(Problem(where, "", wrong, 'remove the mark, or write train_on = "assistant"'))
 

@@ -55,7 +55,7 @@ def _loaded(source: str, field: str) -> Any:
     before = datasets.config.HF_HUB_OFFLINE
     datasets.config.HF_HUB_OFFLINE = before or not reachable
     try:
-        rows = datasets.load_dataset(f"{organisation}/{name}", *configuration, split=split or "train")
+        return datasets.load_dataset(f"{organisation}/{name}", *configuration, split=split or "train")
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError, OSError) as error:
         if reachable:
             raise DataError(Problem(where, field, f"cannot be loaded: {_line(error)}", "check the id")) from error
@@ -67,7 +67,6 @@ def _loaded(source: str, field: str) -> Any:
         raise DataError(Problem(where, field, wrong, "write org/name/configuration:split")) from error
     finally:
         datasets.config.HF_HUB_OFFLINE = before
-    return rows
 
 
 def _is_reachable(dataset_id: str, where: Where, field: str) -> bool:

@@ -72,8 +72,7 @@ class _Seen:
     where: list[Where] = field(default_factory=list)
     whole: dict[bytes, list[int]] = field(default_factory=lambda: defaultdict(list))
     prompts: dict[bytes, list[int]] = field(default_factory=lambda: defaultdict(list))
-    answers: Counter[str] = field(default_factory=Counter)
-    answer_rows: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+    answers: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     openings: Counter[str] = field(default_factory=Counter)
     lengths: list[int] = field(default_factory=list)
     unreadable: int = 0
@@ -138,7 +137,7 @@ def _examples(source: Source, data: DataSection, recipe_dir: Path, seen: _Seen) 
 def _remember(seen: _Seen, example: Example) -> None:
     index = len(seen.where)
     seen.where.append(example.where)
-    answers = [number for number, message in enumerate(example.messages) if message.role == "assistant"]
+    answers = example.answers
     if example.text is not None or not answers:
         whole = example.text or ""
         seen.whole[_digest(whole)].append(index)
@@ -149,8 +148,7 @@ def _remember(seen: _Seen, example: Example) -> None:
     whole = f"{prompt}\nassistant: {answer}"
     seen.whole[_digest(whole)].append(index)
     seen.prompts[_digest(prompt)].append(index)
-    seen.answers[_plain(answer)] += 1
-    seen.answer_rows[_plain(answer)].append(index)
+    seen.answers[_plain(answer)].append(index)
     seen.lengths.append(len(whole))
     question = next((m.content for m in reversed(example.messages[: answers[-1]]) if m.role == "user"), "")
     seen.openings[" ".join(_plain(question).split()[:3])] += 1
@@ -174,7 +172,7 @@ def _leaks(seen: _Seen, held_out: _Seen) -> Iterator[Finding]:
 
 
 def _contradictions(seen: _Seen) -> Iterator[Finding]:
-    answer_of = {index: answer for answer, indices in seen.answer_rows.items() for index in indices}
+    answer_of = {index: answer for answer, indices in seen.answers.items() for index in indices}
     for indices in seen.prompts.values():
         different = {answer_of[index]: index for index in reversed(indices)}
         if len(different) > 1:
@@ -183,18 +181,24 @@ def _contradictions(seen: _Seen) -> Iterator[Finding]:
 
 
 def _labels(seen: _Seen) -> dict[str, int]:
-    if not seen.answers or len(seen.answers) > MOST_LABELS or len(seen.where) < ROWS_PER_LABEL * len(seen.answers):
+    if len(seen.answers) > MOST_LABELS or len(seen.where) < ROWS_PER_LABEL * len(seen.answers):
         return {}
-    return dict(seen.answers.most_common())
+    return {answer: len(indices) for answer, indices in _commonest_first(seen.answers)}
+
+
+def _commonest_first(answers: dict[str, list[int]]) -> list[tuple[str, list[int]]]:
+    return sorted(answers.items(), key=lambda entry: -len(entry[1]))
 
 
 def _repeated_answers(seen: _Seen) -> Iterator[Finding]:
     least = max(10, REPEATED_ANSWER_SHARE * len(seen.where))
-    for answer, count in seen.answers.most_common():
-        if count < least:
+    for answer, indices in _commonest_first(seen.answers):
+        if len(indices) < least:
             return
-        rows = tuple(seen.where[index] for index in seen.answer_rows[answer])
-        yield Finding("repeated_answers", rows, f"{count / len(seen.where):.0%} of the rows answer: {answer[:60]}")
+        rows = tuple(seen.where[index] for index in indices)
+        yield Finding(
+            "repeated_answers", rows, f"{len(indices) / len(seen.where):.0%} of the rows answer: {answer[:60]}"
+        )
 
 
 def _outliers(seen: _Seen) -> Iterator[Finding]:
@@ -214,13 +218,10 @@ def _without_doubles(findings: Iterable[Finding]) -> Iterator[Finding]:
     exact = {row for finding in findings if finding.kind == "exact_repeats" for row in finding.rows[1:]}
     leaked = {f.rows[-1] for f in findings if f.kind == "leaked_rows" and "nearly" not in f.note}
     for finding in findings:
-        if finding.kind == "near_repeats" and finding.rows[1] in exact:
-            continue
-        if finding.kind == "leaked_prompts" and finding.rows[-1] in leaked:
-            continue
-        if finding.kind == "leaked_rows" and "nearly" in finding.note and finding.rows[-1] in leaked:
-            continue
-        yield finding
+        near = finding.kind == "near_repeats" and finding.rows[1] in exact
+        weaker = finding.kind == "leaked_prompts" or (finding.kind == "leaked_rows" and "nearly" in finding.note)
+        if not near and not (weaker and finding.rows[-1] in leaked):
+            yield finding
 
 
 def _plain(text: str) -> str:

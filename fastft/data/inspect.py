@@ -52,13 +52,16 @@ def inspect(data: DataSection, recipe_dir: Path, locate: Callable[[str], Where])
         try:
             sources.append(_inspect_source(source, data, recipe_dir))
         except DataError as error:
-            wrong_data.extend(_placed(problem, source.key, locate) for problem in error.problems)
+            for problem in error.problems:
+                if problem.field == source.key:  # about the source as a whole
+                    got = problem.got or str(problem.where)
+                    problem = replace(problem, where=locate(source.key), got=got)
+                wrong_data.append(problem)
         except FastftError as error:  # a package that this kind of file needs is not installed
             wrong_data.extend(replace(problem, where=locate(source.key)) for problem in error.problems)
-    key = "data.chat_template"
     if data.chat_template != "model":
         try:
-            load_template(data.chat_template, recipe_dir, None, locate(key))
+            load_template(data.chat_template, recipe_dir, None, locate("data.chat_template"))
         except FastftError as error:
             wrong_recipe.extend(error.problems)
     return Inspection(tuple(sources), tuple(wrong_recipe), tuple(wrong_data))
@@ -81,10 +84,3 @@ def _inspect_source(source: Source, data: DataSection, recipe_dir: Path) -> Sour
             if first is not None:
                 raise DataError(first)
     return SourceFacts(source.key, source.path, tuple(files), sum(file.stat().st_size for file in files), found)
-
-
-def _placed(problem: Problem, key: str, locate: Callable[[str], Where]) -> Problem:
-    """The problem, at the line of the recipe when it is about the source as a whole."""
-    if problem.field != key:
-        return problem
-    return replace(problem, where=locate(key), got=problem.got or str(problem.where))

@@ -31,8 +31,8 @@ def read_json_lines(lines: Iterable[bytes], shown: str, first: int = 1) -> Itera
             text = line.decode("utf-8")
         except UnicodeDecodeError as error:
             yield where, _not_utf8(where, line[error.start], error.start + 1)
-            continue
-        yield where, _parse(text, where)
+        else:
+            yield where, _parse(text, where)
 
 
 def read_json(stream: IO[bytes], shown: str) -> Iterator[Row]:
@@ -118,10 +118,8 @@ class _Text:
                     wrong = f"not valid JSON: {error.msg} at column {column}"
                     instead = "write a list of complete JSON objects"
                     raise DataError(Problem(Where(self._shown, line), "", wrong, instead)) from error
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(_not_json(Where(self._shown, self.line), error)) from error
-            except RecursionError as error:
-                raise DataError(_too_deep(Where(self._shown, self.line))) from error
             else:
                 # A number can continue in the next part.
                 if end < len(self._buffer) or self._at_end:
@@ -164,10 +162,8 @@ class _Text:
 def _parse(text: str, where: Where) -> dict[str, Any] | Problem:
     try:
         value = _DECODER.decode(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return _not_json(where, error)
-    except RecursionError:
-        return _too_deep(where)
     return value if isinstance(value, dict) else _not_an_object(where, value)
 
 
@@ -187,25 +183,25 @@ def _no_constant(name: str) -> Any:
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_constant)
 
 
-def _not_json(where: Where, error: ValueError) -> Problem:
+def _not_json(where: Where, error: ValueError | RecursionError) -> Problem:
+    if isinstance(error, RecursionError):
+        return Problem(where, "", "the JSON is nested too deeply to be a row", "write one plain object a line")
     if isinstance(error, json.JSONDecodeError):
         wrong = f"not valid JSON: {error.msg} at column {error.colno}"
         return Problem(where, "", wrong, "write one complete JSON object a line")
     return Problem(where, "", str(error), "write standard JSON, with each key once")
 
 
-def _too_deep(where: Where) -> Problem:
-    return Problem(where, "", "the JSON is nested too deeply to be a row", "write one plain object a line")
-
-
 def _not_an_object(where: Where, value: object) -> Problem:
-    kinds = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}
-    return Problem(
-        where, "", "a row is a JSON object", 'write {"messages": [...]}', got=kinds.get(type(value), "a number")
-    )
+    return Problem(where, "", "a row is a JSON object", 'write {"messages": [...]}', got=json_kind(value))
+
+
+def json_kind(value: object) -> str:
+    """The kind of `value` in JSON's terms."""
+    kinds = {type(None): "null", bool: "true or false", list: "a list", dict: "an object", str: "a string"}
+    return kinds.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)
 
 
 def _not_utf8(where: Where, byte: int, column: int) -> Problem:
-    return Problem(
-        where, "", f"not valid UTF-8: byte 0x{byte:02x} at byte {column} of the line", "save the file as UTF-8"
-    )
+    wrong = f"not valid UTF-8: byte 0x{byte:02x} at byte {column} of the line"
+    return Problem(where, "", wrong, "save the file as UTF-8")

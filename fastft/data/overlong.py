@@ -17,31 +17,23 @@ def fit(example: Example, encoded: Encoded, renderer: Renderer, limit: int, choi
     """The rows of at most `limit` tokens that replace `encoded`, which has more; none when it is dropped."""
     if choice == "truncate":
         return _truncated(example, encoded, renderer, limit)
-    if choice == "split":
-        return _split_text(encoded, limit) if example.text is not None else _split_turns(example, renderer, limit)
-    return []
+    if choice == "split" and example.text is not None:
+        return [_cut(encoded, start, start + limit) for start in range(0, len(encoded.input_ids), limit)]
+    return _split_turns(example, renderer, limit) if choice == "split" else []
+
+
+def _cut(encoded: Encoded, start: int, end: int) -> Encoded:
+    return Encoded(encoded.input_ids[start:end], encoded.labels[start:end], encoded.where)
 
 
 def _truncated(example: Example, encoded: Encoded, renderer: Renderer, limit: int) -> list[Encoded]:
     """The row up to the last end of an answer that fits; plain text up to the limit."""
-    end = limit
-    if example.text is None:
-        ends = [
-            position + 1
-            for position in range(limit)
-            if encoded.input_ids[position] in renderer.stop_ids and encoded.labels[position] != NO_LOSS
-        ]
-        if not ends:
-            return []
-        end = ends[-1]
-    return [Encoded(encoded.input_ids[:end], encoded.labels[:end], encoded.where)]
-
-
-def _split_text(encoded: Encoded, limit: int) -> list[Encoded]:
-    return [
-        Encoded(encoded.input_ids[start : start + limit], encoded.labels[start : start + limit], encoded.where)
-        for start in range(0, len(encoded.input_ids), limit)
-    ]
+    if example.text is not None:
+        return [_cut(encoded, 0, limit)]
+    for position in reversed(range(limit)):
+        if encoded.input_ids[position] in renderer.stop_ids and encoded.labels[position] != NO_LOSS:
+            return [_cut(encoded, 0, position + 1)]
+    return []
 
 
 def _split_turns(example: Example, renderer: Renderer, limit: int) -> list[Encoded]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import TYPE_CHECKING
 from fastft.data import cache
 from fastft.data.filling import LISTED_PROBLEMS, Filler, OnRows, Target, format_of
 from fastft.data.held_out import held_out_rows, without_leaks
+from fastft.data.readers import joint_digest
 from fastft.data.render import Renderer, make_renderer
-from fastft.data.rows import Overlong, RowSet, RowWriter
+from fastft.data.rows import RowSet, RowWriter
 from fastft.data.sources import evaluation_source, training_sources
 from fastft.data.template import ChatTemplate, load_template
 from fastft.data.tokenizer import TokenizerFacts
@@ -40,12 +40,6 @@ class Prepared:
         """The chat template in use, None for plain text."""
         return self.renderer.template
 
-    @property
-    def problems(self) -> tuple[Problem, ...]:
-        """The problem of every broken or leaked row, training rows first."""
-        sets = (self.train,) if self.eval is None else (self.train, self.eval)
-        return tuple(problem for rows in sets for problem in (*rows.rejected, *rows.leaked))
-
 
 def prepare(
     data: DataSection,
@@ -71,46 +65,34 @@ def prepare(
         RecipeError: the chat template is unknown or does not fit the tokenizer.
         MachineError: a Hub dataset cannot be reached, a package is missing, or `cache_dir` cannot be written.
     """
-    opened = _open(data, tokenizer, recipe_dir, locate)
-    filler = Filler(data, opened.renderer, max_seq_length, seed, recipe_dir, progress)
+    trained, evaluated = training_sources(data), evaluation_source(data)
+    found, renderer = _open(data, tokenizer, recipe_dir, locate)
+    digests = [source.sha256(recipe_dir) for source in trained]
+    eval_sha256 = evaluated.sha256(recipe_dir) if evaluated else None
+    filler = Filler(data, renderer, max_seq_length, seed, recipe_dir, progress)
     folder = None
     if cache_dir is None:
         sets = _filled(filler, locate, lambda _name: RowWriter())
     else:
-        folder = cache_dir / cache.cache_key(data, opened.renderer, opened.digests, max_seq_length, seed, recipe_dir)
-        sets = cache.load(folder) or _saved(folder, filler, locate)
+        contents = [*digests, eval_sha256] if eval_sha256 else digests
+        folder = cache_dir / cache.cache_key(data, renderer, contents, max_seq_length, seed, recipe_dir)
+        try:
+            sets = cache.load(folder) or cache.save(folder, lambda writer_of: _filled(filler, locate, writer_of))
+        except OSError as error:
+            where, wrong = Where(str(cache_dir)), f"the prepared rows cannot be written: {error}"
+            raise MachineError(Problem(where, "", wrong, "free space there, or allow writing")) from error
     if refuse_broken:
         _refuse_if_broken(sets["train"], "data.train" if data.train else "data.sources", data, max_seq_length, locate)
         if "eval" in sets:
             key = "data.eval" if data.eval is not None else "data.eval_fraction"
             _refuse_if_broken(sets["eval"], key, data, max_seq_length, locate)
-    return opened.prepared(sets["train"], sets.get("eval"), folder)
+    return Prepared(sets["train"], sets.get("eval"), found, renderer, joint_digest(digests), eval_sha256, folder)
 
 
-@dataclass(frozen=True)
-class _Opened:
-    """What is known before reading the rows: format, renderer, and the digests of the sources, training first."""
-
-    format: str
-    renderer: Renderer
-    digests: list[str]
-    has_evaluation_source: bool
-
-    def prepared(self, train: RowSet, held_out: RowSet | None, folder: Path | None) -> Prepared:
-        """The prepared data with these rows."""
-        trained = self.digests[:-1] if self.has_evaluation_source else self.digests
-        return Prepared(
-            train=train,
-            eval=held_out,
-            format=self.format,
-            renderer=self.renderer,
-            train_sha256=trained[0] if len(trained) == 1 else _joint(trained),
-            eval_sha256=self.digests[-1] if self.has_evaluation_source else None,
-            folder=folder,
-        )
-
-
-def _open(data: DataSection, tokenizer: TokenizerFacts, recipe_dir: Path, locate: Callable[[str], Where]) -> _Opened:
+def _open(
+    data: DataSection, tokenizer: TokenizerFacts, recipe_dir: Path, locate: Callable[[str], Where]
+) -> tuple[str, Renderer]:
+    """The format of the training rows, and the renderer."""
     where = locate("data.chat_template")
     held_out = evaluation_source(data)
     sources = (*training_sources(data), *((held_out,) if held_out else ()))
@@ -122,8 +104,7 @@ def _open(data: DataSection, tokenizer: TokenizerFacts, recipe_dir: Path, locate
     if "text" not in formats:
         template = load_template(data.chat_template, recipe_dir, tokenizer.chat_template, where)
     renderer = make_renderer(template, tokenizer, data.train_on, where)
-    found = " + ".join(dict.fromkeys(formats[:-1] if held_out else formats))
-    return _Opened(found, renderer, [source.sha256(recipe_dir) for source in sources], held_out is not None)
+    return " + ".join(dict.fromkeys(formats[:-1] if held_out else formats)), renderer
 
 
 def _filled(filler: Filler, locate: Callable[[str], Where], writer_of: cache.WriterOf) -> dict[str, RowSet]:
@@ -142,30 +123,15 @@ def _filled(filler: Filler, locate: Callable[[str], Where], writer_of: cache.Wri
     if held_out is None:
         return {"train": train.account}
     held_out.account.rows = held_out.writer.finish()
-    return {
-        "train": train.account,
-        "eval": without_leaks(train.account.rows, held_out.account, writer_of("eval")),
-    }
-
-
-def _saved(folder: Path, filler: Filler, locate: Callable[[str], Where]) -> dict[str, RowSet]:
-    try:
-        return cache.save(folder, lambda writer_of: _filled(filler, locate, writer_of))
-    except OSError as error:
-        wrong = f"the prepared rows cannot be written: {error}"
-        raise MachineError(
-            Problem(Where(str(folder.parent)), "", wrong, "free space there, or allow writing")
-        ) from error
-
-
-def _joint(digests: list[str]) -> str:
-    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+    clean = without_leaks(train.account.rows, held_out.account, writer_of("eval"))
+    return {"train": train.account, "eval": clean}
 
 
 def _refuse_if_broken(
     rows: RowSet, key: str, data: DataSection, max_seq_length: int, locate: Callable[[str], Where]
 ) -> None:
     broken, where = len(rows.rejected), locate(key)
+    longest = max((row.tokens for row in rows.overlong), default=0)
     if broken > data.max_reject_fraction * rows.read:
         allowed = f"data.max_reject_fraction = {data.max_reject_fraction:g} allows {data.max_reject_fraction:.1%}"
         wrong = f"{broken} of {rows.read} rows ({broken / rows.read:.1%}) are broken; {allowed}"
@@ -173,24 +139,18 @@ def _refuse_if_broken(
         last = Problem(where, key, wrong, f"correct or remove them{more}")
         raise DataError([*rows.rejected[:LISTED_PROBLEMS], last])
     if data.overlong == "error" and rows.overlong:
-        listed = [_too_long(row, max_seq_length) for row in rows.overlong[:LISTED_PROBLEMS]]
-        longest = max(row.tokens for row in rows.overlong)
-        wrong = (
-            f"{len(rows.overlong)} of {rows.read} rows are longer than {max_seq_length} tokens, the longest {longest}"
-        )
+        listed = [
+            Problem(row.where, "", f"{row.tokens} tokens, {max_seq_length} fit", "shorten it")
+            for row in rows.overlong[:LISTED_PROBLEMS]
+        ]
+        wrong = f"{len(rows.overlong)} of {rows.read} rows are longer than {max_seq_length} tokens"
+        wrong += f", the longest {longest}"
         instead = "raise model.max_seq_length, or choose drop, truncate or split"
         raise DataError([*listed, Problem(locate("data.overlong"), "data.overlong", wrong, instead)])
     if not rows.rows:
-        wrong = (
-            f"no row is left of {rows.read}: {len(rows.overlong)} longer than {max_seq_length} tokens, {broken} broken"
-        )
-        wrong += f", {len(rows.leaked)} also trained" if rows.leaked else ""
-        longest = max((row.tokens for row in rows.overlong), default=0)
-        instead = (
-            f"raise model.max_seq_length (the longest row has {longest} tokens)" if longest else "correct the rows"
-        )
+        wrong = f"no row is left of {rows.read}: {len(rows.overlong)} longer than {max_seq_length} tokens"
+        wrong += f", {broken} broken" + (f", {len(rows.leaked)} also trained" if rows.leaked else "")
+        instead = "correct the rows"
+        if longest:
+            instead = f"raise model.max_seq_length (the longest row has {longest} tokens)"
         raise DataError([*rows.leaked[:LISTED_PROBLEMS], Problem(where, key, wrong, instead)])
-
-
-def _too_long(row: Overlong, limit: int) -> Problem:
-    return Problem(row.where, "", f"{row.tokens} tokens, {limit} fit", "shorten it")

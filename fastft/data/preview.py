@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import groupby
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from fastft.data.encode import NO_LOSS, Encoded
@@ -39,21 +41,13 @@ class PreviewRow:
     trained_tokens: int
     dropped_tokens: int = 0
 
-    @property
-    def text(self) -> str:
-        """The whole text."""
-        return "".join(piece.text for piece in self.pieces)
-
-    def marked(self, begin: str = "⟦", end: str = "⟧") -> str:
+    def marked(self) -> str:
         """The whole text with marks around the parts that carry loss, for output without colour."""
-        parts = []
-        before = False
-        for piece in self.pieces:
-            if piece.trained != before:
-                parts.append(begin if piece.trained else end)
-            parts.append(piece.text)
-            before = piece.trained
-        return "".join(parts) + (end if before else "")
+        text = ""
+        for trained, pieces in groupby(self.pieces, key=attrgetter("trained")):
+            part = "".join(piece.text for piece in pieces)
+            text += f"⟦{part}⟧" if trained else part
+        return text
 
     def as_json(self) -> dict[str, Any]:
         """The whole row for `--json`: place, counts, ids, labels and pieces."""

@@ -15,7 +15,8 @@ import os
 import re
 import sys
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -62,10 +63,8 @@ def find_files(source: str, recipe_dir: Path, field: str = "data.train") -> list
         raise DataError(_nothing_found(source, path, field))
     for file in files:
         if file_kind(file.name) is None:
-            kinds = ", ".join(FILE_KINDS)
-            raise DataError(
-                Problem(Where(_shown(file)), field, "not a kind of file that fastft reads", f"use one of {kinds}")
-            )
+            wrong, instead = "not a kind of file that fastft reads", f"use one of {', '.join(FILE_KINDS)}"
+            raise DataError(Problem(Where(_shown(file)), field, wrong, instead))
     return files
 
 
@@ -127,12 +126,8 @@ def count_rows(source: str, recipe_dir: Path, field: str = "data.train") -> int 
     return total
 
 
-def files_digest(files: Iterable[Path]) -> str:
-    """The SHA-256 in hex: of the bytes for one file, of the digests in order for several."""
-    digests = []
-    for file in files:
-        with file.open("rb") as stream:
-            digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
+def joint_digest(digests: Sequence[str]) -> str:
+    """The only one of `digests`, or the SHA-256 in hex of several in order."""
     return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
@@ -172,9 +167,8 @@ def _nothing_found(source: str, path: Path, field: str) -> Problem:
     if any(character in source for character in "*?["):
         return Problem(Where(source), field, "no file matches", f"write a path or glob that matches files in {folder}")
     if not folder.is_dir():
-        return Problem(
-            Where(source), field, f"no such file, and no folder {folder}", "paths are relative to the recipe"
-        )
+        wrong = f"no such file, and no folder {folder}"
+        return Problem(Where(source), field, wrong, "paths are relative to the recipe")
     near = nearest(path.name, (child.name for child in folder.iterdir()))
     instead = f"did you mean {near}?" if near else f"write the name of a file in {folder}"
     return Problem(Where(source), field, "no such file", instead)
@@ -182,16 +176,8 @@ def _nothing_found(source: str, path: Path, field: str) -> Problem:
 
 def _read_csv(stream: IO[bytes], shown: str) -> Iterator[Row]:
     csv.field_size_limit(sys.maxsize)  # the default of 128 KiB is shorter than a long document
-    first = True
-
-    def lines() -> Iterator[str]:
-        nonlocal first
-        for raw in stream:
-            line = raw.removeprefix(UTF8_BOM) if first else raw
-            first = False
-            yield line.decode("utf-8", "surrogateescape")
-
-    reader = csv.reader(lines(), strict=True)
+    lines = chain([stream.readline().removeprefix(UTF8_BOM)], stream)
+    reader = csv.reader((line.decode("utf-8", "surrogateescape") for line in lines), strict=True)
     columns: list[str] | None = None
     start = 1
     while True:
@@ -199,9 +185,8 @@ def _read_csv(stream: IO[bytes], shown: str) -> Iterator[Row]:
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            raise DataError(
-                Problem(where, "", f"not CSV: {error}", "quote the cell, and double quotes in it")
-            ) from error
+            wrong = f"not CSV: {error}"
+            raise DataError(Problem(where, "", wrong, "quote the cell, and double quotes in it")) from error
         if cells is None:
             return
         start = reader.line_num + 1
@@ -211,9 +196,8 @@ def _read_csv(stream: IO[bytes], shown: str) -> Iterator[Row]:
             columns = cells
             doubled = sorted({name for name in columns if columns.count(name) > 1})
             if doubled:
-                raise DataError(
-                    Problem(where, "", "two columns have one name", "rename one of them", got=", ".join(doubled))
-                )
+                wrong, got = "two columns have one name", ", ".join(doubled)
+                raise DataError(Problem(where, "", wrong, "rename one of them", got=got))
             continue
         yield where, _csv_row(where, columns, cells)
 
@@ -222,12 +206,10 @@ def _read_parquet(stream: IO[bytes], shown: str) -> Iterator[Row]:
     """The rows of a Parquet file; the line of a row is its number from 1."""
     pyarrow = _arrow("Parquet files")
     try:
-        number = 0
         # Small batches, because a row group can be as large as the file, and Python objects take much memory.
-        for batch in pyarrow.parquet.ParquetFile(stream).iter_batches(batch_size=1000):
-            for row in batch.to_pylist():
-                number += 1
-                yield Where(shown, number), {name: without_null_keys(value) for name, value in row.items()}
+        batches = pyarrow.parquet.ParquetFile(stream).iter_batches(batch_size=1000)
+        for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), start=1):
+            yield Where(shown, number), {name: without_null_keys(value) for name, value in row.items()}
     except pyarrow.ArrowInvalid as error:
         wrong = f"not a Parquet file: {' '.join(str(error).split())[:200]}"
         raise DataError(Problem(Where(shown), "", wrong, "write it again")) from error

@@ -21,8 +21,8 @@ from fastft.errors import DataError, Problem, RecipeError, Where
 
 TrainOn = Literal["assistant", "all"]
 
-# Words that no template changes and no real text contains, to find out how a template frames an answer.
 TEMPLATE_FIELD = "data.chat_template"
+# Words that no template changes and no real text contains, to find out how a template frames an answer.
 _PROBE = ("fastftquestionone", "fastftanswerone", "fastftquestiontwo", "fastftanswertwo")
 
 
@@ -58,8 +58,7 @@ class Renderer:
     @cached_property
     def stop_ids(self) -> frozenset[int]:
         """The ids of `end_of_turn`."""
-        found = (self.tokenizer.id_of(token) for token in self.end_of_turn)
-        return frozenset(token for token in found if token is not None)
+        return self.tokenizer.ids_of(self.end_of_turn)
 
     @cached_property
     def control_ids(self) -> frozenset[int]:
@@ -75,11 +74,6 @@ class Renderer:
     def stop_bytes(self) -> tuple[bytes, ...]:
         """Each of `stop_ids` as the bytes of a 32-bit integer."""
         return tuple(array("i", [stop]).tobytes() for stop in self.stop_ids)
-
-    @property
-    def writes_prompt(self) -> bool:
-        """Whether the template obeys `add_generation_prompt`, or needs no header before an answer."""
-        return bool(self.generation_prompt) or not self.header.strip()
 
 
 def make_renderer(
@@ -116,7 +110,7 @@ def make_renderer(
         end_of_turn=tuple(dict.fromkeys(found + stops)),
         header=header,
         generation_prompt=added,
-        frame_ids=_frame_ids(whole, {*found, *stops}, tokenizer),
+        frame_ids=tokenizer.ids_of(token for token in tokenizer.special_tokens - {*found, *stops} if token in whole),
         prompt_ids=_prompt_ids(added, tokenizer) if header.startswith(added) and not template.marks_answers else (),
     )
 
@@ -128,10 +122,8 @@ def _end_tokens(whole: str, name: str, tokenizer: TokenizerFacts, where: Where) 
         RecipeError: there is none, or `whole` does not hold each message once, in order.
     """
     question, answer, question_two, answer_two = _PROBE
-    in_order = all(whole.count(text) == 1 for text in _PROBE) and (
-        whole.index(question) < whole.index(answer) < whole.index(question_two)
-    )
-    if not in_order:
+    in_order = whole.find(question) < whole.find(answer) < whole.find(question_two)
+    if not in_order or any(whole.count(text) != 1 for text in _PROBE):
         wrong = "the template does not write each message of a conversation once, in order"
         raise RecipeError(Problem(where, TEMPLATE_FIELD, wrong, "correct the template", got=name))
     found = []
@@ -169,14 +161,10 @@ def render(example: Example, renderer: Renderer, *, with_spans: bool = True) -> 
             text, spans = renderer.template.render_marked(example, facts.template_tokens)
             spans = _proven_spans(example, renderer, text, spans)
         else:
-            text = renderer.template.render(
-                example.messages, facts.template_tokens, where=example.where, tools=example.tools
-            )
+            text = _rendered(example, renderer, len(example.messages), add_generation_prompt=False)
             spans = _derived_spans(example, renderer, text) if with_spans else []
-    if facts.adds_bos and facts.bos_token and not text.startswith(facts.bos_token):
-        text = facts.bos_token + text
-        spans = [(start + len(facts.bos_token), end + len(facts.bos_token)) for start, end in spans]
-    return text, spans
+    bos = _missing_bos(text, facts)
+    return bos + text, [(start + len(bos), end + len(bos)) for start, end in spans]
 
 
 def render_prompt(example: Example, renderer: Renderer) -> Prompt:
@@ -185,35 +173,38 @@ def render_prompt(example: Example, renderer: Renderer) -> Prompt:
     Raises:
         DataError: the example has no assistant turn, or the template refuses it.
     """
-    answers = [index for index, message in enumerate(example.messages) if message.role == "assistant"]
+    answers = example.answers
     if not answers or renderer.template is None:
         wrong = "there is no question and answer to compare with"
         raise DataError(Problem(example.where, "", wrong, "exact match needs conversations"))
     facts = renderer.tokenizer
     text = _prompt_text(example, renderer, answers[-1])
-    if facts.adds_bos and facts.bos_token and not text.startswith(facts.bos_token):
-        text = facts.bos_token + text
+    text = _missing_bos(text, facts) + text
     ids = facts.tokenizer.encode(text, add_special_tokens=False).ids
     return Prompt(text, ids, example.messages[answers[-1]].content, example.where)
 
 
+def _missing_bos(text: str, facts: TokenizerFacts) -> str:
+    """The BOS token where the model needs one and `text` does not begin with it, else ""."""
+    bos = facts.bos_token if facts.adds_bos and facts.bos_token else ""
+    return "" if text.startswith(bos) else bos
+
+
 def _derived_spans(example: Example, renderer: Renderer, text: str) -> list[Span]:
     """The character span of each trained answer with its end-of-turn token in the rendered `text`."""
-    where, messages = example.where, example.messages
-    answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
+    where, answers = example.where, example.answers
     starts = [_answer_start(example, renderer, text, index) for index in answers]
     spans = []
     for start, index, limit in zip(starts, answers, [*starts[1:], len(text)], strict=True):
         field = f"message {index + 1} (assistant)"
         first = _first_of(text, renderer.end_of_turn, start)
         if first is None or first[1] > limit:
-            wrong = (
-                f"the template writes no {renderer.end_of_turn[0]} after this answer: the model would not learn to stop"
-            )
+            end = renderer.end_of_turn[0]
+            wrong = f"the template writes no {end} after this answer: the model would not learn to stop"
             raise DataError(Problem(where, field, wrong, "use a template that ends every answer"))
         if not text[start : first[0]].strip():
             raise DataError(Problem(where, field, "the template leaves nothing of this answer", "change the row"))
-        if messages[index].trained:
+        if example.messages[index].trained:
             spans.append((start, first[1]))
     return spans
 
@@ -236,8 +227,7 @@ def _proven_spans(example: Example, renderer: Renderer, text: str, marked: list[
 
     A span may begin after white space that the format puts before an answer.
     """
-    where = example.where
-    answers = [index for index, message in enumerate(example.messages) if message.role == "assistant"]
+    where, answers = example.where, example.answers
     if len(marked) != len(answers):
         wrong = f"the template marks {len(marked)} generated parts for {len(answers)} assistant turns"
         raise DataError(Problem(where, "", wrong, "put one {% generation %} block around each answer"))
@@ -261,7 +251,7 @@ def _proven_spans(example: Example, renderer: Renderer, text: str, marked: list[
 def _prompt_text(example: Example, renderer: Renderer, index: int) -> str:
     """The prompt of answer `index`, with the header for templates that ignore `add_generation_prompt`."""
     text = _rendered(example, renderer, index, add_generation_prompt=True)
-    return text if renderer.writes_prompt else text + renderer.header
+    return text if renderer.generation_prompt or not renderer.header.strip() else text + renderer.header
 
 
 def _rendered(example: Example, renderer: Renderer, count: int, *, add_generation_prompt: bool) -> str:
@@ -302,11 +292,6 @@ def _contains_any(text: str, parts: frozenset[str]) -> bool:
         if part in text:
             return True
     return False
-
-
-def _frame_ids(text: str, ends: set[str], facts: TokenizerFacts) -> frozenset[int]:
-    found = (facts.id_of(token) for token in facts.special_tokens - ends if token in text)
-    return frozenset(token for token in found if token is not None)
 
 
 def _prompt_ids(generation_prompt: str, facts: TokenizerFacts) -> tuple[int, ...]:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastft.data.json_rows import Row
-from fastft.data.readers import count_rows, files_digest, find_files, is_hub_data, read_rows
+from fastft.data.readers import count_rows, find_files, is_hub_data, joint_digest, read_rows
+from fastft.files.seal import file_sha256
 
 if TYPE_CHECKING:
     from fastft.recipe.model import DataSection
@@ -48,7 +49,7 @@ class Source:
             from fastft.data.hub import hub_sha256
 
             return hub_sha256(self.path, self.key)
-        return files_digest(find_files(self.path, recipe_dir, self.key))
+        return joint_digest([file_sha256(file) for file in find_files(self.path, recipe_dir, self.key)])
 
 
 def training_sources(data: DataSection) -> tuple[Source, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -79,8 +80,6 @@ class ChatTemplate:
     @cached_property
     def marks_answers(self) -> bool:
         """Whether the template marks the answers with `{% generation %}` blocks."""
-        import re
-
         return re.search(r"\{%-?\s*generation\s*-?%\}", self.source) is not None
 
     def render(
@@ -110,6 +109,7 @@ class ChatTemplate:
             DataError: the template refuses these messages, or the place of a block in the text is unknown.
         """
         spans: list[Span] = []
+        blocks: list[str] = []
         pieces: list[str] = []
         length = 0
         environment: Any = self.compiled.environment
@@ -119,7 +119,6 @@ class ChatTemplate:
             spans.append((length, length + len(block)))
             blocks.append(block)
 
-        blocks: list[str] = []
         environment.on_generation_block = opened
         try:
             for piece in self.compiled.generate(values):

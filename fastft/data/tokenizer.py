@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -39,6 +40,10 @@ class TokenizerFacts:
         """The id of a token of the vocabulary, or None."""
         found: int | None = self.tokenizer.token_to_id(token)
         return found
+
+    def ids_of(self, tokens: Iterable[str]) -> frozenset[int]:
+        """The ids of those `tokens` that the vocabulary has."""
+        return frozenset(found for found in map(self.id_of, tokens) if found is not None)
 
     @property
     def template_tokens(self) -> dict[str, str]:
@@ -123,9 +128,7 @@ def make_facts(
     special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
     special |= {token for token in (bos_token, eos_token) if token}
     stops = tuple(token for token in map(tokenizer.id_to_token, stop_ids) if token is not None)
-    with_special = tokenizer.encode("a").ids
     bos_id = tokenizer.token_to_id(bos_token) if bos_token else None
-    adds_bos = bos_id is not None and with_special[:1] == [bos_id]
     return TokenizerFacts(
         tokenizer=tokenizer,
         bos_token=bos_token,
@@ -135,7 +138,7 @@ def make_facts(
         chat_template=chat_template,
         stop_tokens=stops or ((eos_token,) if eos_token else ()),
         special_tokens=frozenset(special),
-        adds_bos=adds_bos,
+        adds_bos=bos_id is not None and tokenizer.encode("a").ids[:1] == [bos_id],
         sha256=sha256,
     )
 
@@ -146,9 +149,8 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise MachineError(
-            Problem(Where(str(path)), "model.id", f"damaged: {error}", "fetch the model again")
-        ) from error
+        wrong = f"damaged: {error}"
+        raise MachineError(Problem(Where(str(path)), "model.id", wrong, "fetch the model again")) from error
     return value if isinstance(value, dict) else {}
 
 

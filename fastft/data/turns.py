@@ -8,39 +8,30 @@ that it can be counted.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastft.data.calls import read_calls
 from fastft.data.example import Message
-from fastft.data.values import as_list, as_text, kind, says_something
+from fastft.data.json_rows import json_kind
+from fastft.data.parts import MARKS, Parts, read_mark, read_parts
+from fastft.data.values import as_list, as_text, says_something
 from fastft.errors import DataError, Problem, Where, nearest
 
 # The names in real data sets for the roles of chat templates. "call": a call of a tool as a turn of its own.
-ROLES = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-    "tool": "tool",
-    "function": "tool",
-    "ipython": "tool",
-    "observation": "tool",
-    "tool_response": "tool",
-    "function_call": "call",
-    "tool_call": "call",
+_NAMES = {
+    "system": ("system", "developer"),
+    "user": ("user", "human"),
+    "assistant": ("assistant", "gpt", "chatgpt", "bot", "model"),
+    "tool": ("tool", "function", "ipython", "observation", "tool_response"),
+    "call": ("function_call", "tool_call"),
 }
+ROLES = {name: role for role, names in _NAMES.items() for name in names}
 # The keys that chat templates use besides role and content.
 EXTRAS = ("tool_calls", "tool_call_id", "name", "reasoning_content")
 # Other names of a key, which mean the same.
 REASONING = ("reasoning_content", "reasoning", "thinking")
-MARKS = ("weight", "train", "loss", "trainable", "loss_weight")
 _CONTENT = ("content", "value", "parts", "text")
 _OF_TOOLS = {"tool_name": "name", "tool_use_id": "tool_call_id"}
 _PLAIN = frozenset({"role", "content", "from", "value"})
@@ -50,7 +41,7 @@ MEDIA = ("image", "images", "image_url", "audio", "audios", "input_audio", "vide
 _REFUSED = {
     **dict.fromkeys(MEDIA, "only text can be trained: remove the row"),
     **dict.fromkeys(
-        ("thought", "thoughts", "think", "reasoning_text", "reasoningContent", "reasoning_details"),
+        ("thought", "thoughts", "think", "reasoning_text", "reasoningContent"),
         'did you mean "reasoning_content"?',
     ),
     **dict.fromkeys(("toolCalls", "calls", "function_calls"), 'did you mean "tool_calls"?'),
@@ -87,18 +78,10 @@ def read_turns(value: object, where: Where, name: str, turns: Turns) -> None:
         _read_turn(turn, where, f"{name}[{index}]", turns)
 
 
-def text_of(value: object, where: Where, name: str) -> str:
-    """The text of a string or of a list of text parts."""
-    parts = _parts(value, where, name)
-    if parts.reasoning or parts.calls or parts.results:
-        raise DataError(Problem(where, name, "holds more than text", "write a string"))
-    return parts.text
-
-
 def _read_turn(turn: object, where: Where, name: str, turns: Turns) -> None:
     if not isinstance(turn, (dict, Mapping)):  # the check for dict is ten times as fast
         instead = 'write {"role": "user", "content": "..."}'
-        raise DataError(Problem(where, name, "not a message", instead, got=kind(turn)))
+        raise DataError(Problem(where, name, "not a message", instead, got=json_kind(turn)))
     role_key = "from" if "from" in turn and turn.get("role") not in ROLES else "role"
     if role_key not in turn:
         instead = 'name the speaker: {"role": "user", "content": "..."}'
@@ -123,18 +106,13 @@ def _messages(
 ) -> Iterator[Message]:
     """The messages of a turn with more than a text: results of tools in its parts are messages of their own."""
     calls = _calls(turn, where, name)
-    content = turn.get(content_key)
     if content_key not in turn and not calls:
         raise DataError(_no_content(turn, where, name))
-    nothing = content is None and (bool(calls) or _reasoning_key(turn) is not None)
-    parts = _Parts() if nothing else _parts(content, where, f"{name}.{content_key}")
-    calls = [*calls, *parts.calls]
-    extra = {key: turn[key] for key in ("tool_call_id", "name") if turn.get(key) is not None}
-    extra |= {new: turn[old] for old, new in _OF_TOOLS.items() if role == "tool" and turn.get(old) is not None}
-    reasoning = _reasoning(turn, role, parts, where, name)
-    extra |= {"tool_calls": calls} if calls else {}
-    extra |= {"reasoning_content": reasoning} if reasoning else {}
-    if (reasoning or calls) and role != "assistant":
+    content = turn.get(content_key)
+    parts = Parts() if content is None and calls else read_parts(content, where, f"{name}.{content_key}")
+    parts.calls = [*calls, *parts.calls]
+    reasoning = _reasoning(turn, parts, where, name)
+    if (reasoning or parts.calls) and role != "assistant":
         wrong = "only the assistant thinks and calls tools"
         raise DataError(Problem(where, name, wrong, "move it to the assistant's turn", got=role))
     if parts.results and role not in ("user", "tool"):
@@ -143,7 +121,15 @@ def _messages(
     _name_unused(turn, content_key, role, where, name, turns)
     yield from parts.results
     if parts.text or not parts.results:
-        yield Message(role, parts.text, extra, trained=trained)
+        yield Message(role, parts.text, _extra(turn, role, parts, reasoning), trained=trained)
+
+
+def _extra(turn: Mapping[str, Any], role: str, parts: Parts, reasoning: str) -> dict[str, Any]:
+    """What chat templates read of a turn besides role and content."""
+    extra = {"tool_calls": parts.calls} if parts.calls else {}
+    extra |= {key: turn[key] for key in ("tool_call_id", "name") if turn.get(key) is not None}
+    extra |= {new: turn[old] for old, new in _OF_TOOLS.items() if role == "tool" and turn.get(old) is not None}
+    return extra | ({"reasoning_content": reasoning} if reasoning else {})
 
 
 def _content_key(turn: Mapping[str, Any]) -> str:
@@ -162,7 +148,7 @@ def _no_content(turn: Mapping[str, Any], where: Where, name: str) -> Problem:
 def _unknown_role(given: object, where: Where, name: str) -> Problem:
     near = nearest(given, ROLES) if isinstance(given, str) else None
     instead = f'did you mean "{near}"?' if near else "write system, user, assistant or tool"
-    got = f'"{given}"' if isinstance(given, str) else kind(given)
+    got = f'"{given}"' if isinstance(given, str) else json_kind(given)
     return Problem(where, name, "unknown role", instead, got=got)
 
 
@@ -170,7 +156,7 @@ def _append_call(turn: Mapping[str, Any], where: Where, name: str, turns: Turns)
     """Append a call that is a turn of its own: the assistant says it, in one turn with what it said just before."""
     key = _content_key(turn)
     calls = read_calls(turn.get(key), where, f"{name}.{key}")
-    trained = _is_trained(turn, "assistant", [], where, name)
+    trained = _is_trained(turn, "assistant", set(), where, name)
     _name_unused(turn, key, "assistant", where, name, turns)
     before = turns.messages[-1] if turns.messages else None
     if before is None or before.role != "assistant" or before.trained != trained:
@@ -193,11 +179,7 @@ def _calls(turn: Mapping[str, Any], where: Where, name: str) -> list[Mapping[str
     return read_calls(legacy, where, f"{name}.function_call")
 
 
-def _reasoning_key(turn: Mapping[str, Any]) -> str | None:
-    return next((key for key in REASONING if isinstance(turn.get(key), str) and turn[key].strip()), None)
-
-
-def _reasoning(turn: Mapping[str, Any], role: str, parts: _Parts, where: Where, name: str) -> str:
+def _reasoning(turn: Mapping[str, Any], parts: Parts, where: Where, name: str) -> str:
     """The reasoning text of a turn, under whichever key or part it stands.
 
     Raises:
@@ -210,33 +192,25 @@ def _reasoning(turn: Mapping[str, Any], role: str, parts: _Parts, where: Where, 
             texts.add(as_text(value, where, f"{name}.{key}"))
     if len(texts) > 1:
         keys = ", ".join(key for key in REASONING if key in turn)
-        raise DataError(Problem(where, name, f"two reasoning texts ({keys})", "keep one", got=role))
+        raise DataError(Problem(where, name, "the turn has two reasoning texts", "keep one", got=keys))
     return next(iter(texts), "")
 
 
-def _is_trained(turn: Mapping[str, Any], role: str, of_parts: Sequence[bool], where: Where, name: str) -> bool:
+def _is_trained(turn: Mapping[str, Any], role: str, of_parts: set[bool], where: Where, name: str) -> bool:
     """Whether the turn may carry loss: the marks of OpenAI (weight), axolotl (train), ms-swift (loss) and others.
 
     Raises:
         DataError: a mark is neither yes nor no, marks contradict each other, or one asks for loss on a question.
     """
-    marks = set(of_parts)
-    for key in MARKS:
-        mark = turn.get(key)
-        if mark is None:
-            continue
-        if mark not in (0, 1):
-            raise DataError(
-                Problem(where, f"{name}.{key}", "not 0 or 1", "write 0 to keep it out of the loss", str(mark))
-            )
-        if mark and role != "assistant" and key != "weight":
-            wrong = f"asks for loss on a turn of the {role}"
-            raise DataError(Problem(where, f"{name}.{key}", wrong, "only answers can be marked; remove the mark"))
-        marks.add(bool(mark))
-    if len(marks) > 1:
-        wrong = "marks ask for loss on it and for none"
-        raise DataError(Problem(where, name, wrong, "write one mark for the whole turn"))
-    return not marks or marks.pop()
+    marks = {key: read_mark(turn[key], where, f"{name}.{key}") for key in MARKS if turn.get(key) is not None}
+    wrong = next((key for key, mark in marks.items() if mark and role != "assistant" and key != "weight"), None)
+    if wrong is not None:
+        problem = Problem(where, f"{name}.{wrong}", f"asks for loss on a turn of the {role}", "remove the mark")
+        raise DataError(problem)
+    if len({*marks.values()}) > 1:
+        wrong = "marks ask for loss on the turn and for none"
+        raise DataError(Problem(where, name, wrong, "write one mark", got=", ".join(marks)))
+    return False not in {*marks.values(), *of_parts}
 
 
 def _name_unused(turn: Mapping[str, Any], content_key: str, role: str, where: Where, name: str, turns: Turns) -> None:
@@ -245,115 +219,12 @@ def _name_unused(turn: Mapping[str, Any], content_key: str, role: str, where: Wh
     Raises:
         DataError: one changes what would be learnt.
     """
-    for key, value in turn.items():
-        if (key in _READ and not isinstance(value, bool)) or key in MARKS or key == content_key or key in turns.ignored:
+    read = {content_key, *_READ, *turns.ignored, *(_OF_TOOLS if role == "tool" else ())}
+    turns.unused.update(key for key in REASONING if isinstance(turn.get(key), bool))
+    for key in turn.keys() - read:
+        value = turn[key]
+        if not says_something(value) or (key in _CONTENT and value == turn.get(content_key)):
             continue
-        if (role == "tool" and key in _OF_TOOLS) or not says_something(value):
-            continue
-        if key in _REFUSED and value is not False and not (key == "reasoning_details" and _reasoning_key(turn)):
-            raise DataError(Problem(where, f"{name}.{key}", "cannot be trained", _REFUSED[key], got=kind(value)))
-        if key != "from" and not (key in _CONTENT and value == turn.get(content_key)):
-            turns.unused.add(key)
-
-
-@dataclass
-class _Parts:
-    """The parts of a content, joined by kind. `marks`: whether each text part asks for loss, where it says so."""
-
-    text: str = ""
-    reasoning: str = ""
-    calls: list[Mapping[str, Any]] = field(default_factory=list)
-    results: list[Message] = field(default_factory=list)
-    marks: list[bool] = field(default_factory=list)
-
-
-def _parts(content: object, where: Where, name: str) -> _Parts:
-    """The parts of a content: a text, a part, or a list of parts."""
-    parts = _Parts()
-    if isinstance(content, Mapping):
-        content = [content]
-    if not isinstance(content, list | tuple):
-        parts.text = as_text(content, where, name)
-        return parts
-    marked = 0
-    for index, part in enumerate(content):
-        place = f"{name}[{index}]"
-        if isinstance(part, str):
-            part = {"text": part}
-        if not isinstance(part, Mapping):
-            raise DataError(Problem(where, place, "not a part of a content", _A_TEXT_PART, got=kind(part)))
-        texts = parts.text
-        _add_part(parts, {key: value for key, value in part.items() if value is not None}, where, place)
-        if parts.text != texts:
-            marks = {key: part[key] for key in MARKS if part.get(key) is not None}
-            marked += bool(marks)
-            parts.marks += [_is_trained(marks, "assistant", [], where, place)] if marks else []
-    if marked and not all(parts.marks) and marked < len(content):
-        wrong = "one part of the turn is kept out of the loss and another is not"
-        raise DataError(Problem(where, name, wrong, "write one mark for the whole turn"))
-    return parts
-
-
-_A_TEXT_PART = 'write {"type": "text", "text": "..."}'
-_TEXT_PARTS = (None, "text", "input_text", "output_text")
-_REASONING_PARTS = ("thinking", "reasoning", "think")
-_CALL_PARTS = ("tool_use", "tool_call", "function_call")
-_RESULT_PARTS = ("tool_result",)
-
-
-def _add_part(parts: _Parts, part: Mapping[str, Any], where: Where, name: str) -> None:
-    """Add one part, of OpenAI, Anthropic, Bedrock (untyped, camelCase) or Gemini (untyped).
-
-    Raises:
-        DataError: it is none that can be trained.
-    """
-    part_kind = part.get("type")
-    text = next((part[key] for key in ("text", "value", "content") if isinstance(part.get(key), str)), None)
-    call = next((part[key] for key in ("toolUse", "functionCall") if key in part), None)
-    result = next((part[key] for key in ("toolResult", "functionResponse") if key in part), None)
-    if part_kind in _REASONING_PARTS or "reasoningContent" in part:
-        parts.reasoning += _reasoning_part(part, where, name)
-    elif part_kind in _CALL_PARTS or call is not None:
-        given = call or part.get("value") or part.get("function") or part
-        parts.calls += read_calls(_with_id(given), where, name)
-    elif part_kind in _RESULT_PARTS or result is not None:
-        parts.results.append(_result(result or part, where, name))
-    elif part_kind in _TEXT_PARTS and text is not None:
-        if parts.calls:
-            wrong = "text after a call of a tool in one turn: a template writes it before the call"
-            raise DataError(Problem(where, name, wrong, "put the text first, or make two turns"))
-        parts.text += as_text(text, where, name)
-    else:
-        got = str(part_kind) if part_kind is not None else ", ".join(map(str, part)) or "an empty object"
-        near = nearest("text", part) if part_kind in _TEXT_PARTS else None
-        instead = f'no "text" in it; did you mean "{near}"?' if near else _A_TEXT_PART
-        raise DataError(Problem(where, name, "only text parts can be trained on", instead, got))
-
-
-def _with_id(call: object) -> object:
-    """A call with the name of its id in OpenAI's form (Bedrock: toolUseId)."""
-    if isinstance(call, Mapping) and call.get("toolUseId") is not None:
-        return {**call, "id": call["toolUseId"]}
-    return call
-
-
-def _reasoning_part(part: Mapping[str, Any], where: Where, name: str) -> str:
-    inner = part.get("reasoningContent", part)
-    inner = inner.get("reasoningText", inner) if isinstance(inner, Mapping) else inner
-    keys = ("thinking", "reasoning", "text", "value", "content")
-    found = next((inner[key] for key in keys if key in inner), None) if isinstance(inner, Mapping) else inner
-    return as_text(found, where, name)
-
-
-def _result(result: Mapping[str, Any], where: Where, name: str) -> Message:
-    """The message of a tool's result; a result that is no text is written as JSON."""
-    content = next((result[key] for key in ("content", "response", "output") if key in result), "")
-    if isinstance(content, list) and all(isinstance(part, Mapping) and "text" in part for part in content):
-        content = text_of(content, where, name)
-    elif isinstance(content, list) and len(content) == 1 and isinstance(content[0], Mapping):
-        content = content[0].get("json", content)
-    text = as_text(content if isinstance(content, str) else json.dumps(content, ensure_ascii=False), where, name)
-    identity = next((result[key] for key in ("tool_use_id", "toolUseId", "id") if key in result), None)
-    extra = {"tool_call_id": identity} if identity is not None else {}
-    extra |= {"name": result["name"]} if "name" in result else {}
-    return Message("tool", text, extra)
+        if key in _REFUSED and value is not False:
+            raise DataError(Problem(where, f"{name}.{key}", "cannot be trained", _REFUSED[key], got=json_kind(value)))
+        turns.unused.add(key)

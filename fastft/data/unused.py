@@ -6,16 +6,30 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from fastft.data.turns import MARKS, MEDIA, REASONING
-from fastft.data.values import kind, says_something
+from fastft.data.json_rows import json_kind
+from fastft.data.parts import MARKS
+from fastft.data.turns import MEDIA, REASONING
+from fastft.data.values import says_something
 from fastft.errors import DataError, Problem, Where, nearest
 from fastft.recipe.data_formats import DATA_FORMATS, OPTIONAL_COLUMNS
 
 # Names in one note.
 LISTED_NAMES = 12
 _LEAVE_OUT = "or leave it out on purpose: data.ignore = [{name}]"
-_TOOLS = ("functions", "tool_list", "available_tools", "toolConfig", "tool_config")
-_SYSTEM = ("system_prompt", "system_message", "systemInstruction", "system_instruction")
+_OTHER_NAMES = {
+    "system": ("system_prompt", "system_message", "systemInstruction", "system_instruction"),
+    "tools": ("functions", "tool_list", "available_tools", "toolConfig", "tool_config"),
+}
+# Formats with whole conversations: there, an `input` only describes the row.
+_INPUT_DESCRIBES = ("messages", "sharegpt", "text")
+# Columns that change what is learnt, in the formats that do not read them: what to do with each.
+_INSTEAD = {
+    **dict.fromkeys(MEDIA, "remove the row, because the model would learn to invent what it does not see"),
+    **dict.fromkeys(REASONING, 'write it as "reasoning_content" of its turn'),
+    **dict.fromkeys(("system", "tools"), "use a format with turns"),
+    "history": "write it as turns",
+    "input": "write it into the question",
+}
 _PREFERENCES = ("chosen", "rejected", "kto_tag", "preferred", "chosen_response", "rejected_response")
 
 
@@ -32,33 +46,23 @@ def check_columns(row: Mapping[str, Any], data_format: str, ignored: Iterable[st
         if refused is not None:
             wrong, instead = refused
             instead = f"{instead}, {_LEAVE_OUT.format(name=chr(34) + name + chr(34))}"
-            raise DataError(Problem(where, name, wrong, instead, got=kind(row[name])))
+            raise DataError(Problem(where, name, wrong, instead, got=json_kind(row[name])))
     return unused
 
 
 def _refused(name: str, value: object, data_format: str) -> tuple[str, str] | None:
     """What is wrong with an unused column and what to write instead, or None for one that only describes the row."""
+    known = next((known for known, others in _OTHER_NAMES.items() if name in others), None)
+    if known is not None and known in OPTIONAL_COLUMNS[data_format]:
+        return f"has no effect under this name: did you mean {known}?", f'write columns = {{ {known} = "{name}" }}'
+    if name in MARKS:
+        return None if value == 1 else ("weights of rows have no effect", "use data.sources with a weight each")
     if name in _PREFERENCES or (name == "label" and _is_truth(value)):
-        return (
-            "preferences are not trained: bad answers would count as good",
-            "keep only the answers to learn",
-        )
-    if name in MEDIA:
-        return "is not seen by the model, which would learn to invent it", "remove the row"
-    if name in MARKS and value != 1:
-        return "weights of rows have no effect", "use data.sources with a weight each"
-    for known, others in (("system", _SYSTEM), ("tools", _TOOLS)):
-        if name in others and known in OPTIONAL_COLUMNS[data_format]:
-            return f"has no effect under this name: did you mean {known}?", f'write columns = {{ {known} = "{name}" }}'
-    if name in ("system", "tools"):
-        return f"has no effect in the {data_format} format", "use a format with turns"
-    if name in REASONING and data_format != "text" and not isinstance(value, bool):
-        return "has no effect beside whole conversations", 'write it as "reasoning_content" of its turn'
-    if name == "history":
-        return f"has no effect in the {data_format} format", "write it as turns"
-    if name == "input" and data_format in ("prompt_completion", "belle", "classification"):
-        return f"has no effect in the {data_format} format", "write it into the question"
-    return None
+        return "preferences are not trained: bad answers would count as good", "keep only the answers to learn"
+    if data_format in _INPUT_DESCRIBES and name == "input":
+        return None
+    instead = _INSTEAD.get(name)
+    return None if instead is None else (f"has no effect in the {data_format} format", instead)
 
 
 def unused_notes(rows: str, counts: Counter[str], chats_as_text: int) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from fastft.data.json_rows import json_kind
 from fastft.errors import DataError, Problem, Where
 
 _EMPTY = frozenset({"", "[]", "{}", "null"})
@@ -17,7 +18,7 @@ def as_text(value: object, where: Where, field: str) -> str:
         DataError: it is not.
     """
     if not isinstance(value, str):
-        raise DataError(Problem(where, field, "not text", "write a string", got=kind(value)))
+        raise DataError(Problem(where, field, "not text", "write a string", got=json_kind(value)))
     if "\x00" in value:
         raise DataError(Problem(where, field, "contains a NUL character", "remove it: the text is damaged"))
     if not value.isascii():
@@ -38,7 +39,7 @@ def as_list(value: object, where: Where, field: str) -> Sequence[Any]:
         DataError: it is not.
     """
     if not isinstance(value, list | tuple):
-        raise DataError(Problem(where, field, "not a list", "write a list", got=kind(value)))
+        raise DataError(Problem(where, field, "not a list", "write a list", got=json_kind(value)))
     return value
 
 
@@ -51,12 +52,6 @@ def says_something(value: object) -> bool:
     if isinstance(value, dict):
         return any(says_something(entry) for entry in value.values())
     return value is not None
-
-
-def kind(value: object) -> str:
-    """The kind of `value` in JSON's terms."""
-    kinds = {type(None): "null", bool: "true or false", list: "a list", dict: "an object", str: "a string"}
-    return kinds.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)
 
 
 def without_null_keys(value: Any) -> Any:

@@ -87,7 +87,13 @@ def staged_file(out: Path, needed_bytes: int) -> Iterator[Path]:
         RecipeError: `out` exists.
         MachineError: fewer than `needed_bytes` are free, or the disk fills up on the way.
     """
-    _check_room(out, needed_bytes)
+    if out.exists() or out.is_symlink():
+        raise RecipeError(Problem(Where(str(out)), "", "exists already", "choose another name, or remove it first"))
+    free = free_bytes(out)
+    if free < needed_bytes:
+        wrong = f"not enough disk space: needs {needed_bytes:,} bytes, {free:,} bytes are free"
+        instead = f"free {needed_bytes - free:,} bytes, or write to another disk"
+        raise MachineError(Problem(Where(str(out)), "", wrong, instead))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with staged(out) as stage:
@@ -107,16 +113,6 @@ def free_bytes(path: Path) -> int:
     while not existing.exists():
         existing = existing.parent
     return shutil.disk_usage(existing).free
-
-
-def _check_room(out: Path, needed_bytes: int) -> None:
-    if out.exists() or out.is_symlink():
-        raise RecipeError(Problem(Where(str(out)), "", "exists already", "choose another name, or remove it first"))
-    free = free_bytes(out)
-    if free < needed_bytes:
-        wrong = f"not enough disk space: needs {needed_bytes:,} bytes, {free:,} bytes are free"
-        instead = f"free {needed_bytes - free:,} bytes, or write to another disk"
-        raise MachineError(Problem(Where(str(out)), "", wrong, instead))
 
 
 def _flush(path: Path) -> None:

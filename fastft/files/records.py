@@ -18,10 +18,9 @@ class Record(Protocol):
 
 
 R = TypeVar("R", bound=Record)
-RESTORE = "restore it from a copy, or move it away"
 
 
-def read_record(path: Path, kind: type[R], instead: str = RESTORE) -> R | None:
+def read_record(path: Path, kind: type[R], instead: str = "restore it from a copy, or move it away") -> R | None:
     """The record in a file, or None when there is no such file.
 
     Keys that `kind` does not know are ignored; a file without "schema" is of version 1.

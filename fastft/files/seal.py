@@ -34,9 +34,7 @@ def _write_seal(folder: Path) -> None:
     """Write the size and hash of every file of `folder` into it."""
     sizes = {}
     for path in sorted(entry for entry in folder.rglob("*") if entry.is_file()):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        sizes[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": digest}
+        sizes[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
     write_json(folder / SEAL, sizes)
 
 
@@ -55,7 +53,12 @@ def damage(folder: Path) -> str | None:
             return f"{name} is missing"
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size} bytes, {size} were written"
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                return f"{name} is not what was written"
+        if file_sha256(path) != sha256:
+            return f"{name} is not what was written"
     return None
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

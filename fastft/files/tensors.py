@@ -117,15 +117,8 @@ def open_weights(folder: Path, stem: str = "model") -> Weights:
         return Weights(read_header(single))
     pickles = sorted(path.name for path in (*folder.glob("*.bin"), *folder.glob("*.pt")) if path.is_file())
     if pickles:
-        raise RecipeError(
-            Problem(
-                Where(str(folder)),
-                "",
-                "the weights are in a pickle file, which can run code when it is read",
-                f"save them as {stem}.safetensors",
-                got=pickles[0],
-            )
-        )
+        wrong = "the weights are in a pickle file, which can run code when it is read"
+        raise RecipeError(Problem(Where(str(folder)), "", wrong, f"save them as {stem}.safetensors", got=pickles[0]))
     wrong = f"no {stem}.safetensors and no {index.name}" if folder.is_dir() else "no such folder"
     raise MachineError(Problem(Where(str(folder)), "", wrong, "give a folder with safetensors weights"))
 
@@ -152,10 +145,8 @@ def _sharded(folder: Path, index: Path) -> dict[str, TensorInfo]:
         raise _damaged(index, f"not a safetensors index: {error}") from error
     missing = [shard for shard in shards if Path(shard).name != shard or not (folder / shard).is_file()]
     if missing:
-        raise MachineError(
-            Problem(Where(str(index)), "weight_map", f"{len(missing)} of {len(shards)} shards are missing",
-                    "download the model again", got=missing[0])
-        )  # fmt: skip
+        wrong = f"{len(missing)} of {len(shards)} shards are missing"
+        raise MachineError(Problem(Where(str(index)), "weight_map", wrong, "download the model again", got=missing[0]))
     found: dict[str, TensorInfo] = {}
     for shard in shards:
         found.update(read_header(folder / shard))
@@ -203,9 +194,8 @@ def check_float16(values: Floats, name: str, instead: str) -> None:
     """Raise RecipeError where a value is beyond float16's range."""
     largest = float(max(values.max(initial=0), -values.min(initial=0)))
     if largest > FLOAT16_LIMIT:
-        raise RecipeError(
-            Problem(Where(name), "", f"holds values above float16's {FLOAT16_LIMIT:.0f}", instead, got=f"{largest:.4g}")
-        )
+        wrong = f"holds values above float16's {FLOAT16_LIMIT:.0f}"
+        raise RecipeError(Problem(Where(name), "", wrong, instead, got=f"{largest:.4g}"))
 
 
 def _damaged(file: Path, wrong: str) -> MachineError:

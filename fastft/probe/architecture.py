@@ -42,16 +42,9 @@ class Architecture:
     def projections(self) -> dict[str, tuple[int, int]]:
         """Each linear projection of a layer: (inputs, outputs)."""
         query, key_value = self.query_width, self.key_value_width
-        shapes = [
-            (self.hidden, query),
-            (self.hidden, key_value),
-            (self.hidden, key_value),
-            (query, self.hidden),
-            (self.hidden, self.inner),
-            (self.hidden, self.inner),
-            (self.inner, self.hidden),
-        ]
-        return dict(zip(PROJECTIONS, shapes, strict=True))
+        attention = ((self.hidden, query), (self.hidden, key_value), (self.hidden, key_value), (query, self.hidden))
+        feed_forward = ((self.hidden, self.inner), (self.hidden, self.inner), (self.inner, self.hidden))
+        return dict(zip(PROJECTIONS, attention + feed_forward, strict=True))
 
     @property
     def body_weights(self) -> int:
@@ -91,17 +84,9 @@ class Architecture:
 
 
 def _llama(
-    layers: int, hidden: int, inner: int, heads: int, key_value: int, vocabulary: int, *, tied: bool = False
+    layers: int, hidden: int, inner: int, heads: int, key_value: int, vocabulary: int, *, tied: bool, bias: bool = False
 ) -> Architecture:
-    return Architecture(layers, hidden, inner, heads, key_value, hidden // heads, vocabulary, tied)
-
-
-def _qwen2(
-    layers: int, hidden: int, inner: int, heads: int, key_value: int, vocabulary: int, tied: bool
-) -> Architecture:
-    return Architecture(
-        layers, hidden, inner, heads, key_value, hidden // heads, vocabulary, tied, has_attention_bias=True
-    )
+    return Architecture(layers, hidden, inner, heads, key_value, hidden // heads, vocabulary, tied, bias)
 
 
 def _qwen3(layers: int, hidden: int, inner: int, heads: int, tied: bool) -> Architecture:
@@ -114,24 +99,24 @@ def _gemma2(layers: int, hidden: int, inner: int, heads: int, key_value: int, he
 
 # From the published config.json of each; a test compares every weight count with the one that the Hub shows.
 KNOWN: Mapping[str, Architecture] = {
-    "llama-2-7b": _llama(32, 4096, 11_008, 32, 32, 32_000),
-    "llama-2-13b": _llama(40, 5120, 13_824, 40, 40, 32_000),
-    "llama-3-8b": _llama(32, 4096, 14_336, 32, 8, 128_256),
-    "llama-3.1-8b": _llama(32, 4096, 14_336, 32, 8, 128_256),
-    "llama-3.1-70b": _llama(80, 8192, 28_672, 64, 8, 128_256),
-    "llama-3.3-70b": _llama(80, 8192, 28_672, 64, 8, 128_256),
+    "llama-2-7b": _llama(32, 4096, 11_008, 32, 32, 32_000, tied=False),
+    "llama-2-13b": _llama(40, 5120, 13_824, 40, 40, 32_000, tied=False),
+    "llama-3-8b": _llama(32, 4096, 14_336, 32, 8, 128_256, tied=False),
+    "llama-3.1-8b": _llama(32, 4096, 14_336, 32, 8, 128_256, tied=False),
+    "llama-3.1-70b": _llama(80, 8192, 28_672, 64, 8, 128_256, tied=False),
+    "llama-3.3-70b": _llama(80, 8192, 28_672, 64, 8, 128_256, tied=False),
     "llama-3.2-1b": _llama(16, 2048, 8192, 32, 8, 128_256, tied=True),
     "llama-3.2-3b": _llama(28, 3072, 8192, 24, 8, 128_256, tied=True),
-    "mistral-7b-v0.1": _llama(32, 4096, 14_336, 32, 8, 32_000),
-    "mistral-7b-v0.2": _llama(32, 4096, 14_336, 32, 8, 32_000),
-    "mistral-7b-v0.3": _llama(32, 4096, 14_336, 32, 8, 32_768),
-    "qwen2.5-0.5b": _qwen2(24, 896, 4864, 14, 2, 151_936, True),
-    "qwen2.5-1.5b": _qwen2(28, 1536, 8960, 12, 2, 151_936, True),
-    "qwen2.5-3b": _qwen2(36, 2048, 11_008, 16, 2, 151_936, True),
-    "qwen2.5-7b": _qwen2(28, 3584, 18_944, 28, 4, 152_064, False),
-    "qwen2.5-14b": _qwen2(48, 5120, 13_824, 40, 8, 152_064, False),
-    "qwen2.5-32b": _qwen2(64, 5120, 27_648, 40, 8, 152_064, False),
-    "qwen2.5-72b": _qwen2(80, 8192, 29_568, 64, 8, 152_064, False),
+    "mistral-7b-v0.1": _llama(32, 4096, 14_336, 32, 8, 32_000, tied=False),
+    "mistral-7b-v0.2": _llama(32, 4096, 14_336, 32, 8, 32_000, tied=False),
+    "mistral-7b-v0.3": _llama(32, 4096, 14_336, 32, 8, 32_768, tied=False),
+    "qwen2.5-0.5b": _llama(24, 896, 4864, 14, 2, 151_936, tied=True, bias=True),
+    "qwen2.5-1.5b": _llama(28, 1536, 8960, 12, 2, 151_936, tied=True, bias=True),
+    "qwen2.5-3b": _llama(36, 2048, 11_008, 16, 2, 151_936, tied=True, bias=True),
+    "qwen2.5-7b": _llama(28, 3584, 18_944, 28, 4, 152_064, tied=False, bias=True),
+    "qwen2.5-14b": _llama(48, 5120, 13_824, 40, 8, 152_064, tied=False, bias=True),
+    "qwen2.5-32b": _llama(64, 5120, 27_648, 40, 8, 152_064, tied=False, bias=True),
+    "qwen2.5-72b": _llama(80, 8192, 29_568, 64, 8, 152_064, tied=False, bias=True),
     "qwen3-0.6b": _qwen3(28, 1024, 3072, 16, True),
     "qwen3-1.7b": _qwen3(28, 2048, 6144, 16, True),
     "qwen3-4b": _qwen3(36, 2560, 9728, 32, True),
@@ -177,9 +162,8 @@ def from_config(config: Mapping[str, Any]) -> Architecture | None:
     kind = str(config.get("model_type", ""))
     try:
         hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
-        inner, layers, vocabulary = (
-            int(config[key]) for key in ("intermediate_size", "num_hidden_layers", "vocab_size")
-        )
+        inner, layers = int(config["intermediate_size"]), int(config["num_hidden_layers"])
+        vocabulary = int(config["vocab_size"])
     except (KeyError, TypeError):
         return None
     if any(key in config for key in ("num_experts", "num_local_experts", "n_routed_experts")):

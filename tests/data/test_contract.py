@@ -45,7 +45,7 @@ class Bench:
         )
 
     def only_problem(self, row: dict[str, Any], **keys: Any) -> str:
-        problems = self.gather(row, **keys).problems
+        problems = self.gather(row, **keys).train.rejected
         assert [problem.where.line for problem in problems] == [2]
         return str(problems[0])
 
@@ -218,7 +218,7 @@ def test_clean_rows_of_every_format_raise_no_alarm(
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
     data = DataSection(train="rows.jsonl", chat_template=templates[name])
     made = prepare(data, facts, max_seq_length=500, seed=7, recipe_dir=tmp_path, locate=locate, refuse_broken=False)
-    assert made.problems == ()
+    assert made.train.rejected == []
     assert len(made.train.rows) == 1
 
 
@@ -229,7 +229,7 @@ def test_repeated_rows_are_left_out_and_reported_when_asked(bench: Bench) -> Non
 
 
 def test_all_tokens_with_loss_is_no_fault_when_asked_for(bench: Bench) -> None:
-    assert bench.gather(two_turns(), train_on="all").problems == ()
+    assert bench.gather(two_turns(), train_on="all").train.rejected == []
 
 
 def test_a_row_that_lost_its_bos_is_caught(tmp_path: Path, locate: Locate, llama: TokenizerFacts) -> None:

@@ -127,10 +127,8 @@ def test_plain_text_must_be_text(value: object) -> None:
 
 
 def test_unknown_columns_list_what_would_fit() -> None:
-    with pytest.raises(
-        DataError,
-        match=r"fit no known format \(got question, answer\); write columns = \{ prompt = \"question\", completion = \"answer\" \}",
-    ):
+    mapping = r"write columns = \{ prompt = .question., completion = .answer. \}"
+    with pytest.raises(DataError, match=r"fit no known format \(got question, answer\); " + mapping):
         detect_or_fail({"question": "", "answer": ""}, HERE)
     with pytest.raises(DataError, match=r"fit no known format \(got a, b\); map them in data\.columns to one of"):
         detect_or_fail({"a": 1, "b": 2}, HERE)

@@ -53,4 +53,4 @@ def test_spaces_that_a_decoder_drops_at_the_beginning_are_kept_inside() -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
     ids = array("i", tokenizer.encode("say it now").ids)
-    assert preview(Encoded(ids, ids, Where("r", 1)), tokenizer).text == "say it now"
+    assert preview(Encoded(ids, ids, Where("r", 1)), tokenizer).marked() == "⟦say it now⟧"

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from fastft.data.json_rows import CHUNK_BYTES, read_json
-from fastft.data.readers import count_rows, files_digest, is_hub_data, read_rows
+from fastft.data.readers import count_rows, is_hub_data, joint_digest, read_rows
 from fastft.errors import DataError, Problem
+from fastft.files.seal import file_sha256
 
 Write = Callable[[str, "str | bytes"], Path]
 
@@ -207,8 +208,9 @@ def test_a_kind_of_file_that_is_not_read_is_refused(write: Write) -> None:
 
 def test_the_fingerprint_follows_the_content_and_not_the_name(write: Write) -> None:
     one, same, other = write("a", "1"), write("b", "1"), write("c", "2")
-    assert files_digest([one]) == files_digest([same]) != files_digest([other])
-    assert files_digest([one, other]) != files_digest([other, one])
+    one_digest, other_digest = file_sha256(one), file_sha256(other)
+    assert one_digest == file_sha256(same) != other_digest
+    assert joint_digest([one_digest, other_digest]) != joint_digest([other_digest, one_digest])
 
 
 def test_hub_ids_are_not_paths(write: Write) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fastft.data.contract import check_encoded
-from fastft.data.encode import NO_LOSS, Encoded, encode, encode_batch
+from fastft.data.encode import NO_LOSS, Encoded, encode, encode_batches
 from fastft.data.example import Example, Message
 from fastft.data.render import Renderer, make_renderer, render_prompt
 from fastft.data.template import TEMPLATES, ChatTemplate, load_template
@@ -195,7 +195,7 @@ def test_generation_marks_that_leave_the_end_token_out_are_refused(
 
 def test_a_broken_example_does_not_shift_its_neighbours(chatml: TokenizerFacts, conversation: Conversation) -> None:
     examples = [conversation("Hi", "one"), conversation("<|im_end|>", "two"), conversation("Hi", "three")]
-    made = encode_batch(examples, renderer_for("model", chatml))
+    made = next(encode_batches([examples], renderer_for("model", chatml)))
     assert isinstance(made[1], Problem)
     texts = [trained_text(row, chatml) for row in (made[0], made[2]) if isinstance(row, Encoded)]
     assert texts == [["one<|im_end|>"], ["three<|im_end|>"]]

@@ -101,6 +101,7 @@ def test_reasoning_is_read_under_every_name(turn: dict[str, Any]) -> None:
 def test_every_mark_keeps_a_turn_out_of_the_loss(mark: dict[str, Any]) -> None:
     example = read(USER, {**ANSWER, **mark}, USER, ANSWER)
     assert [message.trained for message in example.messages] == [True, False, True, True]
+    assert not read(USER, {"role": "assistant", "content": [{"text": "a", **mark}]}, USER, ANSWER).messages[1].trained
     assert "trains every turn" in refusal(USER, {**ANSWER, **mark}, USER, ANSWER, rules=Rules(trains_all=True))
 
 
@@ -114,11 +115,11 @@ def test_text_is_text_in_every_kind_of_part(content: object) -> None:
     [
         ({**ANSWER, "weight": 0.5}, "messages[1].weight: not 0 or 1"),
         ({**ANSWER, "loss_weight": 0.3}, "messages[1].loss_weight: not 0 or 1"),
-        ({**ANSWER, "train": True, "loss": False}, "marks ask for loss on it and for none"),
+        ({**ANSWER, "train": True, "loss": False}, "marks ask for loss on the turn and for none (got train, loss)"),
         ({"role": "assistant", "content": [{"text": "a", "train": False}, {"text": "b"}]}, "kept out of the loss"),
         ({**ANSWER, "images": ["1.jpg"]}, "messages[1].images: cannot be trained"),
         ({**ANSWER, "thought": "Easy."}, 'did you mean "reasoning_content"?'),
-        ({**ANSWER, "reasoning": "Easy.", "thinking": "Hard."}, "two reasoning texts"),
+        ({**ANSWER, "reasoning": "Easy.", "thinking": "Hard."}, "two reasoning texts (got reasoning, thinking)"),
         ({"role": "assistant", "tool_calls": [{"function": {"arguments": {}}}]}, 'the call has no "name"'),
         ({"role": "assistant", "tool_calls": [{"name": "a", "arguments": "{room: 1"}]}, "arguments: not valid JSON"),
         (
@@ -154,7 +155,7 @@ def test_keys_that_describe_a_turn_are_named_and_empty_ones_are_not() -> None:
         ({"functions": [TOOL]}, 'write columns = { tools = "functions" }'),
         ({"label": False}, "preferences are not trained"),
         ({"chosen": "a", "rejected": "b"}, "preferences are not trained"),
-        ({"images": ["1.jpg"]}, "not seen by the model"),
+        ({"images": ["1.jpg"]}, "invent what it does not see"),
         ({"loss_weight": 0.5}, "weights of rows have no effect"),
         ({"reasoning": "Easy."}, 'write it as "reasoning_content"'),
         ({"history": [["a", "b"]]}, "history: has no effect in the messages format"),
