@@ -33,13 +33,13 @@ PeftModel.from_pretrained(model, sys.argv[2]).merge_and_unload().save_pretrained
 OURS = """
 import sys
 from pathlib import Path
-from fastft.export.merged import write_merged
+from fastft.exports.merged import write_merged
 write_merged(*(Path(each) for each in sys.argv[1:4]))
 """
 OURS_GGUF = """
 import sys
 from pathlib import Path
-from fastft.export.gguf.writer import write_gguf
+from fastft.exports.gguf.writer import write_gguf
 write_gguf(*(Path(each) for each in sys.argv[1:4]), "q4_k_m")
 """
 # The converter knows tokenizers by a hash of their ids, and this one is made up.

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NewType
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from fastft.engine.memory import free_memory
 from fastft.errors import Problem, TrainingError, Where
@@ -41,50 +39,22 @@ def load_model(plan: Plan, chat_template: str | None) -> tuple[Model, Tokenizer]
         TrainingError: the loader or the adapter refused, in the library's own words.
     """
     free_memory()  # of an earlier run in this process
-    load = plan.calls.load
     try:
-        model, tokenizer = _load(plan, load.kwargs)
-        tokenizer.chat_template = chat_template or tokenizer.chat_template
-        if plan.calls.adapter is not None:
-            model = _attach(plan, plan.calls.adapter.kwargs, model)
+        model, tokenizer = _load(plan)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
-        wrong = f"{load.name} or its adapter failed: {' '.join(str(error).split())[:300]}"
+        wrong = f"{plan.calls.load.name} or its adapter failed: {' '.join(str(error).split())[:300]}"
         raise TrainingError(Problem(Where(plan.recipe), "model.id", wrong, "see the log of this attempt")) from error
+    tokenizer.chat_template = chat_template or tokenizer.chat_template
     return Model(model), Tokenizer(tokenizer)
 
 
-def _load(plan: Plan, kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
-    values = {**kwargs, "dtype": getattr(torch, kwargs["dtype"])}
+def _load(plan: Plan) -> tuple[Any, Any]:
+    """The model, with its adapter where the plan has one, and its tokenizer."""
     if plan.engine == "unsloth":
-        from unsloth import FastLanguageModel
-
-        model, tokenizer = FastLanguageModel.from_pretrained(**values)
-        return model, tokenizer
-    path = values.pop("pretrained_model_name_or_path")
-    quantized = values.pop("quantization_config", None)
-    if quantized is not None:
-        quantized["bnb_4bit_compute_dtype"] = values["dtype"]
-        values["quantization_config"] = BitsAndBytesConfig(**quantized)
-    device = {"": torch.cuda.current_device()} if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(path, device_map=device, **values)
-    model.config.use_cache = False
-    tokenizer = AutoTokenizer.from_pretrained(
-        path, revision=values.get("revision"), trust_remote_code=values["trust_remote_code"]
-    )
-    return model, tokenizer
-
-
-def _attach(plan: Plan, kwargs: Mapping[str, Any], model: Any) -> Any:
-    if plan.engine == "unsloth":
-        from unsloth import FastLanguageModel
-
-        return FastLanguageModel.get_peft_model(model, **kwargs)
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-
-    if plan.calls.load.kwargs.get("quantization_config"):
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=plan.choices.recomputes)
-    torch.manual_seed(plan.calls.trainer.kwargs["seed"])
-    return get_peft_model(model, LoraConfig(**kwargs))
+        from fastft.engine.backends import unsloth as backend
+    else:
+        from fastft.engine.backends import transformers as backend  # type: ignore[no-redef]
+    return backend.load(plan.calls, getattr(torch, plan.choices.dtype.value))
 
 
 def is_in_4bit(model: Model) -> bool:

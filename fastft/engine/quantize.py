@@ -60,15 +60,15 @@ def write_merged_4bit(job: Job, kind: str, on_bytes: BytesWritten = ignore_bytes
             write_config(stage, trained, chosen, quantization_config=settings.to_dict())
             write_generation_config(job.base, stage, job.end_ids)
             copy_tokenizer(tokenizer_folder(job.base, job.adapter), stage)
-        notes = [f"{chosen} where not in 4 bits: {reason}", *([trained.base_note] if trained.base_note else [])]
+        notes = (f"{chosen} where not in 4 bits: {reason}", *trained.notes)
     size = sum(path.stat().st_size for path in place.iterdir())
-    return Artefact(kind, place, size, time.monotonic() - start, tuple(notes))
+    return Artefact(kind, place, size, time.monotonic() - start, notes)
 
 
 def _shards(trained: TrainedWeights, dtype: torch.dtype, estimate: int, on_bytes: BytesWritten) -> Iterator[Tensors]:
     shard: Tensors = {}
     done = 0
-    for name in trained.names:
+    for name in trained.shapes:
         if shard and sum(tensor.nbytes for tensor in shard.values()) > SHARD_BYTES:
             yield shard
             shard = {}

@@ -109,9 +109,9 @@ def open_adapter(folder: Path) -> Adapter:
 def _low_rank(module: str, found: dict[str, TensorInfo], config: dict[str, Any], where: Where) -> LowRank:
     embedding = "lora_A" not in found and "lora_B" not in found
     first, second = ("lora_embedding_B", "lora_embedding_A") if embedding else ("lora_A", "lora_B")
-    if first not in found or second not in found:
-        lost = second if first in found else first
-        raise _unusable(where, module, f"its {lost} is missing", "save the adapter again")
+    for lost in (first, second):
+        if lost not in found:
+            raise _unusable(where, module, f"its {lost} is missing", "save the adapter again")
     a, b = found[first], found[second]
     if len(a.shape) != 2 or len(b.shape) != 2:
         raise _unusable(where, module, "only linear and embedding layers can be merged", "train without it")
@@ -151,41 +151,30 @@ def _pattern(patterns: dict[str, float] | None, module: str, default: float) -> 
 
 def _read_config(folder: Path) -> dict[str, Any]:
     file = folder / "adapter_config.json"
+    where = Where(str(file))
     if not file.is_file():
         wrong = "not an adapter folder: adapter_config.json is missing" if folder.is_dir() else "no such folder"
         raise MachineError(Problem(Where(str(folder)), "", wrong, "give the folder that PEFT saved the adapter in"))
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise MachineError(Problem(Where(str(file)), "", f"not JSON: {error}", "save the adapter again")) from error
+        raise MachineError(Problem(where, "", f"not JSON: {error}", "save the adapter again")) from error
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         kind = config.get("peft_type") if isinstance(config, dict) else config
-        raise RecipeError(
-            Problem(Where(str(file)), "peft_type", "only LoRA adapters can be merged", "train with LoRA", got=str(kind))
-        )
+        raise _unusable(where, "peft_type", "only LoRA adapters can be merged", "train with LoRA", str(kind))
     for name, why in UNMERGEABLE.items():
         if config.get(name):
-            raise RecipeError(
-                Problem(Where(str(file)), name, f"this adapter cannot be merged: {why}", "export it as an adapter")
-            )
+            raise _unusable(where, name, f"this adapter cannot be merged: {why}", "export it as an adapter")
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.startswith(CHANGED_BASE_STARTS):
-        raise RecipeError(
-            Problem(
-                Where(str(file)),
-                "init_lora_weights",
-                "this start changes the base weights, so the adapter does not fit the original ones",
-                "save it with PEFT's path_initial_model_for_weight_conversion",
-                got=start,
-            )
-        )
+        wrong = "this start changes the base weights, so the adapter does not fit the original ones"
+        instead = "save it with PEFT's path_initial_model_for_weight_conversion"
+        raise _unusable(where, "init_lora_weights", wrong, instead, start)
     for name in ("r", "lora_alpha"):
         if not isinstance(config.get(name), int | float):
-            raise RecipeError(
-                Problem(Where(str(file)), name, "must be a number", "save it again", got=str(config.get(name)))
-            )
+            raise _unusable(where, name, "must be a number", "save it again", str(config.get(name)))
     return config
 
 
-def _unusable(where: Where, name: str, wrong: str, instead: str) -> RecipeError:
-    return RecipeError(Problem(where, name, wrong, instead))
+def _unusable(where: Where, name: str, wrong: str, instead: str, got: str | None = None) -> RecipeError:
+    return RecipeError(Problem(where, name, wrong, instead, got))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,17 +39,12 @@ def card_facts(
 
 def model_card(facts: CardFacts, kind: str, path: Path, verdict: Verdict | None) -> str:
     """The card in Markdown with the Hub's YAML head; every value is quoted, so that no name can add fields."""
-    head = ["---", f"base_model: {_quoted(facts.base_model)}", "library_name: " + _library(kind)]
+    library = FOLDER_FORMATS[kind].library if kind in FOLDER_FORMATS else GGUF
+    lines = ["---", f"base_model: {_quoted(facts.base_model)}", f"library_name: {library}"]
     if facts.base_license:
-        head.append(f"license: {_quoted(facts.base_license)}")
-    head += ["tags: [fastft, lora]", "---", ""]
-    lines = [
-        *head,
-        f"# {_plain(path.name)}",
-        "",
-        f"Fine-tuned from {_plain(facts.base_model)} with fastft ({kind}).",
-        "",
-    ]
+        lines.append(f"license: {_quoted(facts.base_license)}")
+    lines += ["tags: [fastft, lora]", "---", "", f"# {_plain(path.name)}", ""]
+    lines += [f"Fine-tuned from {_plain(facts.base_model)} with fastft ({kind}).", ""]
     if facts.figures:
         lines += ["| measured | value |", "| --- | --- |"]
         lines += [f"| {_plain(name)} | {_plain(value)} |" for name, value in facts.figures.items()] + [""]
@@ -56,7 +53,7 @@ def model_card(facts: CardFacts, kind: str, path: Path, verdict: Verdict | None)
         lines += [f"Training data (SHA-256): `{_plain(facts.data_fingerprint)}`", ""]
     if facts.recipe:
         # A fence longer than any in the recipe cannot be closed by it.
-        fence = "`" * max(3, 1 + max((len(run) for run in _runs_of_ticks(facts.recipe)), default=0))
+        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", facts.recipe)), default=0))
         lines += ["## Recipe", "", f"{fence}toml", facts.recipe.rstrip("\n"), fence, ""]
     return "\n".join(lines)
 
@@ -80,10 +77,6 @@ def _proof(verdict: Verdict | None) -> list[str]:
     ]
 
 
-def _library(kind: str) -> str:
-    return FOLDER_FORMATS[kind].library if kind in FOLDER_FORMATS else GGUF
-
-
 def _quoted(text: str) -> str:
     # A JSON string is a YAML string, and quotes are escaped in it.
     return json.dumps(text, ensure_ascii=False)
@@ -91,11 +84,4 @@ def _quoted(text: str) -> str:
 
 def _plain(text: str) -> str:
     """One line without what Markdown or HTML would take for markup."""
-    flat = " ".join(text.split())
-    for mark, written in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|"), ("`", "'")):
-        flat = flat.replace(mark, written)
-    return flat
-
-
-def _runs_of_ticks(text: str) -> list[str]:
-    return [run for run in "".join(c if c == "`" else " " for c in text).split() if run]
+    return html.escape(" ".join(text.split()), quote=False).replace("|", "\\|").replace("`", "'")

@@ -6,7 +6,6 @@ import json
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -37,25 +36,19 @@ class FourBitWeights(Weights):
     """
 
     def __init__(self, stored: dict[str, TensorInfo]) -> None:
-        self._packed = Weights({})
         names = {name: name.split(STATE)[0] for name in stored if STATE in name}
         parts = tuple(f"{matrix}." for matrix in names.values())
-        super().__init__(
-            {name: info for name, info in stored.items() if not name.startswith(parts)} if parts else stored
-        )
-        self._packed = Weights(
-            {name: info for name, info in stored.items() if name.startswith((*parts, *names.values()))}
-        )
+        super().__init__({name: info for name, info in stored.items() if not name.startswith(parts)})
+        packed = {name: info for name, info in stored.items() if name.startswith((*parts, *names.values()))}
+        self._packed = Weights(packed)
         self._states = {matrix: self._state(name) for name, matrix in names.items()}
         for matrix, state in self._states.items():
             self.tensors[matrix] = replace(stored[matrix], dtype=state.dtype, shape=state.shape)
         self._scales = lru_cache(maxsize=4)(self._read_scales)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._packed.__exit__(kind, error, trace)
-        super().__exit__(kind, error, trace)
+    def __exit__(self, *raised: object) -> None:
+        self._packed.__exit__(None, None, None)
+        super().__exit__(None, None, None)
 
     def rows(self, name: str, begin: int = 0, end: int | None = None) -> NDArray[Any]:
         """Rows `begin:end` in the 16-bit type that the matrix was quantized from."""
@@ -66,7 +59,8 @@ class FourBitWeights(Weights):
         stop = state.shape[0] if end is None else end
         # Whole blocks around the wanted rows: a block may begin in the row before.
         first, last = begin * width // state.block, -(-stop * width // state.block)
-        codes = self._packed.rows(name, first * state.block // 2, min(-(-last * state.block // 2), self._bytes(name)))
+        size = self._packed.tensors[name].shape[0]
+        codes = self._packed.rows(name, first * state.block // 2, min(-(-last * state.block // 2), size))
         nibbles = np.empty(2 * codes.size, dtype=np.uint8)
         nibbles[0::2], nibbles[1::2] = codes.reshape(-1) >> 4, codes.reshape(-1) & 15
         table = self._packed.floats(f"{name}.quant_map")
@@ -74,9 +68,6 @@ class FourBitWeights(Weights):
         start = begin * width - first * state.block
         wanted = values[start : start + (stop - begin) * width].reshape(stop - begin, *state.shape[1:])
         return from_float32(np.ascontiguousarray(wanted), state.dtype)
-
-    def _bytes(self, name: str) -> int:
-        return self._packed.tensors[name].shape[0]
 
     def _read_scales(self, name: str) -> Floats:
         """(blocks,) scales in float32."""

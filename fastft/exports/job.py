@@ -27,6 +27,7 @@ from fastft.exports.merged import (
 )
 from fastft.exports.parity import Verdict
 from fastft.exports.record import RecordedArtefact, add_exports, read_exports
+from fastft.exports.trained import read_config
 from fastft.files.atomic import free_bytes, staged_folder, write_text
 from fastft.recipe.export_formats import FOLDER_FORMATS, GGUF
 from fastft.recipe.quantizations import DEFAULT_QUANTIZATION
@@ -175,11 +176,10 @@ def _write_beside(job: Job, artefact: Artefact, verdict: Verdict | None, card: C
 def stop_texts(job: Job) -> tuple[str, ...]:
     """The texts of the tokens at which the model stops, for programs that stop at texts."""
     source = tokenizer_folder(job.base, job.adapter)
-    config = json.loads((job.base / "config.json").read_text(encoding="utf-8"))
-    vocabulary = read_vocabulary(source, job.base, config["vocab_size"], "", end_ids=job.end_ids)
-    return tuple(
-        vocabulary.tokens[vocabulary.special[kind]].decode() for kind in ("eos", "eot") if kind in vocabulary.special
-    )
+    rows = read_config(job.base / "config.json")["vocab_size"]
+    vocabulary = read_vocabulary(source, job.base, rows, "", end_ids=job.end_ids)
+    stops = [vocabulary.special[kind] for kind in ("eos", "eot") if kind in vocabulary.special]
+    return tuple(vocabulary.tokens[token].decode() for token in stops)
 
 
 def _estimate(job: Job, kind: str, adapter: Path | None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import struct
 import time
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from fastft.console import BytesWritten, ignore_bytes
 from fastft.errors import Problem, RecipeError, Where
 from fastft.exports.trained import EMBEDDING, TrainedWeights, in_order, row_blocks
-from fastft.files.atomic import staged_folder
+from fastft.files.atomic import read_json, staged_folder, write_json
 from fastft.files.tensors import DTYPES, FLOATING, ITEM_BYTES, check_float16, from_float32
 
 Dtype = Literal["auto", "float16", "bfloat16", "float32"]
@@ -44,7 +45,6 @@ class MergedReport:
     dtype: str
     """float16, bfloat16 or float32."""
     dtype_reason: str
-    files: tuple[str, ...]
     size_bytes: int
     tensors: int
     changed_tensors: int
@@ -105,12 +105,9 @@ def write_merged(
             write_config(stage, trained, chosen)
             copy_tokenizer(source, stage, chat_template)
             write_generation_config(base, stage, end_ids)
-        names = trained.names
-        files = tuple(sorted(path.name for path in out.iterdir()))
-        changed = sum(trained.is_changed(name) for name in names)
-        notes = () if trained.base_note is None else (trained.base_note,)
-    size = sum((out / name).stat().st_size for name in files)
-    return MergedReport(out, chosen, reason, files, size, len(names), changed, time.monotonic() - start, notes)
+        changed = sum(trained.is_changed(name) for name in trained.shapes)
+    size, seconds = sum(path.stat().st_size for path in out.iterdir()), time.monotonic() - start
+    return MergedReport(out, chosen, reason, size, len(trained.shapes), changed, seconds, trained.notes)
 
 
 def estimate_merged_bytes(base: Path, adapter: Path | None, dtype: Dtype = "auto") -> int:
@@ -124,7 +121,7 @@ def estimate_merged_bytes(base: Path, adapter: Path | None, dtype: Dtype = "auto
 def estimate_merged_4bit_bytes(base: Path, adapter: Path | None) -> int:
     """The bytes of the model with its layers' matrices in NF4: half a byte a weight, one for 64, four for 16,384."""
     with TrainedWeights(base, adapter) as trained:
-        sizes = {name: int(np.prod(shape, dtype=np.int64)) for name, shape in trained.shapes.items()}
+        sizes = {name: math.prod(shape) for name, shape in trained.shapes.items()}
         packed = sum(size for name, size in sizes.items() if is_layer_matrix(trained, name))
         # Two tables (64 and 1,024 bytes), the state, headers and index entries of six tensors a matrix.
         tables = 2700 * sum(is_layer_matrix(trained, name) for name in sizes)
@@ -142,9 +139,9 @@ def choose_dtype(trained: TrainedWeights, dtype: Dtype) -> tuple[str, str]:
     if dtype != "auto":
         return dtype, "asked for"
     bytes_of = dict.fromkeys(FLOATING, 0)
-    for name in trained.names:
-        if trained.dtype(name) in FLOATING:
-            bytes_of[trained.dtype(name)] += trained.stored_bytes(name)
+    for stored in map(trained.stored, trained.shapes):
+        if stored.dtype in FLOATING:
+            bytes_of[stored.dtype] += stored.size_bytes
     main = max(bytes_of, key=lambda kind: bytes_of[kind])
     if main in ("F16", "BF16"):
         return next(name for name, kind in DTYPES.items() if kind == main), "as the base"
@@ -152,11 +149,9 @@ def choose_dtype(trained: TrainedWeights, dtype: Dtype) -> tuple[str, str]:
 
 
 def _target(trained: TrainedWeights, name: str, dtype: Dtype, chosen: str) -> str:
-    stored = trained.dtype(name)
+    stored = trained.stored(name).dtype
     # A 16-bit model may hold a few float32 tensors on purpose; they stay unless a type was asked for.
-    if stored not in FLOATING or (dtype == "auto" and stored in ("F16", "BF16")):
-        return stored
-    if dtype == "auto" and chosen == "bfloat16":
+    if stored not in FLOATING or (dtype == "auto" and (stored in ("F16", "BF16") or chosen == "bfloat16")):
         return stored
     return DTYPES[chosen]
 
@@ -164,27 +159,25 @@ def _target(trained: TrainedWeights, name: str, dtype: Dtype, chosen: str) -> st
 def _shards(trained: TrainedWeights, dtype: Dtype, chosen: str, limit: int) -> list[_Shard]:
     groups: list[list[tuple[str, str]]] = [[]]
     sizes = [0]
-    for name in trained.names:
+    for name in trained.shapes:
         target = _target(trained, name, dtype, chosen)
-        size = int(np.prod(trained.shapes[name], dtype=np.int64)) * ITEM_BYTES[target]
+        size = math.prod(trained.shapes[name]) * ITEM_BYTES[target]
         if sizes[-1] and sizes[-1] + size > limit:
             groups.append([])
             sizes.append(0)
         groups[-1].append((name, target))
         sizes[-1] += size
     count = len(groups)
-    names = (
-        ["model.safetensors"]
-        if count == 1
-        else [f"model-{index:05d}-of-{count:05d}.safetensors" for index in range(1, count + 1)]
-    )
-    return [_Shard(*parts) for parts in zip(names, (tuple(group) for group in groups), sizes, strict=True)]
+    names = [f"model-{index:05d}-of-{count:05d}.safetensors" for index in range(1, count + 1)]
+    if count == 1:
+        names = ["model.safetensors"]
+    return [_Shard(*parts) for parts in zip(names, map(tuple, groups), sizes, strict=True)]
 
 
 def _blocks(trained: TrainedWeights, shard: _Shard, threads: int | None) -> Iterator[NDArray[Any]]:
     def compute(block: tuple[str, str, int, int]) -> NDArray[Any]:
         name, target, begin, end = block
-        if target == trained.dtype(name) and not trained.is_changed(name):
+        if target == trained.stored(name).dtype and not trained.is_changed(name):
             return np.ascontiguousarray(trained.raw(name, begin, end))
         values = trained.floats(name, begin, end)
         if target == "F16":
@@ -202,7 +195,7 @@ def _write_header(stream: BinaryIO, trained: TrainedWeights, shard: _Shard) -> N
     begin = 0
     for name, target in shard.tensors:
         shape = trained.shapes[name]
-        end = begin + int(np.prod(shape, dtype=np.int64)) * ITEM_BYTES[target]
+        end = begin + math.prod(shape) * ITEM_BYTES[target]
         header[name] = {"dtype": target, "shape": list(shape), "data_offsets": [begin, end]}
         begin = end
     text = json.dumps(header, separators=(",", ":")).encode()
@@ -212,8 +205,7 @@ def _write_header(stream: BinaryIO, trained: TrainedWeights, shard: _Shard) -> N
 
 def write_index(stage: Path, file_of: dict[str, str], total: int) -> None:
     """model.safetensors.index.json: which file holds each tensor, and the bytes of all."""
-    index = {"metadata": {"total_size": total}, "weight_map": file_of}
-    (stage / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    write_json(stage / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": file_of})
 
 
 def write_config(stage: Path, trained: TrainedWeights, dtype: str, **changes: Any) -> None:
@@ -230,10 +222,10 @@ def write_config(stage: Path, trained: TrainedWeights, dtype: str, **changes: An
 
 def write_generation_config(base: Path, stage: Path, ends: Sequence[int]) -> None:
     """The base's generation config, which stops at `ends` too: a base model does not know a chat's end of turn."""
-    file = base / "generation_config.json"
-    if not file.is_file() and not ends:
+    config = read_json(base / "generation_config.json")
+    if config is None and not ends:
         return
-    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    config = config or {}
     before = stopping_ids(config)
     if any(token not in before for token in ends):
         config["eos_token_id"] = [*ends, *(token for token in before if token not in ends)]
@@ -256,10 +248,8 @@ def tokenizer_folder(base: Path, adapter: Path | None) -> Path:
     for folder in candidates:
         if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
             return folder
-    looked = " and ".join(str(folder) for folder in candidates)
-    raise RecipeError(
-        Problem(Where(looked), "", "no tokenizer.json and no tokenizer.model", "give a folder that has the tokenizer")
-    )
+    looked, wrong = " and ".join(map(str, candidates)), "no tokenizer.json and no tokenizer.model"
+    raise RecipeError(Problem(Where(looked), "", wrong, "give a folder that has the tokenizer"))
 
 
 def copy_tokenizer(source: Path, out: Path, chat_template: str | None = None) -> None:
@@ -270,15 +260,13 @@ def copy_tokenizer(source: Path, out: Path, chat_template: str | None = None) ->
     if chat_template is None:
         return
     (out / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
-    file = out / "tokenizer_config.json"
-    if file.is_file():
-        settings = json.loads(file.read_text(encoding="utf-8"))
-        if settings.pop("chat_template", None) is not None:
-            file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    settings = read_json(out / "tokenizer_config.json") or {}
+    if settings.pop("chat_template", None) is not None:
+        write_json(out / "tokenizer_config.json", settings)
 
 
 def _small_bytes(trained: TrainedWeights, tokenizer: Path) -> int:
     """Everything that is not weights: headers (up to 200 bytes a tensor), config, tokenizer."""
     files = [tokenizer / name for name in TOKENIZER_FILES]
     files += [trained.base / "config.json", trained.base / "generation_config.json"]
-    return 200 * len(trained.names) + sum(file.stat().st_size for file in files if file.is_file())
+    return 200 * len(trained.shapes) + sum(file.stat().st_size for file in files if file.is_file())

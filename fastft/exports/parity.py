@@ -153,11 +153,11 @@ def unreadable(artefact: str, kind: str, error: FastftError) -> Verdict:
     return Verdict(artefact, kind, (f"cannot be read: {error}",), bar=bar_of(kind))
 
 
-def check_gguf(file: Path, kind: str, reference: Reference, threads: int | None = None) -> Verdict:
+def check_gguf(file: Path, kind: str, reference: Reference) -> Verdict:
     """Load `file` in llama.cpp and judge it."""
     start = time.monotonic()
     try:
-        reading = _read_gguf(file, reference, threads)
+        reading = _read_gguf(file, reference)
     except FastftError as error:
         return unreadable(file.name, kind, error)
     return judge(file.name, kind, reference, reading, time.monotonic() - start)
@@ -178,9 +178,8 @@ def _log_shares(logits: Floats) -> Floats:
 
 def _figures(reference: Reference, reading: Reading) -> dict[str, Any]:
     hits, near, divergences, from_base, moved = [], [], [], [], []
-    for trained, base, artefact in zip(
-        reference.trained, reference.base or reference.trained, reading.logits, strict=True
-    ):
+    bases = reference.base or reference.trained
+    for trained, base, artefact in zip(reference.trained, bases, reading.logits, strict=True):
         # Rows beyond the smaller vocabulary are padding that no tokenizer produces.
         width = min(trained.shape[1], artefact.shape[1])
         trained, base, artefact = trained[:, :width], base[:, :width], artefact[:, :width]
@@ -212,10 +211,9 @@ def _reading_faults(reference: Reference, reading: Reading) -> Iterable[str]:
     if unequal:
         index = unequal[0]
         passage = reference.passages[index]
-        yield (
-            f"reads {len(unequal)} of {len(reference.passages)} prompts as other tokens than training did:"
-            f" prompt {index + 1} {_first_difference(passage.tokens[: passage.prompt_tokens], reading.prompts[index])}"
-        )
+        other = _first_difference(passage.tokens[: passage.prompt_tokens], reading.prompts[index])
+        share = f"{len(unequal)} of {len(reference.passages)} prompts"
+        yield f"reads {share} as other tokens than training did: prompt {index + 1} {other}"
     if reading.chat_template != reference.chat_template:
         yield "has another chat template than the one that was trained with"
     if reading.eos not in reference.end_ids:
@@ -236,11 +234,11 @@ def _ids(tokens: Iterable[int]) -> str:
     return ", ".join(str(token) for token in tokens)
 
 
-def _read_gguf(file: Path, reference: Reference, threads: int | None) -> Reading:
+def _read_gguf(file: Path, reference: Reference) -> Reading:
     from fastft.inference.llamacpp import GgufModel
 
     longest = max(len(passage.tokens) for passage in reference.passages)
-    with GgufModel(file, context_tokens=longest + 8, threads=threads) as model:
+    with GgufModel(file, context_tokens=longest + 8) as model:
         template = model.chat_template or ""
         prompts = tuple(
             tuple(model.chat_tokens(render_chat(template, passage.messages[:-1], reference.special_tokens)))

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastft.errors import MachineError, Problem, RecipeError, TrainingError, Where
-from fastft.exports.adapter import Adapter, open_adapter
+from fastft.exports.adapter import Adapter, LowRank, open_adapter
 from fastft.exports.four_bit import open_four_bit
-from fastft.files.tensors import FLOATING, Floats, open_weights
+from fastft.files.tensors import FLOATING, Floats, TensorInfo, open_weights
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
@@ -32,7 +32,7 @@ Result = TypeVar("Result")
 
 
 class TrainedWeights:
-    """Every tensor of base + adapter by name; `names` keeps the order of the base's files.
+    """Every tensor of base + adapter by name; `shapes` keeps the order of the base's files.
 
     Raises:
         MachineError: a file is missing, damaged or cut short.
@@ -41,30 +41,23 @@ class TrainedWeights:
 
     def __init__(self, base: Path, adapter: Path | None) -> None:
         self.base = base
-        self.config = read_config(base)
-        self.base_note: str | None = None
+        self.config = read_config(base / "config.json")
+        self.notes: tuple[str, ...] = ()
         """What a user should know of the base's numbers."""
         quantization = self.config.pop("quantization_config", None)
         if quantization is None:
             self.weights = open_weights(base)
         elif quantization.get("quant_method") == "bitsandbytes" and quantization.get("load_in_4bit"):
             self.weights = open_four_bit(base)
-            self.base_note = (
-                "the base has 4 bits a weight: its rounding stays; --base with its 16-bit model avoids that"
-            )
+            self.notes = ("the base has 4 bits a weight: its rounding stays; --base with its 16-bit model avoids that",)
         else:
-            raise RecipeError(
-                Problem(
-                    Where(str(base / "config.json")),
-                    "quantization_config",
-                    "the base is quantized; what was trained on it must be merged into its 16-bit weights",
-                    "give the 16-bit model with --base",
-                    got=str(quantization.get("quant_method", "unknown")),
-                )
-            )
+            wrong = "the base is quantized; what was trained on it must be merged into its 16-bit weights"
+            where, got = Where(str(base / "config.json")), str(quantization.get("quant_method", "unknown"))
+            raise RecipeError(Problem(where, "quantization_config", wrong, "give the 16-bit model with --base", got))
         self.adapter: Adapter | None = None if adapter is None else open_adapter(adapter)
         self.shapes = {name: info.shape for name, info in self.weights.tensors.items()}
-        self._load = lru_cache(maxsize=8)(self._load_low_rank)
+        """The tensors of the trained model; without `lm_head.weight` where it is the embedding itself."""
+        self._load = lru_cache(maxsize=8)(LowRank.load)
         self.tied = HEAD not in self.shapes or self.config.get("tie_word_embeddings") is True
         if self.tied:
             self.shapes.pop(HEAD, None)
@@ -74,25 +67,14 @@ class TrainedWeights:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.weights.__exit__(kind, error, trace)
+    def __exit__(self, *raised: object) -> None:
+        self.weights.__exit__(None, None, None)
         if self.adapter is not None:
-            self.adapter.weights.__exit__(kind, error, trace)
+            self.adapter.weights.__exit__(None, None, None)
 
-    @property
-    def names(self) -> list[str]:
-        """The tensors of the trained model; without `lm_head.weight` where it is the embedding itself."""
-        return list(self.shapes)
-
-    def dtype(self, name: str) -> str:
-        """The safetensors type that the base stores the tensor in."""
-        return self.weights.tensors[self._stored(name)].dtype
-
-    def stored_bytes(self, name: str) -> int:
-        """The bytes of the tensor in the base's files."""
-        return self.weights.tensors[self._stored(name)].size_bytes
+    def stored(self, name: str) -> TensorInfo:
+        """How the base stores the tensor."""
+        return self.weights.tensors[EMBEDDING if name == HEAD and HEAD not in self.weights.tensors else name]
 
     def is_changed(self, name: str) -> bool:
         """Whether the adapter changes this tensor."""
@@ -100,11 +82,11 @@ class TrainedWeights:
 
     def raw(self, name: str, begin: int = 0, end: int | None = None) -> NDArray[Any]:
         """Rows `begin:end` as the base stores them; only for tensors that the adapter does not change."""
-        values = self.weights.rows(self._stored(name), begin, end)
-        dtype = self.dtype(name)
-        if dtype in FLOATING:
-            exponents = {"BF16": np.uint16(0x7F80)}.get(dtype)
-            finite = np.isfinite(values) if exponents is None else (values & exponents) != exponents
+        stored = self.stored(name)
+        values = self.weights.rows(stored.name, begin, end)
+        if stored.dtype in FLOATING:
+            exponents = np.uint16(0x7F80)
+            finite = (values & exponents) != exponents if stored.dtype == "BF16" else np.isfinite(values)
             if not finite.all():
                 raise self._not_finite(name)
         return values
@@ -119,23 +101,16 @@ class TrainedWeights:
         if adapter is not None and name in adapter.replaced:
             values = adapter.weights.floats(adapter.replaced[name], begin, end)
         else:
-            values = self.weights.floats(self._stored(name), begin, end)
+            values = self.weights.floats(self.stored(name).name, begin, end)
         # PEFT saves an embedding that it adapts as a copy of the base tensor and a low-rank part: then both apply.
         if adapter is not None and name in adapter.low_rank:
-            values = _add(values, self._load(name), begin)
+            values = _add(values, self._load(adapter.low_rank[name], adapter.weights), begin)
         # A sum is one pass and NaN and infinity survive it; only a suspicious sum pays for the exact look.
         with np.errstate(over="ignore", invalid="ignore"):
             suspicious = not np.isfinite(values.sum())
         if suspicious and not np.isfinite(values).all():
             raise self._not_finite(name)
         return values
-
-    def _stored(self, name: str) -> str:
-        return EMBEDDING if name == HEAD and name not in self.weights.tensors else name
-
-    def _load_low_rank(self, name: str) -> tuple[Floats, Floats, Floats | None]:
-        assert self.adapter is not None  # noqa: S101  only called for its own names
-        return self.adapter.low_rank[name].load(self.adapter.weights)
 
     def _fit(self, adapter: Adapter) -> None:
         """Check the adapter's shapes against the base's, and give a tied head that it changes a tensor of its own."""
@@ -144,30 +119,20 @@ class TrainedWeights:
         touched = sorted({*adapter.low_rank, *adapter.replaced})
         wrong = [text for name in touched if (text := self._misfit(adapter, name))]
         if wrong:
-            shown = "; ".join(wrong[:SHOWN_PROBLEMS])
-            raise RecipeError(
-                Problem(
-                    Where(str(adapter.folder)),
-                    "",
-                    f"this adapter is for another model than {self.base}: {len(wrong)} of {len(touched)} tensors do"
-                    f" not fit ({shown})",
-                    "give the base model that it was trained on with --base",
-                )
-            )
+            shares = f"{len(wrong)} of {len(touched)} tensors do not fit ({'; '.join(wrong[:SHOWN_PROBLEMS])})"
+            other = f"this adapter is for another model than {self.base}: {shares}"
+            instead = "give the base model that it was trained on with --base"
+            raise RecipeError(Problem(Where(str(adapter.folder)), "", other, instead))
         for name, source in adapter.replaced.items():
             self.shapes[name] = adapter.weights.tensors[source].shape
 
     def _untie(self, adapter: Adapter) -> None:
         if adapter.ensure_weight_tying:
             if EMBEDDING in adapter.low_rank or HEAD in adapter.low_rank:
-                raise RecipeError(
-                    Problem(
-                        Where(str(adapter.folder / "adapter_config.json")),
-                        "ensure_weight_tying",
-                        "a low-rank change of an embedding that is also the output head cannot be merged",
-                        "train the embedding in full (modules_to_save)",
-                    )
-                )
+                where = Where(str(adapter.folder / "adapter_config.json"))
+                wrong = "a low-rank change of an embedding that is also the output head cannot be merged"
+                instead = "train the embedding in full (modules_to_save)"
+                raise RecipeError(Problem(where, "ensure_weight_tying", wrong, instead))
             head = adapter.replaced.pop(HEAD, None)
             if head is not None:
                 adapter.replaced.setdefault(EMBEDDING, head)
@@ -189,11 +154,11 @@ class TrainedWeights:
         return None if shape == base else f"{name} is {shape} in the adapter, {base} in the base"
 
     def _not_finite(self, name: str) -> TrainingError:
-        source = "the adapter" if self.is_changed(name) else "the base model"
-        folder = self.adapter.folder if self.adapter is not None and self.is_changed(name) else self.base
-        return TrainingError(
-            Problem(Where(str(folder)), name, "holds NaN or infinite values", f"use an earlier checkpoint of {source}")
-        )
+        source, folder = "the base model", self.base
+        if self.adapter is not None and self.is_changed(name):
+            source, folder = "the adapter", self.adapter.folder
+        instead = f"use an earlier checkpoint of {source}"
+        return TrainingError(Problem(Where(str(folder)), name, "holds NaN or infinite values", instead))
 
 
 def _add(values: Floats, change: tuple[Floats, Floats, Floats | None], begin: int) -> Floats:
@@ -206,13 +171,12 @@ def _add(values: Floats, change: tuple[Floats, Floats, Floats | None], begin: in
     return values
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """The model's `config.json`.
+def read_config(file: Path) -> dict[str, Any]:
+    """The JSON object in `file`, a file of a model.
 
     Raises:
         MachineError: it is missing or not a JSON object.
     """
-    file = folder / "config.json"
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -228,8 +192,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 def row_blocks(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
     """The (begin, end) of blocks of whole rows, each near BLOCK_ELEMENTS elements."""
     rows = shape[0] if shape else 1
-    row = int(np.prod(shape[1:], dtype=np.int64)) if len(shape) > 1 else 1
-    step = max(1, BLOCK_ELEMENTS // max(row, 1))
+    step = max(1, BLOCK_ELEMENTS // max(math.prod(shape[1:]), 1))
     for begin in range(0, rows, step):
         yield begin, min(begin + step, rows)
 

@@ -81,9 +81,8 @@ class Conversation:
         self.cut_off = False
         template = self.model.chat_template
         if template is None:
-            raise RecipeError(
-                Problem(Where(str(self.model.source)), "", "has no chat template", "export it with a chat template")
-            )
+            where = Where(str(self.model.source))
+            raise RecipeError(Problem(where, "", "has no chat template", "export it with a chat template"))
         start = [{"role": "system", "content": self.system}] if self.system else []
         messages = [*start, *self.messages, {"role": "user", "content": text}]
         tokens = self.model.chat_tokens(render_chat(template, messages, self.model.special_tokens))

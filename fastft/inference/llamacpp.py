@@ -8,21 +8,19 @@ passed back unchanged.
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fastft.errors import MachineError, Problem, Where
+from fastft.files.tensors import Floats
 from fastft.inference.conversation import next_token
-from fastft.inference.library import shared_library
 
-Floats = NDArray[np.float32]
 BATCH_TOKENS = 512
 ERROR_LEVEL = 4  # ggml.h: GGML_LOG_LEVEL_ERROR
 # More than any of llama.cpp's parameter structures needs; the callee reads only its own part.
@@ -66,6 +64,20 @@ def _collect(level: int, text: bytes | None, _: int | None) -> None:
 
 # A reference, because llama.cpp can call it at any time.
 _collector = _LOG_CALLBACK(_collect)
+
+
+def shared_library() -> Path:
+    """The path of the shared library in the installed xllamacpp, without importing it.
+
+    Raises:
+        MachineError: xllamacpp is not installed.
+    """
+    spec = importlib.util.find_spec("xllamacpp")
+    for folder in (spec.submodule_search_locations or []) if spec is not None else []:
+        for file in sorted(Path(folder).glob("xllamacpp*.so")):
+            return file
+    wrong, instead = "needs xllamacpp, which is not installed", "install it: pip install 'fastft[train]'"
+    raise MachineError(Problem(Where("export"), "", wrong, instead))
 
 
 @cache
@@ -112,8 +124,8 @@ class GgufModel:
         MachineError: xllamacpp is not installed, or llama.cpp cannot load the file (the message quotes its error).
     """
 
-    def __init__(self, file: Path, context_tokens: int = 2048, threads: int | None = None) -> None:
-        self.file = file
+    def __init__(self, file: Path, context_tokens: int = 2048) -> None:
+        self.source = file
         self._lib = library = _library()
         _errors.clear()
         self._context: int | None = None
@@ -129,18 +141,20 @@ class GgufModel:
         self._context = library.llama_init_from_model(self._model, parameters)
         if not self._context:
             raise self.failed(f"llama.cpp cannot make a context of {context_tokens} tokens")
-        workers = threads or os.cpu_count() or 1
+        workers = os.cpu_count() or 1
         library.llama_set_n_threads(self._context, workers, workers)
         self.vocabulary_size: int = library.llama_vocab_n_tokens(self._vocabulary)
+        self.bos: int = library.llama_vocab_bos(self._vocabulary)
+        """The id of the beginning token, -1 for none."""
+        self.eos: int = library.llama_vocab_eos(self._vocabulary)
+        """The id of the end token, -1 for none."""
         # The tokens in the context; the next call computes only what differs.
         self._seen: list[int] = []
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         if self._context:
             self._lib.llama_free(self._context)
         if self._model:
@@ -154,29 +168,9 @@ class GgufModel:
         return None if found is None else found.decode()
 
     @property
-    def source(self) -> Path:
-        """The GGUF file."""
-        return self.file
-
-    @property
     def special_tokens(self) -> dict[str, str]:
         """The texts of the beginning and the end token, under their names in chat templates."""
         return {"bos_token": self.token_text(self.bos), "eos_token": self.token_text(self.eos)}
-
-    @property
-    def adds_bos(self) -> bool:
-        """Whether llama.cpp itself adds the beginning token to a text."""
-        return bool(self._lib.llama_vocab_get_add_bos(self._vocabulary))
-
-    @property
-    def bos(self) -> int:
-        """The id of the beginning token, -1 for none."""
-        return int(self._lib.llama_vocab_bos(self._vocabulary))
-
-    @property
-    def eos(self) -> int:
-        """The id of the end token, -1 for none."""
-        return int(self._lib.llama_vocab_eos(self._vocabulary))
 
     def is_end(self, token: int) -> bool:
         """Whether llama.cpp stops at this token."""
@@ -194,9 +188,8 @@ class GgufModel:
 
     def chat_tokens(self, rendered: str) -> list[int]:
         """The ids of a rendered chat, as in llama.cpp's own chat: never with two beginning tokens."""
-        begin = self.token_text(self.bos)
-        if self.adds_bos and begin:
-            rendered = rendered.removeprefix(begin)
+        if self._lib.llama_vocab_get_add_bos(self._vocabulary):
+            rendered = rendered.removeprefix(self.token_text(self.bos))
         return self.tokenize(rendered, add_special=True)
 
     def token_text(self, token: int) -> str:
@@ -216,12 +209,8 @@ class GgufModel:
     def logits(self, tokens: Sequence[int]) -> Floats:
         """(tokens, vocabulary): at each position the logits of the next token."""
         self._forget(0)
-        return np.concatenate(
-            [
-                self._decode(tokens[begin : begin + BATCH_TOKENS], every=True)
-                for begin in range(0, len(tokens), BATCH_TOKENS)
-            ]
-        )
+        begins = range(0, len(tokens), BATCH_TOKENS)
+        return np.concatenate([self._decode(tokens[begin : begin + BATCH_TOKENS], every=True) for begin in begins])
 
     def generate(
         self,
@@ -260,7 +249,7 @@ class GgufModel:
         count, start = len(tokens), len(self._seen)
         if start + count > self.context_tokens:
             wrong = f"more than {self.context_tokens} tokens do not fit the context"
-            raise MachineError(Problem(Where(str(self.file)), "", wrong, "use /reset, or a larger --context-tokens"))
+            raise MachineError(Problem(Where(str(self.source)), "", wrong, "use /reset, or a larger --context-tokens"))
         ids = np.array(tokens, dtype=np.int32)
         positions = np.arange(start, start + count, dtype=np.int32)
         one = np.ones(count, dtype=np.int32)
@@ -281,8 +270,7 @@ class GgufModel:
         if status != 0:
             raise self.failed(f"llama.cpp stopped with status {status}")
         self._seen.extend(tokens)
-        found = [self._row(int(index)) for index in np.flatnonzero(wanted)]
-        return np.stack(found)
+        return np.stack([self._row(int(index)) for index in np.flatnonzero(wanted)])
 
     def _row(self, index: int) -> Floats:
         address = self._lib.llama_get_logits_ith(self._context, index)
@@ -294,6 +282,5 @@ class GgufModel:
     def failed(self, wrong: str) -> MachineError:
         """The error for this file, with llama.cpp's last messages."""
         errors = "; ".join(_errors[-3:])
-        return MachineError(
-            Problem(Where(str(self.file)), "", wrong + (f": {errors}" if errors else ""), "export it again")
-        )
+        said = f"{wrong}: {errors}" if errors else wrong
+        return MachineError(Problem(Where(str(self.source)), "", said, "export it again"))

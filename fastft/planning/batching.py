@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from fastft.data.order import grouped, shuffled
@@ -96,18 +95,8 @@ class UnknownBatching:
 
     def as_json(self) -> dict[str, Any]:
         """What is known under the names of `Batching`, null for the rest, and a table without rows."""
-        return {
-            "active": self.active,
-            "active_because": self.active_because,
-            "available": self.available,
-            "recommended": None,
-            "recommended_because": self.missing,
-            "speed_up": None,
-            "lengths": None,
-            "lost": None,
-            "measured_rows": 0,
-            "table": (),
-        }
+        known = {**vars(self), "recommended_because": self.missing, "measured_rows": 0, "table": ()}
+        return {field.name: known.get(field.name) for field in fields(Batching) if field.name != "padding"}
 
 
 def describe(lengths: Sequence[int]) -> Lengths:
@@ -128,8 +117,7 @@ def describe(lengths: Sequence[int]) -> Lengths:
 def packed_rows(lengths: Sequence[int], capacity: int) -> list[int]:
     """The tokens of each packed row, as TRL packs them: best-fit decreasing in blocks of 1,000 examples."""
     rows: list[int] = []
-    for start in range(0, len(lengths), PACKING_BLOCK):
-        block = lengths[start : start + PACKING_BLOCK]
+    for block in _parts(lengths, PACKING_BLOCK):
         rows += [sum(block[index] for index in row) for row in pack(block, capacity)]
     return rows
 
@@ -179,8 +167,8 @@ def _flat(mode: Mode, lengths: Sequence[int], batch: int, capacity: int | None) 
     return Padding(mode, batch, len(sizes), 0.0, round(tokens / len(sizes), 1), max(sizes), fill)
 
 
-def _parts(lengths: Sequence[int], batch: int) -> list[Sequence[int]]:
-    return [lengths[start : start + batch] for start in range(0, len(lengths), batch)]
+def _parts(lengths: Sequence[int], size: int) -> list[Sequence[int]]:
+    return [lengths[start : start + size] for start in range(0, len(lengths), size)]
 
 
 def recommend(
@@ -202,4 +190,4 @@ def recommend(
 
 def batches_to_measure(batch: int) -> tuple[int, ...]:
     """The batch sizes of the table: powers of two up to 32, and the recipe's own."""
-    return tuple(key for key, _ in itertools.groupby(sorted((*BATCHES, batch))))
+    return tuple(sorted({*BATCHES, batch}))

@@ -25,6 +25,7 @@ LORA_EXAMPLES = 32
 FEW_EXAMPLES = 4
 MANY_EPOCHS = 4
 SMALL_DATA = 10_000
+BATCH_KEYS = ("train.effective_batch_size", "train.gradient_accumulation_steps", "train.per_device_train_batch_size")
 
 
 @dataclass(frozen=True)
@@ -101,15 +102,14 @@ def _examples_per_step(sight: Sight) -> Iterator[Caution]:
 
 
 def _batch_field(sight: Sight) -> str:
-    keys = ("effective_batch_size", "gradient_accumulation_steps", "per_device_train_batch_size")
-    return next((f"train.{key}" for key in keys if f"train.{key}" in sight.loaded.given), f"train.{keys[2]}")
+    """The key that the recipe sets the examples of a step with."""
+    return next((key for key in BATCH_KEYS if key in sight.loaded.given), BATCH_KEYS[-1])
 
 
 def _changed_batch(sight: Sight) -> Iterator[Caution]:
     """An override that changes the examples of a step and leaves what was tuned for them."""
     loaded, train = sight.loaded, sight.loaded.recipe.train
-    keys = ("per_device_train_batch_size", "gradient_accumulation_steps", "effective_batch_size")
-    if not any(f"train.{key}" in loaded.overrides for key in keys):
+    if not loaded.overrides.keys() & set(BATCH_KEYS):
         return
     written = tomllib.loads(loaded.text).get("train", {})
     before = written.get("effective_batch_size") or (

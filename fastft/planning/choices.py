@@ -183,6 +183,5 @@ def choose_accumulation(recipe: Recipe, devices: int, packing: bool, per_row: fl
     if per_row is None:
         return Choice(None, "depends on how many examples a packed row holds; known once the rows are tokenized")
     value = max(1, round(size / (batch * devices * per_row)))
-    return Choice(
-        value, f"{size} examples per step / (batch {batch} x {devices} x {per_row:.2f} examples in a packed row)"
-    )
+    reason = f"{size} examples per step / (batch {batch} x {devices} x {per_row:.2f} examples in a packed row)"
+    return Choice(value, reason)

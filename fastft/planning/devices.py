@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fastft.errors import Problem, UsageError, Where, nearest
-from fastft.probe.device import GIB, Device
+from fastft.probe.device import GIB, Device, processor
 
 MIB = 1024**2
 # What a LoRA step that is bound by the GPU reaches of the data-sheet peak: Unsloth's own measured figure for an A100
@@ -59,12 +59,8 @@ def named_device(name: str | None, memory: str | None, found: Device) -> Device:
             raise UsageError(Problem(Where("--device"), "", "there is no such device", known, name))
         device = Device("cuda", sheet.name, sheet.memory_bytes, 1, sheet.computes_bfloat16)
     elif name is not None and found.is_gpu:
-        from fastft.probe.device import processor
-
         device = processor()
-    if memory is None:
-        return device
-    return Device(device.kind, device.name, _bytes(memory), device.count, device.computes_bfloat16, device.missing)
+    return device if memory is None else replace(device, memory_bytes=_bytes(memory))
 
 
 def sheet_of(device: Device) -> Sheet | None:

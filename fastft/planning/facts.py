@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from fastft.data.sources import count_training_rows, evaluation_source
 from fastft.data.unused import unused_notes
+from fastft.files.atomic import free_bytes
 from fastft.probe.base_model import BaseModel, find_base_model
 from fastft.probe.device import Device, find_device
 from fastft.probe.software import installed
@@ -82,7 +82,7 @@ def find_facts(loaded: LoadedRecipe, runs_dir: Path) -> Facts:
         base_model=find_base_model(recipe.model.id, recipe.model.revision, loaded.folder, loaded.where("model.id")),
         train_examples=train_examples,
         eval_examples=eval_examples,
-        free_disk_bytes=shutil.disk_usage(_existing(runs_dir)).free,
+        free_disk_bytes=free_bytes(runs_dir),
         processes=int(os.environ.get("WORLD_SIZE") or 1),
     )
 
@@ -118,11 +118,3 @@ def example_counts(loaded: LoadedRecipe) -> tuple[int | None, int | None]:
         return trained, None
     everything = count_training_rows(data.model_copy(update={"eval_fraction": None}), loaded.folder)
     return trained, None if everything is None else everything - trained
-
-
-def _existing(folder: Path) -> Path:
-    """The nearest folder around `folder` that exists."""
-    folder = folder.resolve()
-    while not folder.exists():
-        folder = folder.parent
-    return folder

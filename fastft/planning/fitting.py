@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -165,11 +166,9 @@ def find_fitting(
 
 def _longest_row(model: Architecture, settings: MemorySettings, limit: float, batch: int) -> int:
     """The longest row of which `batch` fit, found by halving: kept attention grows with the square of the length."""
-    low, high = 0, most_tokens(model, settings, limit) // batch
-    while low < high:
-        middle = (low + high + 1) // 2
-        if forecast_memory(model, settings, batch * middle, 0, middle).peak_bytes <= limit:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+
+    def peak_bytes(length: int) -> int:
+        return forecast_memory(model, settings, batch * length, 0, length).peak_bytes
+
+    lengths = range(1, most_tokens(model, settings, limit) // batch + 1)
+    return bisect_right(lengths, limit, key=peak_bytes)

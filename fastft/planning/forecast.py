@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from fastft.planning.batching import (
     MEASURED_ROWS,
@@ -24,29 +23,11 @@ from fastft.planning.facts import Facts
 from fastft.planning.fitting import MemoryForecast, UnknownMemory, find_fitting, memory_settings
 from fastft.planning.memory import forecast_memory
 from fastft.planning.schedule import Schedule, UnknownSchedule
-from fastft.planning.timing import (
-    Rate,
-    Time,
-    UnknownTime,
-    Work,
-    device_rate,
-    forecast_time,
-    seconds_per_epoch,
-    work_per_token,
-)
+from fastft.planning.timing import Rate, Time, UnknownTime, Work, device_rate, seconds_per_epoch, work_per_token
 from fastft.probe.architecture import Architecture
 from fastft.recipe.model import Recipe
 
 UNKNOWN_MODEL = "the sizes of the base model are unknown until it is here"
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """What the lengths, the model and the device say about a run."""
-
-    batching: Batching | UnknownBatching
-    memory: MemoryForecast | UnknownMemory
-    time: Time | UnknownTime
 
 
 def make_forecast(
@@ -57,11 +38,18 @@ def make_forecast(
     model: Architecture | None,
     packed: Sequence[int] | None,
     price_per_hour: float | None,
-) -> Forecast:
+) -> tuple[Batching | UnknownBatching, MemoryForecast | UnknownMemory, Time | UnknownTime]:
     """The three forecasts; each says what is missing where it cannot be made."""
     rate = device_rate(facts.device)
-    work = None if model is None else _work(recipe, facts, choices, model)
-    tokens = sum(facts.lengths or ())
+    tokens, work = sum(facts.lengths or ()), None
+    if model is not None:
+        work = work_per_token(
+            model,
+            adapter_weights=count_trained_weights(recipe, model),
+            full_finetuning=recipe.model.full_finetuning,
+            recomputes=choices.recomputes,
+            span=describe(facts.lengths).mean_span if facts.lengths else recipe.model.max_seq_length,
+        )
 
     def epoch_seconds(padding: Padding) -> float:
         """What an epoch takes; in computed tokens where model or device are not known."""
@@ -70,11 +58,8 @@ def make_forecast(
         return seconds_per_epoch(padding, tokens, work, rate, model, load_in_4bit=recipe.model.load_in_4bit)
 
     batching = _batching(recipe, facts, choices, schedule, packed, epoch_seconds)
-    return Forecast(
-        batching,
-        _memory(recipe, facts, choices, schedule, model, batching),
-        _time(facts, schedule, batching, work, rate, epoch_seconds, price_per_hour),
-    )
+    memory = _memory(recipe, facts, choices, schedule, model, batching)
+    return batching, memory, _time(facts, schedule, batching, work, rate, epoch_seconds, price_per_hour)
 
 
 def _batching(
@@ -143,16 +128,6 @@ def _available(recipe: Recipe, choices: Choices, facts: Facts) -> tuple[Mode, ..
     return ("random", "group_by_length")
 
 
-def _work(recipe: Recipe, facts: Facts, choices: Choices, model: Architecture) -> Work:
-    return work_per_token(
-        model,
-        adapter_weights=count_trained_weights(recipe, model),
-        full_finetuning=recipe.model.full_finetuning,
-        recomputes=choices.recomputes,
-        span=describe(facts.lengths).mean_span if facts.lengths else recipe.model.max_seq_length,
-    )
-
-
 def _memory(
     recipe: Recipe,
     facts: Facts,
@@ -197,7 +172,8 @@ def _time(
         tokens = round(batching.lengths.tokens * schedule.num_train_epochs)
         if work is not None and rate is not None:
             seconds = epoch_seconds(batching.padding) * schedule.num_train_epochs / facts.processes
-            return forecast_time(work, rate, tokens, seconds, price_per_hour)
+            price = None if price_per_hour is None else round(price_per_hour * seconds / 3600, 2)
+            return Time(work, rate, tokens, round(tokens / seconds, 1), round(seconds, 1), price)
     if work is None:
         missing = UNKNOWN_MODEL
     elif rate is None:

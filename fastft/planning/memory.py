@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
@@ -84,21 +83,8 @@ class PeakMemory:
     @property
     def parts(self) -> dict[str, int]:
         """Every part by its name, in the order in which they are filled."""
-        values = dataclasses.asdict(self)
-        return {name.removesuffix("_bytes"): value for name, value in values.items() if name in _PARTS}
-
-
-_PARTS = (
-    "base_weights_bytes",
-    "kept_weights_bytes",
-    "adapter_bytes",
-    "gradients_bytes",
-    "optimizer_bytes",
-    "activations_bytes",
-    "logits_bytes",
-    "workspace_bytes",
-    "framework_bytes",
-)
+        whole = ("tokens", "device_bytes")
+        return {name.removesuffix("_bytes"): value for name, value in vars(self).items() if name not in whole}
 
 
 def forecast_memory(
@@ -110,31 +96,16 @@ def forecast_memory(
     whichever is more: the two are not alive together.
     """
     layers, head = _per_token(model, settings)
-    fixed, larger = _saved_per_token(model, settings, length), max(layers, head)
-    # Shown where it arises: the part of the larger one that the logits need beyond a layer is the logits'.
-    logits = larger - layers if head > layers else 0
-    return _with_weights(model, settings, tokens * (fixed + larger - logits), tokens * logits, tokens, device_bytes)
-
-
-def most_tokens(model: Architecture, settings: MemorySettings, limit_bytes: float, length: int = 0) -> int:
-    """The largest number of tokens, in rows of `length`, whose peak stays within `limit_bytes`; 0 if nothing fits."""
-    empty = forecast_memory(model, settings, 0, 0).peak_bytes
-    per_token = _saved_per_token(model, settings, length) + max(_per_token(model, settings))
-    return max(0, int((limit_bytes - empty) / per_token))
-
-
-def _with_weights(
-    model: Architecture, settings: MemorySettings, activations: float, logits: float, tokens: int, device_bytes: int
-) -> PeakMemory:
+    # Shown where it arises: what the output layer needs beyond a layer is the logits'.
+    activations = tokens * (_saved_per_token(model, settings, length) + layers)
+    logits = tokens * max(0.0, head - layers)
     size = settings.weight_bytes
-    kept = size * (model.vocabulary_weights + model.small_weights)
-    if settings.keeps_head_in_float32 and settings.load_in_4bit:
-        kept = 4 * model.vocabulary_weights + size * model.small_weights
+    head_size = 4 if settings.keeps_head_in_float32 and settings.load_in_4bit else size
     trained = model.weights if settings.full_finetuning else model.adapter_weights(settings.rank, settings.targets)
     gradients = settings.trained_bytes * trained
     return PeakMemory(
         base_weights_bytes=round((NF4_BYTES_PER_WEIGHT if settings.load_in_4bit else size) * model.body_weights),
-        kept_weights_bytes=kept,
+        kept_weights_bytes=head_size * model.vocabulary_weights + size * model.small_weights,
         adapter_bytes=0 if settings.full_finetuning else settings.trained_bytes * trained,
         gradients_bytes=round(max(0.0, gradients if settings.holds_gradients else gradients - activations - logits)),
         optimizer_bytes=round(OPTIMIZERS[settings.optimizer].state_bytes * trained),
@@ -146,6 +117,13 @@ def _with_weights(
         tokens=tokens,
         device_bytes=device_bytes,
     )
+
+
+def most_tokens(model: Architecture, settings: MemorySettings, limit_bytes: float, length: int = 0) -> int:
+    """The largest number of tokens, in rows of `length`, whose peak stays within `limit_bytes`; 0 if nothing fits."""
+    empty = forecast_memory(model, settings, 0, 0).peak_bytes
+    per_token = _saved_per_token(model, settings, length) + max(_per_token(model, settings))
+    return max(0, int((limit_bytes - empty) / per_token))
 
 
 def _saved_per_token(model: Architecture, settings: MemorySettings, length: int) -> float:

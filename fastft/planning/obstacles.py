@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from fastft.errors import Problem
 from fastft.planning.disk import Disk
+from fastft.planning.facts import Facts
 from fastft.probe.base_model import BaseModel
 from fastft.probe.device import GIB, Device
 from fastft.probe.software import CEILINGS, FLOORS, INSTALL, NEEDED, TESTED, release
@@ -13,19 +14,12 @@ from fastft.recipe.loader import LoadedRecipe
 from fastft.recipe.optimizers import OPTIMIZERS
 
 
-def find_obstacles(
-    loaded: LoadedRecipe,
-    device: Device,
-    installed: Mapping[str, str],
-    model: BaseModel,
-    disk: Disk,
-    engine: str,
-) -> tuple[Problem, ...]:
+def find_obstacles(loaded: LoadedRecipe, facts: Facts, disk: Disk, engine: str) -> tuple[Problem, ...]:
     """Every obstacle, most basic first."""
     return (
-        *_software(loaded, installed, engine),
-        *_device(loaded, device, engine),
-        *_memory(loaded, device, model),
+        *_software(loaded, facts.installed, engine),
+        *_device(loaded, facts.device, engine),
+        *_memory(loaded, facts.device, facts.base_model),
         *_disk(loaded, disk),
     )
 
@@ -63,9 +57,8 @@ def _device(loaded: LoadedRecipe, device: Device, engine: str) -> Iterator[Probl
         instead = f"run it on a host with an NVIDIA GPU of 16 GB or more, or {fits}"
         yield loaded.problem("model.load_in_4bit", f"4-bit training needs an NVIDIA GPU: {here}", instead)
     if recipe.train.fp16 is True:
-        yield loaded.problem(
-            "train.fp16", f"float16 training needs a GPU: {here}", "write false, or take the line away"
-        )
+        wrong = f"float16 training needs a GPU: {here}"
+        yield loaded.problem("train.fp16", wrong, "write false, or take the line away")
     optimizer = OPTIMIZERS[recipe.train.optim]
     if optimizer.needs_gpu and optimizer.on_cpu is None:
         instead = 'write "adamw_torch", or run it on a GPU'

@@ -20,7 +20,6 @@ from fastft.planning.obstacles import find_obstacles
 from fastft.planning.schedule import Schedule, UnknownSchedule, make_schedule, unknown_schedule
 from fastft.planning.timing import Time, UnknownTime
 from fastft.probe.architecture import architecture_of
-from fastft.probe.base_model import BaseModel
 from fastft.probe.software import TESTED, release
 from fastft.recipe.loader import LoadedRecipe
 from fastft.recipe.model import Recipe
@@ -68,7 +67,7 @@ def make_plan(loaded: LoadedRecipe, facts: Facts, run_dir: str, price_per_hour: 
     choices = make_choices(recipe, device, facts.processes, engine, packing, per_row)
     schedule = _schedule(recipe, facts, choices, packed)
     architecture = architecture_of(recipe.model.id, facts.base_model.config)
-    forecast = make_forecast(recipe, facts, choices, schedule, architecture, packed, price_per_hour)
+    batching, memory, time = make_forecast(recipe, facts, choices, schedule, architecture, packed, price_per_hour)
     disk = make_disk(recipe, facts.base_model, architecture, facts.free_disk_bytes)
     return Plan(
         recipe=str(loaded.path),
@@ -77,13 +76,13 @@ def make_plan(loaded: LoadedRecipe, facts: Facts, run_dir: str, price_per_hour: 
         device=str(device),
         base_model=recipe.model.id,
         schedule=schedule,
-        batching=forecast.batching,
-        memory=forecast.memory,
-        time=forecast.time,
+        batching=batching,
+        memory=memory,
+        time=time,
         disk=disk,
         choices=choices,
         warnings=find_cautions(Sight(loaded, facts, schedule, choices)),
-        obstacles=find_obstacles(loaded, device, facts.installed, facts.base_model, disk, engine.value),
+        obstacles=find_obstacles(loaded, facts, disk, engine.value),
         calls=_calls(loaded, facts, choices, run_dir),
     )
 
@@ -130,16 +129,13 @@ def _schedule(
 
 
 def _calls(loaded: LoadedRecipe, facts: Facts, choices: Choices, run_dir: str) -> Calls:
-    recipe = loaded.recipe
+    recipe, base = loaded.recipe, facts.base_model
+    # A local folder wherever there is one, so that the loader looks nothing up again.
+    model_path = base.id if base.folder is None else str(base.folder)
     transformers = release(facts.installed.get("transformers", TESTED["transformers"]))
     deepspeed = None if recipe.train.deepspeed is None else str(loaded.folder / recipe.train.deepspeed)
     return Calls(
-        load=load_call(recipe, _model_path(facts.base_model), choices),
+        load=load_call(recipe, model_path, choices),
         adapter=None if recipe.model.full_finetuning else adapter_call(recipe, choices),
         trainer=trainer_call(recipe, f"{run_dir}/checkpoints", choices, transformers, deepspeed),
     )
-
-
-def _model_path(model: BaseModel) -> str:
-    """What the loader is given: a local folder wherever there is one, so that nothing is looked up again."""
-    return str(model.folder) if model.folder is not None else model.id

@@ -145,9 +145,8 @@ def _processor_rate(device: Device) -> Rate | None:
     width = 16 if "avx512f" in flags else 8 if "avx2" in flags else 4
     peak = int(cores[1]) * float(clock[1]) * 1e6 * width * 4
     vectors = f"{cores[1]} x {float(clock[1]) / 1000:.1f} GHz x {width * 4} operations"
-    return Rate(
-        peak, CPU_UTILISATION, None, f"{peak / 1e9:.0f} GFLOP/s ({vectors}), {CPU_UTILISATION:.0%} of it assumed"
-    )
+    source = f"{peak / 1e9:.0f} GFLOP/s ({vectors}), {CPU_UTILISATION:.0%} of it assumed"
+    return Rate(peak, CPU_UTILISATION, None, source)
 
 
 def seconds_per_epoch(
@@ -161,15 +160,3 @@ def seconds_per_epoch(
         expand = passes * model.body_weights * EXPANDED_BYTES_PER_WEIGHT / rate.bandwidth
         seconds += tokens / row.useful_tokens * expand
     return seconds
-
-
-def forecast_time(work: Work, rate: Rate, tokens: int, seconds: float, price_per_hour: float | None) -> Time:
-    """The forecast of a run over `tokens` tokens that takes `seconds`."""
-    return Time(
-        work=work,
-        rate=rate,
-        tokens=tokens,
-        tokens_per_second=round(tokens / seconds, 1),
-        seconds=round(seconds, 1),
-        price=None if price_per_hour is None else round(price_per_hour * seconds / 3600, 2),
-    )

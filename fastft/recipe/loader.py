@@ -22,7 +22,6 @@ from fastft.recipe.wording import describe, find_fault, shown
 # A recipe is a page of text. Without a limit a hostile file costs seconds in the TOML parser.
 MAX_BYTES = 64 * 1024
 
-
 Origin = Literal["default", "recipe", "--set"]
 
 
@@ -81,9 +80,25 @@ def load(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     tree = _parse(path, text)
     pairs = _parse_overrides(overrides)
     for field, (_, value) in pairs.items():
-        _assign(tree, field, value)
+        section, key = field.split(".", 1)
+        table = tree.setdefault(section, {})
+        if isinstance(table, dict):
+            table[key] = value
     written = {field: raw for field, (raw, _) in pairs.items()}
-    return _validate(path, text, tree, written)
+
+    def locate(field: str) -> Where:
+        return _where(path, text, written, field)
+
+    recipe, problems, wrong = _make_recipe(tree, locate)
+    if recipe is not None:
+        given = frozenset(f"{section}.{key}" for section, keys in tree.items() for key in keys)
+        for broken in violations(recipe, given):
+            if not {broken.field, *broken.reads} & wrong:
+                problems.append(Problem(locate(broken.field), broken.field, broken.wrong, broken.instead, broken.got))
+                wrong.add(broken.field)
+        if not problems:
+            return LoadedRecipe(recipe, path, text, written, given)
+    raise RecipeError(sorted(problems, key=lambda problem: (problem.where.line or 0, problem.field)))
 
 
 def _read(path: Path) -> str:
@@ -155,31 +170,11 @@ def _parse_overrides(overrides: Iterable[str]) -> dict[str, tuple[str, Any]]:
     return pairs
 
 
-def _assign(tree: dict[str, Any], field: str, value: Any) -> None:
-    section, key = field.split(".", 1)
-    table = tree.setdefault(section, {})
-    if isinstance(table, dict):
-        table[key] = value
-
-
-def _validate(path: Path, text: str, tree: dict[str, Any], overrides: Mapping[str, str]) -> LoadedRecipe:
-    """The checked recipe. Removes what fails from a copy of the tree, so that it finds every problem in one pass."""
-    valid = copy.deepcopy(tree)
-    recipe, problems, wrong = _make_recipe(valid, lambda field: _where(path, text, overrides, field))
-    if recipe is not None:
-        given = frozenset(f"{section}.{key}" for section, keys in valid.items() for key in keys)
-        for finding in violations(recipe, given):
-            if not {finding.field, *finding.reads} & wrong:
-                where = _where(path, text, overrides, finding.field)
-                problems.append(Problem(where, finding.field, finding.wrong, finding.instead, finding.got))
-                wrong.add(finding.field)
-        if not problems:
-            return LoadedRecipe(recipe, path, text, overrides, given)
-    raise RecipeError(sorted(problems, key=lambda problem: (problem.where.line or 0, problem.field)))
-
-
 def _make_recipe(tree: dict[str, Any], locate: Callable[[str], Where]) -> tuple[Recipe | None, list[Problem], set[str]]:
-    """(the recipe of what is valid in `tree`, the problems, their keys). Removes what is not valid from `tree`."""
+    """(the recipe of what is valid in `tree`, the problems, their keys).
+
+    Removes what is not valid from `tree` and tries again, so that it finds every problem.
+    """
     problems: list[Problem] = []
     wrong: set[str] = set()
     while True:

@@ -106,25 +106,22 @@ def _words(schema: dict[str, Any]) -> str:
                 field.rsplit(".", 1)[1] for field in list(source_fields())[1:]
             )
         return f"a list of {_words(items)}" if "enum" in items else 'a list of texts, ["like", "this"]'
-    names = {
-        "boolean": "true or false",
-        "integer": "a whole number",
-        "number": "a number",
-        "string": 'text in "quotes"',
-        "object": 'a table of texts, { like = "this" }',
-    }
-    return names[kind] + _bounds(schema)
+    return _KINDS[kind] + _bounds(schema)
 
 
 def _bounds(schema: dict[str, Any]) -> str:
-    words = {
-        "minimum": "at least {}",
-        "exclusiveMinimum": "above {}",
-        "maximum": "at most {}",
-        "exclusiveMaximum": "below {}",
-    }
-    bounds = [word.format(schema[key]) for key, word in words.items() if key in schema]
+    bounds = [f"{words} {schema[key]}" for key, words in _BOUNDS.items() if key in schema]
     return ", " + " and ".join(bounds) if bounds else ""
+
+
+_KINDS = {
+    "boolean": "true or false",
+    "integer": "a whole number",
+    "number": "a number",
+    "string": 'text in "quotes"',
+    "object": 'a table of texts, { like = "this" }',
+}
+_BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
 
 
 def _either(words: list[str]) -> str:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastft.errors import nearest
-from fastft.recipe.model import REPORTERS, Recipe
+from fastft.recipe.model import REPORTERS, LoraSection, Recipe
 from fastft.recipe.optimizers import OPTIMIZERS
 from fastft.recipe.quantizations import QUANTIZATIONS
 
@@ -22,25 +22,25 @@ Given = frozenset[str]
 
 @dataclass(frozen=True)
 class Violation:
-    """A rule that a recipe breaks, at `field`; `reads` are the other keys that the rule reads."""
+    """A rule that a recipe breaks, at `field`; `reads` are the other keys that the rule reads.
+
+    `got`: the value that the message shows; a rule leaves it out where it is the whole value of `field`.
+    """
 
     field: str
     wrong: str
     instead: str
-    got: str | None = None
     reads: tuple[str, ...] = ()
+    got: str | None = None
 
 
 def violations(recipe: Recipe, given: Given) -> Iterator[Violation]:
     """Every rule that `recipe` breaks, in the order of the rules."""
     for rule in _RULES:
-        yield from rule(recipe, given)
-    for need in _NEEDS:
-        for field in need.fields:
-            if field in given and not need.met(recipe):
-                section, key = field.split(".", 1)
-                got = json.dumps(getattr(getattr(recipe, section), key))
-                yield Violation(field, f"has no effect: {need.because}", need.instead, got, need.reads)
+        for broken in rule(recipe, given):
+            section, key = broken.field.split(".", 1)
+            value = getattr(getattr(recipe, section), key)
+            yield broken if broken.got or value is None else replace(broken, got=json.dumps(value))
 
 
 @dataclass(frozen=True)
@@ -54,23 +54,9 @@ class _Need:
     reads: tuple[str, ...]
 
 
-def _has_eval(recipe: Recipe) -> bool:
-    return recipe.data.eval is not None or recipe.data.eval_fraction is not None
-
-
-_LORA_KEYS = (
-    "lora.r",
-    "lora.lora_alpha",
-    "lora.lora_dropout",
-    "lora.target_modules",
-    "lora.bias",
-    "lora.use_rslora",
-    "lora.use_dora",
-    "lora.modules_to_save",
-)
 _NEEDS = (
     _Need(
-        _LORA_KEYS,
+        tuple(f"lora.{key}" for key in LoraSection.model_fields),
         lambda recipe: not recipe.model.full_finetuning,
         "model.full_finetuning = true trains every weight, without an adapter",
         "remove the line, or set model.full_finetuning = false",
@@ -162,64 +148,50 @@ def is_hub_id(text: str) -> bool:
     return shaped and "--" not in text and ".." not in text and not text.endswith(".git")
 
 
+def _needs(recipe: Recipe, given: Given) -> Iterator[Violation]:
+    for need in _NEEDS:
+        for field in need.fields:
+            if field in given and not need.met(recipe):
+                yield Violation(field, f"has no effect: {need.because}", need.instead, need.reads)
+
+
 def _model(recipe: Recipe, _: Given) -> Iterator[Violation]:
     model = recipe.model
+    forms = "write a Hub id, a local folder, or package:NAME/FILE.gguf for a file inside an installed package"
     if model.id.startswith("package:") and not re.fullmatch(r"package:[\w.-]+/[\w./-]+\.gguf", model.id):
-        yield Violation("model.id", "is not package:NAME/FILE.gguf", _ID_FORMS, json.dumps(model.id))
+        yield Violation("model.id", "is not package:NAME/FILE.gguf", forms)
     elif ".." in model.id.removeprefix("package:").split("/") and model.id.startswith("package:"):
-        yield Violation("model.id", "leaves the package's folder", _ID_FORMS, json.dumps(model.id))
+        yield Violation("model.id", "leaves the package's folder", forms)
     if model.trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", model.revision or ""):
-        yield Violation(
-            "model.trust_remote_code",
-            "would run code that can change at any time",
-            'pin it: set model.revision = "the 40-digit commit that you have read"',
-            "true",
-            ("model.revision",),
-        )
+        wrong = "would run code that can change at any time"
+        instead = 'pin it: set model.revision = "the 40-digit commit that you have read"'
+        yield Violation("model.trust_remote_code", wrong, instead, ("model.revision",))
     if model.full_finetuning and model.load_in_4bit:
-        yield Violation(
-            "model.load_in_4bit",
-            "4-bit weights cannot be trained themselves, but model.full_finetuning = true asks for it",
-            "set one of the two to false",
-            "true",
-            ("model.full_finetuning",),
-        )
-
-
-_ID_FORMS = "write a Hub id, a local folder, or package:NAME/FILE.gguf for a file inside an installed package"
+        wrong = "4-bit weights cannot be trained themselves, but model.full_finetuning = true asks for it"
+        yield Violation("model.load_in_4bit", wrong, "set one of the two to false", ("model.full_finetuning",))
 
 
 def _data(recipe: Recipe, _: Given) -> Iterator[Violation]:
     train, sources = recipe.data.train, recipe.data.sources
     if train is None and not sources:
-        yield Violation("data.train", "is missing", 'add train = "rows.jsonl" under [data]', None, ("data.sources",))
+        yield Violation("data.train", "is missing", 'add train = "rows.jsonl" under [data]', ("data.sources",))
     if train is not None and sources:
         instead = "keep one of them: write several sources as several [[data.sources]] tables"
-        yield Violation("data.train", "is set together with [[data.sources]]", instead, json.dumps(train))
+        yield Violation("data.train", "is set together with [[data.sources]]", instead)
 
 
 def _precision(recipe: Recipe, given: Given) -> Iterator[Violation]:
     train, dtype = recipe.train, recipe.model.dtype
     if train.fp16 is True and train.bf16 is True:
-        yield Violation("train.fp16", "bf16 and fp16 cannot both be true", "keep one of them", "true", ("train.bf16",))
+        yield Violation("train.fp16", "bf16 and fp16 cannot both be true", "keep one of them", ("train.bf16",))
     if train.fp16 is True and dtype == "bfloat16":
-        yield Violation(
-            "train.fp16", "contradicts model.dtype = bfloat16", "keep one of them", "true", ("model.dtype",)
-        )
+        yield Violation("train.fp16", "contradicts model.dtype = bfloat16", "keep one of them", ("model.dtype",))
     if train.bf16 is True and dtype == "float16":
-        yield Violation("train.bf16", "contradicts model.dtype = float16", "keep one of them", "true", ("model.dtype",))
-    if (
-        recipe.model.engine == "transformers"
-        and train.gradient_checkpointing == "unsloth"
-        and "train.gradient_checkpointing" in given
-    ):
-        yield Violation(
-            "train.gradient_checkpointing",
-            'plain transformers has no "unsloth" checkpointing',
-            "write true or false",
-            '"unsloth"',
-            ("model.engine",),
-        )
+        yield Violation("train.bf16", "contradicts model.dtype = float16", "keep one of them", ("model.dtype",))
+    field = "train.gradient_checkpointing"
+    if recipe.model.engine == "transformers" and train.gradient_checkpointing == "unsloth" and field in given:
+        wrong = 'plain transformers has no "unsloth" checkpointing'
+        yield Violation(field, wrong, "write true or false", ("model.engine",))
 
 
 def _batch(recipe: Recipe, _: Given) -> Iterator[Violation]:
@@ -228,171 +200,104 @@ def _batch(recipe: Recipe, _: Given) -> Iterator[Violation]:
     if size is None:
         return
     if train.gradient_accumulation_steps is not None:
-        yield Violation(
-            "train.effective_batch_size",
-            f"is set together with gradient_accumulation_steps = {train.gradient_accumulation_steps}",
-            "keep one of them: fastft derives the other",
-            str(size),
-            ("train.gradient_accumulation_steps",),
-        )
+        wrong = f"is set together with gradient_accumulation_steps = {train.gradient_accumulation_steps}"
+        instead = "keep one of them: fastft derives the other"
+        yield Violation("train.effective_batch_size", wrong, instead, ("train.gradient_accumulation_steps",))
     elif size % batch and not train.packing:
         below, above = size - size % batch, size + batch - size % batch
+        wrong = f"is not a multiple of per_device_train_batch_size = {batch}"
         near = f"{below} or {above}" if below else str(above)
-        yield Violation(
-            "train.effective_batch_size",
-            f"is not a multiple of per_device_train_batch_size = {batch}",
-            f"write {near}, or change the batch",
-            str(size),
-            ("train.per_device_train_batch_size", "train.packing"),
-        )
+        instead = f"write {near}, or change the batch"
+        reads = ("train.per_device_train_batch_size", "train.packing")
+        yield Violation("train.effective_batch_size", wrong, instead, reads)
 
 
 def _schedule(recipe: Recipe, _: Given) -> Iterator[Violation]:
     train = recipe.train
     if train.warmup_ratio is not None and train.warmup_steps is not None:
-        yield Violation(
-            "train.warmup_steps",
-            f"is set together with warmup_ratio = {train.warmup_ratio:g}",
-            "keep one of them",
-            str(train.warmup_steps),
-            ("train.warmup_ratio",),
-        )
-    warmup = [key for key in ("warmup_ratio", "warmup_steps") if getattr(train, key)]
-    if warmup and train.lr_scheduler_type == "constant":
-        yield Violation(
-            f"train.{warmup[0]}",
-            'has no effect: lr_scheduler_type = "constant" starts at the full learning rate',
-            'write lr_scheduler_type = "constant_with_warmup", or remove the line',
-            str(getattr(train, warmup[0])),
-            ("train.lr_scheduler_type",),
-        )
+        wrong = f"is set together with warmup_ratio = {train.warmup_ratio:g}"
+        yield Violation("train.warmup_steps", wrong, "keep one of them", ("train.warmup_ratio",))
+    if train.lr_scheduler_type == "constant" and (train.warmup_ratio or train.warmup_steps):
+        field = "train.warmup_ratio" if train.warmup_ratio else "train.warmup_steps"
+        wrong = 'has no effect: lr_scheduler_type = "constant" starts at the full learning rate'
+        instead = 'write lr_scheduler_type = "constant_with_warmup", or remove the line'
+        yield Violation(field, wrong, instead, ("train.lr_scheduler_type",))
     if train.max_steps is not None and train.warmup_steps is not None and train.warmup_steps >= train.max_steps:
-        yield Violation(
-            "train.warmup_steps",
-            f"the warm-up is as long as the run of max_steps = {train.max_steps}",
-            "write fewer; 3 to 10 % of the steps are usual",
-            str(train.warmup_steps),
-            ("train.max_steps",),
-        )
+        wrong = f"the warm-up is as long as the run of max_steps = {train.max_steps}"
+        instead = "write fewer; 3 to 10 % of the steps are usual"
+        yield Violation("train.warmup_steps", wrong, instead, ("train.max_steps",))
 
 
 def _evaluation(recipe: Recipe, _: Given) -> Iterator[Violation]:
     data, train = recipe.data, recipe.train
     if data.eval is not None and data.eval_fraction is not None:
-        yield Violation(
-            "data.eval_fraction",
-            f"is set together with eval = {json.dumps(data.eval)}",
-            "keep one of them",
-            str(data.eval_fraction),
-            ("data.eval",),
-        )
+        wrong = f"is set together with eval = {json.dumps(data.eval)}"
+        yield Violation("data.eval_fraction", wrong, "keep one of them", ("data.eval",))
     if data.eval is not None and data.eval in (data.train, *(source.path for source in data.sources)):
-        yield Violation(
-            "data.eval",
-            "is the training data: the evaluation would measure memory, not learning",
-            "name other rows, or set data.eval_fraction",
-            json.dumps(data.eval),
-            ("data.train", "data.sources"),
-        )
-    if not _has_eval(recipe):
-        wants = [("train.eval_strategy", train.eval_strategy != "no"), ("eval.exact_match", recipe.eval.exact_match)]
-        for field in (name for name, wanted in wants if wanted):
-            section, key = field.split(".")
-            yield Violation(
-                field,
-                "needs held-out rows",
-                "set data.eval or data.eval_fraction, or remove the line",
-                json.dumps(getattr(getattr(recipe, section), key)),
-                ("data.eval", "data.eval_fraction"),
-            )
+        wrong = "is the training data: the evaluation would measure memory, not learning"
+        instead = "name other rows, or set data.eval_fraction"
+        yield Violation("data.eval", wrong, instead, ("data.train", "data.sources"))
+    if data.eval is None and data.eval_fraction is None:
+        wants = {"train.eval_strategy": train.eval_strategy != "no", "eval.exact_match": recipe.eval.exact_match}
+        for field in (name for name, wanted in wants.items() if wanted):
+            instead = "set data.eval or data.eval_fraction, or remove the line"
+            yield Violation(field, "needs held-out rows", instead, ("data.eval", "data.eval_fraction"))
     if recipe.eval.exact_match and data.format == "text":
-        yield Violation(
-            "eval.exact_match",
-            'plain text (data.format = "text") has no answers to compare',
-            "remove the line, or use a format with messages",
-            "true",
-            ("data.format",),
-        )
+        wrong = 'plain text (data.format = "text") has no answers to compare'
+        yield Violation("eval.exact_match", wrong, "remove the line, or use a format with messages", ("data.format",))
     if recipe.eval.exact_match and recipe.eval.max_new_tokens >= recipe.model.max_seq_length:
-        yield Violation(
-            "eval.max_new_tokens",
-            f"leaves no room for a prompt in max_seq_length = {recipe.model.max_seq_length}",
-            "write fewer tokens than max_seq_length",
-            str(recipe.eval.max_new_tokens),
-            ("model.max_seq_length", "eval.exact_match"),
-        )
+        wrong = f"leaves no room for a prompt in max_seq_length = {recipe.model.max_seq_length}"
+        reads = ("model.max_seq_length", "eval.exact_match")
+        yield Violation("eval.max_new_tokens", wrong, "write fewer tokens than max_seq_length", reads)
 
 
 def _checkpoints(recipe: Recipe, _: Given) -> Iterator[Violation]:
     train = recipe.train
     if train.eval_strategy == "steps" and train.eval_steps is None:
-        yield Violation(
-            "train.eval_strategy", '"steps" needs eval_steps', "add eval_steps = N", '"steps"', ("train.eval_steps",)
-        )
+        yield Violation("train.eval_strategy", '"steps" needs eval_steps', "add eval_steps = N", ("train.eval_steps",))
     if train.save_strategy == "steps" and train.save_steps is None:
-        yield Violation(
-            "train.save_strategy", '"steps" needs save_steps', "add save_steps = N", '"steps"', ("train.save_steps",)
-        )
+        yield Violation("train.save_strategy", '"steps" needs save_steps', "add save_steps = N", ("train.save_steps",))
     if not train.load_best_model_at_end:
         return
+    field, wrong = "train.load_best_model_at_end", "needs an evaluation at each checkpoint, but"
     reads = ("train.eval_strategy", "train.save_strategy", "train.eval_steps", "train.save_steps")
     if train.eval_strategy == "no" or train.eval_strategy != train.save_strategy:
-        yield Violation(
-            "train.load_best_model_at_end",
-            f'needs an evaluation at each checkpoint, but eval_strategy = "{train.eval_strategy}" and '
-            f'save_strategy = "{train.save_strategy}"',
-            "set both to the same value",
-            "true",
-            reads,
-        )
+        wrong += f' eval_strategy = "{train.eval_strategy}" and save_strategy = "{train.save_strategy}"'
+        yield Violation(field, wrong, "set both to the same value", reads)
     elif train.save_steps and train.eval_steps and train.save_steps % train.eval_steps:
-        yield Violation(
-            "train.load_best_model_at_end",
-            f"needs an evaluation at each checkpoint, but save_steps = {train.save_steps} is not a multiple of "
-            f"eval_steps = {train.eval_steps}",
-            f"write save_steps = {train.eval_steps * max(1, round(train.save_steps / train.eval_steps))}",
-            "true",
-            reads,
-        )
+        wrong += f" save_steps = {train.save_steps} is not a multiple of eval_steps = {train.eval_steps}"
+        instead = f"write save_steps = {train.eval_steps * max(1, round(train.save_steps / train.eval_steps))}"
+        yield Violation(field, wrong, instead, reads)
 
 
 def _names(recipe: Recipe, _: Given) -> Iterator[Violation]:
+    lora, export = recipe.lora, recipe.export
     checks: tuple[tuple[str, tuple[str, ...], tuple[str, ...], str], ...] = (
         ("train.report_to", recipe.train.report_to, REPORTERS, "an empty list reports nowhere"),
-        ("export.quantization", recipe.export.quantization, tuple(QUANTIZATIONS), "q8_0 and q4_k_m are usual"),
+        ("export.quantization", export.quantization, tuple(QUANTIZATIONS), "q8_0 and q4_k_m are usual"),
     )
     for field, values, known, hint in checks:
-        for value in values:
-            if value not in known:
-                yield _unknown_name(field, value, known, hint)
-    if not recipe.lora.target_modules:
-        yield Violation("lora.target_modules", "names no layer", "remove the line for all seven projections", "[]")
-    twice: dict[str, tuple[Any, ...]] = {
-        "lora.target_modules": recipe.lora.target_modules,
-        "export.formats": recipe.export.formats,
-        "export.quantization": recipe.export.quantization,
-    }
-    for field, entries in twice.items():
+        for value in (value for value in values if value not in known):
+            close = nearest(value, known)
+            instead = f'did you mean "{close}"?' if close else f"known are {', '.join(known)}; {hint}"
+            yield Violation(field, "is not a known name", instead, got=json.dumps(value))
+    if not lora.target_modules:
+        yield Violation("lora.target_modules", "names no layer", "remove the line for all seven projections")
+    twice: tuple[tuple[str, tuple[Any, ...]], ...] = (
+        ("lora.target_modules", lora.target_modules),
+        ("export.formats", export.formats),
+        ("export.quantization", export.quantization),
+    )
+    for field, entries in twice:
         repeated = next((entry for entry in entries if entries.count(entry) > 1), None)
         if repeated is not None:
-            yield Violation(field, "names one entry twice", "name it once", json.dumps(repeated))
-
-
-def _unknown_name(field: str, value: str, known: tuple[str, ...], hint: str) -> Violation:
-    close = nearest(value, known)
-    instead = f'did you mean "{close}"?' if close else f"known are {', '.join(known)}; {hint}"
-    return Violation(field, "is not a known name", instead, json.dumps(value))
+            yield Violation(field, "names one entry twice", "name it once", got=json.dumps(repeated))
 
 
 def _export(recipe: Recipe, _: Given) -> Iterator[Violation]:
     if recipe.model.full_finetuning and "adapter" in recipe.export.formats:
-        yield Violation(
-            "export.formats",
-            "full fine-tuning has no adapter to export",
-            'write formats = ["merged_16bit"]',
-            json.dumps(recipe.export.formats),
-            ("model.full_finetuning",),
-        )
+        wrong = "full fine-tuning has no adapter to export"
+        yield Violation("export.formats", wrong, 'write formats = ["merged_16bit"]', ("model.full_finetuning",))
 
 
 _RULES: tuple[Callable[[Recipe, Given], Iterator[Violation]], ...] = (
@@ -405,4 +310,5 @@ _RULES: tuple[Callable[[Recipe, Given], Iterator[Violation]], ...] = (
     _checkpoints,
     _names,
     _export,
+    _needs,
 )

@@ -55,12 +55,12 @@ def starter(name: str) -> str:
 def _starter_lines(field: str, name: str) -> list[str]:
     entry = reference(field)
     key = field.split(".")[1]
-    comment = textwrap.wrap(entry.summary, 116)
+    comment = [f"# {line}" for line in textwrap.wrap(entry.summary, 116)]
     value = _STARTER_VALUES.get(field, "").replace("{name}", name)
     if value:
-        return [*(f"# {line}" for line in comment), f"{key} = {value}"]
+        return [*comment, f"{key} = {value}"]
     shown = entry.default if entry.default != "not set" else "..."
-    return [*(f"# {line}" for line in comment), f"# {key} = {shown}"]
+    return [*comment, f"# {key} = {shown}"]
 
 
 def starter_rows() -> str:

@@ -15,12 +15,14 @@ from fastft.errors import Problem, Where, nearest
 from fastft.recipe.names import ELSEWHERE
 from fastft.recipe.reference import allowed, fields, sections, source_fields
 
+Kind = Literal["missing", "unknown", "table", "value"]
+
 
 @dataclass(frozen=True)
 class Fault:
     """One fault: `field` as the user sees it (`data.sources[0].weight`), and its section or `section.key` as `key`."""
 
-    kind: Literal["missing", "unknown", "table", "value"]
+    kind: Kind
     key: str
     field: str
     path: tuple[str | int, ...]
@@ -31,13 +33,9 @@ def find_fault(entry: ErrorDetails) -> Fault:
     # Inside a list or a table of values, pydantic also names positions and types: the key is enough.
     path = entry["loc"][:4] if entry["loc"][:2] == ("data", "sources") else entry["loc"][:2]
     field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
-    kinds: dict[str, Literal["missing", "unknown"]] = {"missing": "missing", "extra_forbidden": "unknown"}
-    return Fault(
-        kinds.get(entry["type"], "table" if len(path) == 1 else "value"),
-        ".".join(str(part) for part in path[:2]),
-        field,
-        path,
-    )
+    kinds: dict[str, Kind] = {"missing": "missing", "extra_forbidden": "unknown"}
+    kind: Kind = kinds.get(entry["type"], "table" if len(path) == 1 else "value")
+    return Fault(kind, ".".join(str(part) for part in path[:2]), field, path)
 
 
 def describe(fault: Fault, tree: Mapping[str, Any], where: Where) -> Problem:

@@ -101,18 +101,17 @@ def _line(metrics: StepMetrics, left: str) -> str:
 def _panel(metrics: StepMetrics, losses: Sequence[float]) -> Table:
     """The current figures with the loss curve, as two rows."""
     table = Table.grid(padding=(0, 3))
-    norm = "-" if metrics.grad_norm is None else f"{metrics.grad_norm:.3f}"
-    cells = [
-        ("loss", f"{metrics.loss:.4f}"),
-        ("learning rate", f"{metrics.learning_rate:.2e}"),
-        ("grad norm", norm),
-        ("tokens/s", f"{metrics.tokens_per_second:.0f}"),
-        ("samples/s", f"{metrics.samples_per_second:.2f}"),
-        ("memory", size(metrics.memory_bytes)),
-        ("epoch", f"{metrics.epoch:.2f}"),
-    ]
-    table.add_row(*[Text(name, style="dim") for name, _ in cells])
-    table.add_row(*[Text(value, style="bold") for _, value in cells])
+    cells = {
+        "loss": f"{metrics.loss:.4f}",
+        "learning rate": f"{metrics.learning_rate:.2e}",
+        "grad norm": "-" if metrics.grad_norm is None else f"{metrics.grad_norm:.3f}",
+        "tokens/s": f"{metrics.tokens_per_second:.0f}",
+        "samples/s": f"{metrics.samples_per_second:.2f}",
+        "memory": size(metrics.memory_bytes),
+        "epoch": f"{metrics.epoch:.2f}",
+    }
+    table.add_row(*cells, style="dim")
+    table.add_row(*cells.values(), style="bold")
     panel = Table.grid()
     panel.add_row(table)
     panel.add_row(Text(sparkline(losses, 60), style="cyan"))

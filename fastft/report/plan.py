@@ -18,18 +18,8 @@ from fastft.planning.timing import UnknownTime
 from fastft.report.units import duration, size
 
 BAR = 16
-# The names of the memory parts on the screen.
-PARTS = {
-    "base_weights": "base",
-    "kept_weights": "kept in 16 bit",
-    "adapter": "adapter",
-    "gradients": "gradients",
-    "optimizer": "optimizer",
-    "activations": "activations",
-    "logits": "logits",
-    "workspace": "workspace",
-    "framework": "framework",
-}
+# The memory parts that have another name on the screen.
+PARTS = {"base_weights": "base", "kept_weights": "kept in 16 bit"}
 
 
 def plan_page(plan: Plan, *, with_calls: bool = False) -> Group:
@@ -37,30 +27,22 @@ def plan_page(plan: Plan, *, with_calls: bool = False) -> Group:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold cyan", no_wrap=True)
     grid.add_column()
-    for name, part in (
-        ("steps", _steps(plan)),
-        ("padding", _padding(plan)),
-        ("memory", _memory(plan)),
-        ("time", _time(plan)),
-        ("disk", _disk(plan)),
-    ):
-        grid.add_row(name, part)
-    parts: list[Any] = [_title(plan), grid, *_choices(plan)]
+    grid.add_row("steps", _steps(plan))
+    grid.add_row("padding", _padding(plan))
+    grid.add_row("memory", _memory(plan))
+    grid.add_row("time", _time(plan))
+    grid.add_row("disk", _disk(plan))
+    what = f": {plan.base_model} with {plan.engine} on {plan.memory.device}"
+    parts: list[Any] = [Text.assemble((plan.recipe, "bold"), what, overflow="fold"), grid, *_choices(plan)]
     for caution in plan.warnings:
-        text = Text.assemble((f"! {caution.says}", "yellow"), (f" ({caution.reason}; {caution.source})", "dim"))
-        parts.append(text)
+        why = f" ({caution.reason}; {caution.source})"
+        parts.append(Text.assemble((f"! {caution.says}", "yellow"), (why, "dim")))
     if plan.obstacles:
         parts.append(Text("This machine cannot run it:", style="bold red"))
         parts += [Padding(Text(str(problem)), (0, 0, 0, 2)) for problem in plan.obstacles]
     if with_calls:
         parts += [Text(), _calls(plan)]
     return Group(*parts)
-
-
-def _title(plan: Plan) -> Text:
-    return Text.assemble(
-        (plan.recipe, "bold"), f": {plan.base_model} with {plan.engine} on {plan.memory.device}", overflow="fold"
-    )
 
 
 def _steps(plan: Plan) -> Text:
@@ -130,11 +112,9 @@ def _memory(plan: Plan) -> Group:
         f" {size(peak.peak_bytes)} of {size(peak.device_bytes)} ({share:.0%}) ",
         verdict,
     )
-    needs = [
-        "checkpointing is needed" if fitting.needs_checkpointing else "checkpointing is not needed",
-        *(["4-bit is needed"] if fitting.needs_4bit else []),
-    ]
-    room = f"room for batch {fitting.largest_batch:,} or rows of {fitting.longest_row:,} tokens; {', '.join(needs)}"
+    needs = f"checkpointing is {'' if fitting.needs_checkpointing else 'not '}needed"
+    needs += ", 4-bit is needed" if fitting.needs_4bit else ""
+    room = f"room for batch {fitting.largest_batch:,} or rows of {fitting.longest_row:,} tokens; {needs}"
     if not fitting.largest_batch:
         room = f"not even one row fits; rows of up to {fitting.longest_row:,} tokens would"
     target = fitting.target
@@ -148,7 +128,9 @@ def _parts(peak: PeakMemory) -> str:
     """The parts above 2 % of the peak, largest first, and the sum of the others."""
     large = {name: value for name, value in peak.parts.items() if value > peak.peak_bytes / 50}
     rest = peak.peak_bytes - sum(large.values())
-    shown = [f"{PARTS[name]} {size(value)}" for name, value in sorted(large.items(), key=lambda part: -part[1])]
+    shown = [
+        f"{PARTS.get(name, name)} {size(value)}" for name, value in sorted(large.items(), key=lambda part: -part[1])
+    ]
     return ", ".join([*shown, *([f"other {size(rest)}"] if rest else [])])
 
 

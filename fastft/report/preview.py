@@ -15,11 +15,5 @@ def print_row(console: Console, row: PreviewRow) -> None:
     if row.dropped_tokens:
         counts += f", {row.dropped_tokens} left out"
     console.print(Rule(Text(f"{row.where}: {counts}"), align="left", style="dim"))
-    console.print(_coloured(row) if console.color_system else Text(row.marked()), soft_wrap=True)
-
-
-def _coloured(row: PreviewRow) -> Text:
-    text = Text()
-    for piece in row.pieces:
-        text.append(piece.text, style="bold green" if piece.trained else "dim")
-    return text
+    coloured = Text.assemble(*((piece.text, "bold green" if piece.trained else "dim") for piece in row.pieces))
+    console.print(coloured if console.color_system else Text(row.marked()), soft_wrap=True)

@@ -16,8 +16,8 @@ from fastft.runs.score import Score
 SHOWN = 300
 
 
-def result_table(result: Result, run_dir: str) -> Group:
-    """The result as a table: figures before and after, one real answer, the folder."""
+def print_result(console: Console, result: Result, run_dir: str) -> None:
+    """Print the result as a table: figures before and after, one real answer, the folder."""
     table = Table(title=run_dir, title_justify="left", title_style="bold", show_edge=False, pad_edge=False)
     table.add_column("")
     table.add_column("before", justify="right")
@@ -26,8 +26,7 @@ def result_table(result: Result, run_dir: str) -> Group:
     if losses.after is not None:
         table.add_row("held-out loss", _number(losses.before), _number(losses.after))
     if match is not None:
-        before, after = _share(match.before, match.rows), _share(match.after, match.rows)
-        table.add_row("held-out exact match", before, after)
+        table.add_row("held-out exact match", _share(match.before, match.rows), _share(match.after, match.rows))
     table.add_row("training loss", "", _number(result.train_loss))
     table.add_row("optimizer steps", "", f"{result.steps}")
     rate = result.train_tokens_seen / result.train_seconds if result.train_seconds else 0.0
@@ -42,20 +41,15 @@ def result_table(result: Result, run_dir: str) -> Group:
         parts += [Text(), Text(f"forecast: {_forecast(result.forecast)}", style="dim")]
     parts += [Text(), Text(f"weights: {result.weights_folder}", style="green")]
     parts += [Text(f"{export.kind}: {export.path} ({size(export.bytes)})", style="green") for export in result.exports]
-    return Group(*parts)
-
-
-def print_result(console: Console, result: Result, run_dir: str) -> None:
-    console.print(result_table(result, run_dir))
+    console.print(Group(*parts))
 
 
 def _example(example: ShownAnswer) -> Table:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
-    rows = [("asked", example.question), ("before", example.before), ("after", example.after)]
-    rows.append(("reference", example.reference))
-    for name, text in rows:
+    answers = {"before": example.before, "after": example.after, "reference": example.reference}
+    for name, text in {"asked": example.question, **answers}.items():
         if text is not None:
             # Text, not markup: an answer may contain square brackets.
             grid.add_row(name, Text(text if len(text) <= SHOWN else text[:SHOWN] + " ..."))

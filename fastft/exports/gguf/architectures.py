@@ -40,17 +40,15 @@ def find_architecture(config: Config, file: Path) -> GgufArchitecture:
     """
     names = config.get("architectures") or [None]
     if names[0] not in ARCHITECTURES:
-        raise RecipeError(
-            Problem(
-                Where(str(file)),
-                "architectures",
-                "GGUF is not known for this model",
-                'write it as "merged_16bit" and convert that with llama.cpp\'s convert_hf_to_gguf.py (--llama-cpp DIR);'
-                f" known: {', '.join(ARCHITECTURES)}",
-                got=str(names[0]),
-            )
-        )
+        wrong, known = "GGUF is not known for this model", ", ".join(ARCHITECTURES)
+        way = 'write it as "merged_16bit" and convert that with llama.cpp\'s convert_hf_to_gguf.py (--llama-cpp DIR)'
+        raise RecipeError(Problem(Where(str(file)), "architectures", wrong, f"{way}; known: {known}", str(names[0])))
     return ARCHITECTURES[names[0]]
+
+
+def not_for_gguf(where: Where, field: str, wrong: str, got: str | None = None) -> RecipeError:
+    """The error for a part of a model that the writer cannot write, with the way that is left."""
+    return RecipeError(Problem(where, field, wrong, 'write "merged_16bit" and convert it with llama.cpp', got))
 
 
 def _common(writer: Any, config: Config) -> None:
@@ -67,10 +65,12 @@ def _common(writer: Any, config: Config) -> None:
 
 
 def _rope(writer: Any, config: Config) -> None:
+    from gguf import RopeScalingType
+
     full, sliding_theta = rope(config)
     kind, factor = full.get("rope_type", "default"), full.get("factor")
     if kind in ("linear", "yarn") and factor is not None:
-        writer.add_rope_scaling_type(_scaling(kind))
+        writer.add_rope_scaling_type(RopeScalingType(kind))
         writer.add_rope_scaling_factor(factor)
     if kind == "yarn":
         writer.add_rope_scaling_orig_ctx_len(full["original_max_position_embeddings"])
@@ -83,12 +83,8 @@ def _rope(writer: Any, config: Config) -> None:
             if full.get(key) is not None:
                 add(full[key])
     if kind not in ("default", "linear", "yarn", "llama3"):
-        raise RecipeError(
-            Problem(
-                Where("config.json"), "rope_parameters", "this rotary scaling is not known for GGUF",
-                'write "merged_16bit" and convert it with llama.cpp', got=str(kind),
-            )
-        )  # fmt: skip
+        wrong = "this rotary scaling is not known for GGUF"
+        raise not_for_gguf(Where("config.json"), "rope_parameters", wrong, str(kind))
     writer.add_rope_freq_base(full["rope_theta"])
     if sliding_theta is not None:
         writer.add_rope_freq_base_swa(sliding_theta)
@@ -108,12 +104,6 @@ def rope(config: Config) -> tuple[Config, float | None]:
     if config.get("original_max_position_embeddings") is not None:
         full.setdefault("original_max_position_embeddings", config["original_max_position_embeddings"])
     return full, sliding.get("rope_theta", config.get("rope_local_base_freq"))
-
-
-def _scaling(kind: str) -> Any:
-    import gguf
-
-    return gguf.RopeScalingType(kind)
 
 
 def _llama(writer: Any, config: Config) -> None:
@@ -167,14 +157,16 @@ def _gemma3(writer: Any, config: Config) -> None:
 
 def _phi3(writer: Any, config: Config) -> None:
     full, _ = rope(config)
+    longest = config["max_position_embeddings"]
+    original = int(full.get("original_max_position_embeddings") or longest)
     size = int(full.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) * config["hidden_size"])
     _common(writer, {**config, "head_dim": None})
-    writer.add_rope_scaling_orig_ctx_len(_original_length(config))
+    writer.add_rope_scaling_orig_ctx_len(original)
     writer.add_rope_dimension_count(size // config["num_attention_heads"])
     writer.add_rope_freq_base(full["rope_theta"])
     writer.add_sliding_window(config.get("sliding_window") or 0)
     if full.get("long_factor"):
-        scale, original = config["max_position_embeddings"] / _original_length(config), _original_length(config)
+        scale = longest / original
         writer.add_rope_scaling_attn_factors(math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0)
 
 
@@ -185,11 +177,6 @@ def _phi3_factors(config: Config) -> dict[str, Floats]:
     return {
         f"rope_factors_{kind}.weight": np.array(full[f"{kind}_factor"], dtype=np.float32) for kind in ("long", "short")
     }
-
-
-def _original_length(config: Config) -> int:
-    full, _ = rope(config)
-    return int(full.get("original_max_position_embeddings") or config["max_position_embeddings"])
 
 
 LLAMA = GgufArchitecture("llama", _llama, interleaved_rope=True, computed=_llama3_factors)

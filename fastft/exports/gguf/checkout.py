@@ -23,16 +23,10 @@ def check_checkout(checkout: Path, quantization: str) -> Path:
     if not script.is_file():
         raise RecipeError(Problem(Where(str(checkout)), "--llama-cpp", f"has no {SCRIPT}", "give a llama.cpp checkout"))
     if not QUANTIZATIONS[quantization].by_converter:
-        written = (row.name for row in QUANTIZATIONS.values() if row.by_converter)
-        raise RecipeError(
-            Problem(
-                Where(str(checkout)),
-                "quantization",
-                "llama.cpp's converter does not write this type",
-                f"write one of {', '.join(written)}, then run llama-quantize on it",
-                got=quantization,
-            )
-        )
+        written = ", ".join(row.name for row in QUANTIZATIONS.values() if row.by_converter)
+        wrong = "llama.cpp's converter does not write this type"
+        instead = f"write one of {written}, then run llama-quantize on it"
+        raise RecipeError(Problem(Where(str(checkout)), "quantization", wrong, instead, got=quantization))
     return script
 
 
@@ -49,10 +43,6 @@ def convert_with_checkout(merged: Path, out_file: Path, quantization: str, check
         command = [sys.executable, str(script), str(merged), "--outtype", quantization, "--outfile", str(stage)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0 or not stage.is_file():
-            said = " ".join(done.stderr.split())[-500:]
-            raise MachineError(
-                Problem(
-                    Where(str(script)), "", f"ended with exit code {done.returncode}: {said}", "see llama.cpp's docs"
-                )
-            )
+            wrong = f"ended with exit code {done.returncode}: {' '.join(done.stderr.split())[-500:]}"
+            raise MachineError(Problem(Where(str(script)), "", wrong, "see llama.cpp's docs"))
     return out_file

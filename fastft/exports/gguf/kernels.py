@@ -14,24 +14,7 @@ from numpy.typing import NDArray
 from fastft.errors import Problem, TrainingError, Where
 from fastft.exports.gguf.quantization import BLOCKS
 from fastft.files.tensors import Floats, from_float32
-from fastft.inference.library import shared_library
-
-# ggml.h: enum ggml_type. The numbers are part of the GGUF format and never change.
-CODES = {
-    "F32": 0,
-    "F16": 1,
-    "Q4_0": 2,
-    "Q4_1": 3,
-    "Q5_0": 6,
-    "Q5_1": 7,
-    "Q8_0": 8,
-    "Q2_K": 10,
-    "Q3_K": 11,
-    "Q4_K": 12,
-    "Q5_K": 13,
-    "Q6_K": 14,
-    "BF16": 30,
-}
+from fastft.inference.llamacpp import shared_library
 
 
 def quantize(values: Floats, kind: str, name: str) -> NDArray[np.uint8]:
@@ -44,16 +27,18 @@ def quantize(values: Floats, kind: str, name: str) -> NDArray[np.uint8]:
     if kind in ("F32", "F16", "BF16"):
         stored = np.ascontiguousarray(from_float32(values, kind))
         return stored.reshape(stored.shape[0], -1).view(np.uint8)
+    from gguf import GGMLQuantizationType
+
     elements, size = BLOCKS[kind]
+    code = GGMLQuantizationType[kind].value
     rows, columns = values.shape
     values = np.ascontiguousarray(values)
     out = np.empty((rows, columns // elements * size), dtype=np.uint8)
     library = ggml()
-    written = library.ggml_quantize_chunk(CODES[kind], values.ctypes.data, out.ctypes.data, 0, rows, columns, None)
-    if written != out.nbytes or not library.ggml_validate_row_data(CODES[kind], out.ctypes.data, out.nbytes):
-        raise TrainingError(
-            Problem(Where(name), "", f"its values do not fit {kind} (largest {np.abs(values).max():.4g})", "use bf16")
-        )
+    written = library.ggml_quantize_chunk(code, values.ctypes.data, out.ctypes.data, 0, rows, columns, None)
+    if written != out.nbytes or not library.ggml_validate_row_data(code, out.ctypes.data, out.nbytes):
+        wrong = f"its values do not fit {kind} (largest {np.abs(values).max():.4g})"
+        raise TrainingError(Problem(Where(name), "", wrong, "use bf16"))
     return out
 
 

@@ -6,6 +6,7 @@ matrix; a test compares every mix with `llama_model_quantize` itself.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -69,9 +70,7 @@ def tensor_type(name: str, shape: tuple[int, ...], quantization: str, model: Mod
         return default, None
     columns = shape[-1]
     wanted = _mixed(name, columns, default, quantization, model)
-    chosen = wanted
-    if columns % BLOCKS[chosen][0]:
-        chosen = FALLBACKS.get(chosen, "F16")
+    chosen = FALLBACKS.get(wanted, "F16") if columns % BLOCKS[wanted][0] else wanted
     if columns % BLOCKS[chosen][0]:
         chosen = "F16"
     return chosen, None if chosen == wanted else wanted
@@ -80,10 +79,7 @@ def tensor_type(name: str, shape: tuple[int, ...], quantization: str, model: Mod
 def tensor_bytes(shape: tuple[int, ...], kind: str) -> int:
     """The bytes of a tensor of `shape` in type `kind`."""
     elements, size = BLOCKS[kind]
-    count = 1
-    for length in shape:
-        count *= length
-    return count // elements * size
+    return math.prod(shape) // elements * size
 
 
 def _mixed(name: str, columns: int, default: str, quantization: str, model: ModelFacts) -> str:

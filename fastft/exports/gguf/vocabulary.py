@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastft.errors import MachineError, Problem, RecipeError, Where
+from fastft.errors import Problem, RecipeError, Where
+from fastft.exports.gguf.architectures import not_for_gguf
 from fastft.exports.merged import stopping_ids
+from fastft.exports.trained import read_config
 
 # gguf.TokenType
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -105,45 +107,47 @@ def read_vocabulary(
     tokenizer = _read(folder / "tokenizer.json")
     settings = _read(folder / "tokenizer_config.json")
     pieces = next((path for path in (folder / "tokenizer.model", base / "tokenizer.model") if path.is_file()), None)
-    special = _special_ids(settings, tokenizer, [base])
+    special = _special_ids(settings, tokenizer, base)
     if end_ids and end_ids[0] != special.get("eos"):
         special["eot"] = end_ids[0]
     prefix = settings.get("add_prefix_space")
-    shared: dict[str, Any] = {
-        "special": special,
-        "chat_template": _chat_template(folder, base, settings) if chat_template is None else chat_template,
-    }
+    template = _chat_template(folder, base, settings) if chat_template is None else chat_template
     if _is_byte_level(tokenizer):
-        tokens, types = _tokens(tokenizer, size, folder)
-        first, last = _added_around(folder / "tokenizer.json")
+        found = {index: (text.encode(), 0.0, NORMAL) for text, index in tokenizer["model"]["vocab"].items()}
+        tokens, _, types = _padded(found, tokenizer.get("added_tokens", []), size, folder)
+        adds_bos, adds_eos = _adds(folder / "tokenizer.json", special)
+        pre, merges = pre_tokenizer(tokenizer, folder), _merges(tokenizer["model"]["merges"])
         return Vocabulary(
             "gpt2",
-            pre_tokenizer(tokenizer, folder),
+            pre,
             tokens,
             types,
-            merges=_merges(tokenizer["model"]["merges"]),
-            adds_bos=first is not None and first == special.get("bos"),
-            adds_eos=last is not None and last == special.get("eos"),
+            merges=merges,
+            special=special,
+            adds_bos=adds_bos,
+            adds_eos=adds_eos,
             space_prefix=prefix if architecture == "llama" else None,
-            **shared,
+            chat_template=template,
         )
-    if architecture.startswith("gemma"):
-        prefix = False
-    tokens, scores, types = _pieces(pieces, tokenizer, settings, size, folder)
-    adds_bos = settings.get("add_bos_token")
+    found = _from_sentencepiece(pieces) if pieces is not None else _from_byte_fallback(tokenizer, folder)
+    added = tokenizer.get("added_tokens") or [
+        {"id": int(index), **entry} for index, entry in settings.get("added_tokens_decoder", {}).items()
+    ]
+    tokens, scores, types = _padded(found, added, size, folder)
+    adds_bos = settings.get("add_bos_token") is not False
     if tokenizer:
-        first, _ = _added_around(folder / "tokenizer.json")
-        adds_bos = first is not None and first == special.get("bos")
+        adds_bos, _ = _adds(folder / "tokenizer.json", special)
     return Vocabulary(
         "llama",
         "default",
         tokens,
         types,
         scores=scores,
-        adds_bos=adds_bos is not False,
+        special=special,
+        adds_bos=adds_bos,
         adds_eos=settings.get("add_eos_token") is True,
-        space_prefix=prefix,
-        **shared,
+        space_prefix=False if architecture.startswith("gemma") else prefix,
+        chat_template=template,
     )
 
 
@@ -153,8 +157,7 @@ def pre_tokenizer(tokenizer: dict[str, Any], folder: Path) -> str:
     Raises:
         RecipeError: no name is known; a wrong one would cut text, and above all digits, in other places.
     """
-    steps = tokenizer.get("pre_tokenizer") or {}
-    steps = steps.get("pretokenizers", [steps])
+    steps = _steps(tokenizer)
     kinds = [step.get("type") for step in steps]
     if kinds == ["ByteLevel"] and steps[0].get("use_regex", True):
         return "gpt-2"
@@ -164,32 +167,23 @@ def pre_tokenizer(tokenizer: dict[str, Any], folder: Path) -> str:
         pattern = steps[0].get("pattern", {}).get("Regex", "")
         if pattern in SPLITS:
             return SPLITS[pattern]
-    raise RecipeError(
-        Problem(
-            Where(str(folder / "tokenizer.json")),
-            "pre_tokenizer",
-            "llama.cpp's name for this pre-tokenizer is not known",
-            'write "merged_16bit" and convert it with llama.cpp',
-            got=json.dumps(steps)[:200],
-        )
-    )
+    wrong = "llama.cpp's name for this pre-tokenizer is not known"
+    raise not_for_gguf(Where(str(folder / "tokenizer.json")), "pre_tokenizer", wrong, json.dumps(steps)[:200])
 
 
 def _read(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        value: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise MachineError(Problem(Where(str(file)), "", f"not JSON: {error}", "download it again")) from error
-    return value
+    return read_config(file) if file.is_file() else {}
+
+
+def _steps(tokenizer: dict[str, Any]) -> list[dict[str, Any]]:
+    steps = tokenizer.get("pre_tokenizer") or {}
+    found: list[dict[str, Any]] = steps.get("pretokenizers", [steps])
+    return found
 
 
 def _is_byte_level(tokenizer: dict[str, Any]) -> bool:
-    steps = tokenizer.get("pre_tokenizer") or {}
-    steps = steps.get("pretokenizers", [steps])
     is_bpe = tokenizer.get("model", {}).get("type") == "BPE"
-    return is_bpe and any(step.get("type") == "ByteLevel" for step in steps)
+    return is_bpe and any(step.get("type") == "ByteLevel" for step in _steps(tokenizer))
 
 
 def _looks_special(text: str) -> bool:
@@ -208,44 +202,24 @@ def _added(entry: dict[str, Any]) -> tuple[bytes, int]:
     return text.replace("▁", " ").encode(), USER_DEFINED
 
 
-def _tokens(tokenizer: dict[str, Any], size: int, folder: Path) -> tuple[list[bytes], list[int]]:
-    by_id = {index: (text.encode(), NORMAL) for text, index in tokenizer["model"]["vocab"].items()}
-    by_id |= {entry["id"]: _added(entry) for entry in tokenizer.get("added_tokens", [])}
-    _check_size(max(by_id), size, folder)
-    padded = [by_id.get(index, (f"[PAD{index}]".encode(), UNUSED)) for index in range(size)]
-    return [text for text, _ in padded], [kind for _, kind in padded]
-
-
-def _check_size(largest: int, size: int, folder: Path) -> None:
-    if largest >= size:
-        raise RecipeError(
-            Problem(
-                Where(str(folder / "tokenizer.json")),
-                "",
-                f"the tokenizer has ids up to {largest}, the model's embedding only {size} rows",
-                "use the tokenizer that the model was trained with",
-            )
-        )
+def _padded(
+    found: dict[int, tuple[bytes, float, int]], added: list[dict[str, Any]], size: int, folder: Path
+) -> tuple[list[bytes], list[float], list[int]]:
+    """The texts, scores and types by token id, with `added` tokens in place of what was found, up to `size` tokens."""
+    for entry in added:
+        text, kind = _added(entry)
+        found[entry["id"]] = (text, -1000.0, kind)
+    if max(found) >= size:
+        wrong = f"the tokenizer has ids up to {max(found)}, the model's embedding only {size} rows"
+        instead = "use the tokenizer that the model was trained with"
+        raise RecipeError(Problem(Where(str(folder / "tokenizer.json")), "", wrong, instead))
+    padded = [found.get(index, (f"[PAD{index}]".encode(), -10000.0, UNUSED)) for index in range(size)]
+    return [text for text, _, _ in padded], [score for _, score, _ in padded], [kind for _, _, kind in padded]
 
 
 def _merges(merges: list[Any]) -> list[str]:
     """Merges as "left right"; a space inside a part is written as byte-level BPE writes it."""
     return [merge if isinstance(merge, str) else " ".join(part.replace(" ", "Ġ") for part in merge) for merge in merges]
-
-
-def _pieces(
-    pieces: Path | None, tokenizer: dict[str, Any], settings: dict[str, Any], size: int, folder: Path
-) -> tuple[list[bytes], list[float], list[int]]:
-    found = _from_sentencepiece(pieces) if pieces is not None else _from_byte_fallback(tokenizer, folder)
-    entries = tokenizer.get("added_tokens") or [
-        {"id": int(index), **entry} for index, entry in settings.get("added_tokens_decoder", {}).items()
-    ]
-    for entry in entries:
-        text, kind = _added(entry)
-        found[entry["id"]] = (text, -1000.0, kind)
-    _check_size(max(found), size, folder)
-    padded = [found.get(index, (f"[PAD{index}]".encode(), -10000.0, UNUSED)) for index in range(size)]
-    return [text for text, _, _ in padded], [score for _, score, _ in padded], [kind for _, _, kind in padded]
 
 
 def _from_sentencepiece(file: Path) -> dict[int, tuple[bytes, float, int]]:
@@ -272,15 +246,8 @@ def _from_byte_fallback(tokenizer: dict[str, Any], folder: Path) -> dict[int, tu
     """SentencePiece from its conversion to BPE: a piece's score is how early a merge makes it."""
     model = tokenizer.get("model", {})
     if model.get("type") != "BPE" or not model.get("byte_fallback"):
-        raise RecipeError(
-            Problem(
-                Where(str(folder)),
-                "tokenizer",
-                "neither byte-level BPE nor SentencePiece",
-                'write "merged_16bit" and convert it with llama.cpp',
-                got=str(model.get("type")),
-            )
-        )
+        wrong = "neither byte-level BPE nor SentencePiece"
+        raise not_for_gguf(Where(str(folder)), "tokenizer", wrong, str(model.get("type")))
     ranks: dict[str, int] = {}
     for rank, merge in enumerate(model["merges"]):
         ranks.setdefault("".join(merge.split(" ") if isinstance(merge, str) else merge), rank)
@@ -293,7 +260,7 @@ def _from_byte_fallback(tokenizer: dict[str, Any], folder: Path) -> dict[int, tu
     return found
 
 
-def _special_ids(settings: dict[str, Any], tokenizer: dict[str, Any], folders: list[Path]) -> dict[str, int]:
+def _special_ids(settings: dict[str, Any], tokenizer: dict[str, Any], base: Path) -> dict[str, int]:
     """bos, eos, unk, sep, pad from the tokenizer, else the model's config; eos is one that generation stops at."""
     by_text = dict(tokenizer.get("model", {}).get("vocab", {}))
     by_text |= {entry["content"]: entry["id"] for entry in tokenizer.get("added_tokens", [])}
@@ -305,28 +272,28 @@ def _special_ids(settings: dict[str, Any], tokenizer: dict[str, Any], folders: l
         text = text.get("content") if isinstance(text, dict) else text
         if text in by_text:
             found[kind] = by_text[text]
-    for folder in folders:
-        config, generation = _read(folder / "config.json"), _read(folder / "generation_config.json")
-        for kind in ("bos", "eos", "unk", "sep", "pad"):
-            index = config.get(f"{kind}_token_id")
-            index = index[0] if isinstance(index, list) else index
-            if isinstance(index, int):
-                found.setdefault(kind, index)
-        ends = stopping_ids(generation)
-        if ends and found.get("eos") not in ends:
-            found["eos"] = ends[0]
+    config = _read(base / "config.json")
+    for kind in ("bos", "eos", "unk", "sep", "pad"):
+        index = config.get(f"{kind}_token_id")
+        index = index[0] if isinstance(index, list) else index
+        if isinstance(index, int):
+            found.setdefault(kind, index)
+    ends = stopping_ids(_read(base / "generation_config.json"))
+    if ends and found.get("eos") not in ends:
+        found["eos"] = ends[0]
     return found
 
 
-def _added_around(file: Path) -> tuple[int | None, int | None]:
-    """(first, last) token that the tokenizer itself puts around a text, None where it puts none."""
+def _adds(file: Path, special: dict[str, int]) -> tuple[bool, bool]:
+    """Whether the tokenizer itself puts bos before a text, and eos after it."""
     from tokenizers import Tokenizer
 
     loaded = Tokenizer.from_file(str(file))
     bare, whole = loaded.encode("a", add_special_tokens=False).ids, loaded.encode("a").ids
     if len(whole) == len(bare):
-        return None, None
-    return (whole[0] if whole[:1] != bare[:1] else None), (whole[-1] if whole[-1:] != bare[-1:] else None)
+        return False, False
+    adds_bos = whole[:1] != bare[:1] and whole[0] == special.get("bos")
+    return adds_bos, whole[-1:] != bare[-1:] and whole[-1] == special.get("eos")
 
 
 def _chat_template(folder: Path, base: Path, settings: dict[str, Any]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,16 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastft.console import BytesWritten, ignore_bytes
-from fastft.errors import MachineError, Problem, RecipeError, Where
+from fastft.errors import MachineError, Problem, Where
 from fastft.exports.gguf import kernels
-from fastft.exports.gguf.architectures import GgufArchitecture, find_architecture
+from fastft.exports.gguf.architectures import GgufArchitecture, find_architecture, not_for_gguf
 from fastft.exports.gguf.quantization import ModelFacts, check_quantization, tensor_bytes, tensor_type
 from fastft.exports.gguf.vocabulary import Vocabulary, read_vocabulary
 from fastft.exports.merged import tokenizer_folder
 from fastft.exports.trained import EMBEDDING, TrainedWeights, in_order, row_blocks
 from fastft.files.atomic import staged_file
 from fastft.files.tensors import Floats, check_float16
-from fastft.inference.library import shared_library
+from fastft.inference.llamacpp import shared_library
 from fastft.recipe.quantizations import QUANTIZATIONS
 
 # GGUF's default alignment of tensor data.
@@ -34,14 +35,11 @@ class GgufReport:
     """What `write_gguf` wrote."""
 
     file: Path
-    quantization: str
     size_bytes: int
-    tensors: int
     types: dict[str, int]
     """How many tensors have each type, for instance {"Q4_K": 120, "F32": 61}."""
     notes: tuple[str, ...]
     """What a user should know: of the base, and where llama.cpp's wanted type did not fit the shape."""
-    chat_template: str | None
     seconds: float
 
 
@@ -97,18 +95,15 @@ def write_gguf(
         rows = trained.shapes[EMBEDDING][0]
         vocabulary = read_vocabulary(source, base, rows, architecture.name, chat_template, end_ids)
         outputs = _plan(trained, architecture, quantization)
-        needed = _file_bytes(outputs, vocabulary)
-        with staged_file(out_file, needed) as stage:
+        with staged_file(out_file, _file_bytes(outputs, vocabulary)) as stage:
             writer = _writer(stage, trained, architecture, quantization, vocabulary, outputs, name or out_file.stem)
             try:
                 _write(writer, trained, outputs, threads, on_bytes)
             finally:
                 writer.close()
-    notes = (*(() if trained.base_note is None else (trained.base_note,)), *_fallbacks(outputs))
+    notes = (*trained.notes, *_fallbacks(outputs))
     types = dict(Counter(output.kind for output in outputs).most_common())
-    size = out_file.stat().st_size
-    seconds = time.monotonic() - start
-    return GgufReport(out_file, quantization, size, len(outputs), types, notes, vocabulary.chat_template, seconds)
+    return GgufReport(out_file, out_file.stat().st_size, types, notes, time.monotonic() - start)
 
 
 def estimate_gguf_bytes(base: Path, adapter: Path | None, quantization: str) -> int:
@@ -136,19 +131,13 @@ def _plan(trained: TrainedWeights, architecture: GgufArchitecture, quantization:
         _Output(name, None, values.shape, "F32", values=values)
         for name, values in architecture.computed(config).items()
     ]
-    for name in trained.names:
+    for name in trained.shapes:
         if name.endswith(".rotary_emb.inv_freq"):
             continue
         target = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if target is None:
-            raise RecipeError(
-                Problem(
-                    Where(str(trained.base)),
-                    name,
-                    f"llama.cpp's {architecture.name} has no such tensor",
-                    'write "merged_16bit" and convert it with llama.cpp',
-                )
-            )
+            wrong = f"llama.cpp's {architecture.name} has no such tensor"
+            raise not_for_gguf(Where(str(trained.base)), name, wrong)
         shape = trained.shapes[name]
         kind, wanted = tensor_type(target, shape, quantization, facts)
         reordered = 0
@@ -175,15 +164,14 @@ def _writer(
     writer = gguf.GGUFWriter(stage, architecture.name)
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name(name)
-    parameters = sum(int(np.prod(trained.shapes[each], dtype=np.int64)) for each in trained.names)
+    parameters = sum(math.prod(shape) for shape in trained.shapes.values())
     writer.add_size_label(gguf.size_label(parameters, parameters, 0, 0))
     config = {**trained.config, "vocab_size": trained.shapes[EMBEDDING][0]}
     try:
         architecture.describe(writer, config)
     except KeyError as error:
-        raise MachineError(
-            Problem(Where(str(trained.base / "config.json")), str(error.args[0]), "is missing", "download it again")
-        ) from error
+        where = Where(str(trained.base / "config.json"))
+        raise MachineError(Problem(where, str(error.args[0]), "is missing", "download it again")) from error
     writer.add_file_type(gguf.LlamaFileType[QUANTIZATIONS[quantization].file_type])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     vocabulary.add_to(writer)
