@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fastft.data.hints import instead_of
+from fastft.data.hints import instead_of, is_column_wise
 from fastft.errors import DataError, Problem, Where, nearest
 from fastft.recipe.data_formats import DATA_FORMATS, OPTIONAL_COLUMNS
 
@@ -48,6 +48,9 @@ def detect_or_fail(row: Columns, where: Where, chosen: str = "auto") -> str:
     Raises:
         DataError: a column of `chosen` is missing, or the columns fit no format.
     """
+    if is_column_wise(row):
+        wrong, instead = "holds one list for each column", "write one object for each row"
+        raise DataError(Problem(where, "", wrong, instead, got=", ".join(row)))
     present = ", ".join(row) or "none"
     if chosen == "auto":
         found = detect(row)

@@ -45,6 +45,14 @@ def instead_of(row: Mapping[str, Any]) -> str | None:
     return None
 
 
+def is_column_wise(row: Mapping[str, Any]) -> bool:
+    """Whether a row holds the columns of a whole file: lists, or objects by number as pandas writes them."""
+    values = list(row.values())
+    if all(isinstance(value, Mapping) and "0" in value for value in values):
+        return bool(values)
+    return all(isinstance(value, list) and value and not isinstance(value[0], Mapping) for value in values)
+
+
 def _for_preferences(row: Mapping[str, Any]) -> str:
     rest = 'ignore = ["rejected"]'
     if isinstance(row["chosen"], list):

@@ -75,7 +75,7 @@ def _inspect_source(source: Source, data: DataSection, recipe_dir: Path) -> Sour
     for file in files:
         # `check --data` reports broken rows; here one readable row is enough for the columns.
         first: Problem | None = None
-        for where, row in islice(read_file(file), INSPECTED_ROWS):
+        for where, row in islice(read_file(file, data.max_row_bytes), INSPECTED_ROWS):
             if not isinstance(row, Problem):
                 found = detect_or_fail(rename(row, data.columns, where), where, data.format)
                 break

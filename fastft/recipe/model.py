@@ -293,6 +293,13 @@ class DataSection(Section):
     and no answer is ever cut in two.
     Upstream: none (fastft measures before training)"""
 
+    max_row_bytes: int = Field(default=8 * 2**20, ge=1024)
+    """A row with more bytes than this is broken, and is never parsed: one damaged line cannot take all memory.
+    Unit: bytes
+    Too small: long documents are left out.
+    Too large: a compressed file of a few kilobytes can fill the memory.
+    Upstream: none (fastft reads the rows)"""
+
     max_reject_fraction: Fraction = 0.01
     """Refuse to start when more than this share of the rows is broken. Broken rows are never trained; they are listed
     in rejects.jsonl with file, line and reason.
