@@ -21,6 +21,12 @@ class Message:
     # False for `"weight": 0` in the row (OpenAI's way to keep an answer out of the loss).
     trained: bool = True
 
+    @property
+    def said(self) -> str:
+        """What the turn says: its text and its calls."""
+        calls = self.extra.get("tool_calls")
+        return self.content + (json.dumps(calls, sort_keys=True) if calls else "")
+
     def as_template_value(self) -> dict[str, Any]:
         """The message as the dict that chat templates expect."""
         return {"role": self.role, "content": self.content, **self.extra}

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from fastft.data.calls import read_tools, without_padding
 from fastft.data.columns import Columns
+from fastft.data.content_parts import text_of
 from fastft.data.example import Example, Message
 from fastft.data.json_rows import json_kind
-from fastft.data.parts import text_of
 from fastft.data.turns import REASONING, Turns, read_turns
 from fastft.data.unused import check_columns
 from fastft.data.values import as_list, as_text, says_something

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastft.data.calls import read_calls
+from fastft.data.content_parts import MARKS, ContentParts, read_content_parts, read_mark
 from fastft.data.example import Message
 from fastft.data.json_rows import json_kind
-from fastft.data.parts import MARKS, Parts, read_mark, read_parts
 from fastft.data.values import as_list, as_text, says_something
 from fastft.errors import DataError, Problem, Where, nearest
 
@@ -109,7 +109,7 @@ def _messages(
     if content_key not in turn and not calls:
         raise DataError(_no_content(turn, where, name))
     content = turn.get(content_key)
-    parts = Parts() if content is None and calls else read_parts(content, where, f"{name}.{content_key}")
+    parts = ContentParts() if content is None and calls else read_content_parts(content, where, f"{name}.{content_key}")
     parts.calls = [*calls, *parts.calls]
     reasoning = _reasoning(turn, parts, where, name)
     if (reasoning or parts.calls) and role != "assistant":
@@ -124,7 +124,7 @@ def _messages(
         yield Message(role, parts.text, _extra(turn, role, parts, reasoning), trained=trained)
 
 
-def _extra(turn: Mapping[str, Any], role: str, parts: Parts, reasoning: str) -> dict[str, Any]:
+def _extra(turn: Mapping[str, Any], role: str, parts: ContentParts, reasoning: str) -> dict[str, Any]:
     """What chat templates read of a turn besides role and content."""
     extra = {"tool_calls": parts.calls} if parts.calls else {}
     extra |= {key: turn[key] for key in ("tool_call_id", "name") if turn.get(key) is not None}
@@ -179,7 +179,7 @@ def _calls(turn: Mapping[str, Any], where: Where, name: str) -> list[Mapping[str
     return read_calls(legacy, where, f"{name}.function_call")
 
 
-def _reasoning(turn: Mapping[str, Any], parts: Parts, where: Where, name: str) -> str:
+def _reasoning(turn: Mapping[str, Any], parts: ContentParts, where: Where, name: str) -> str:
     """The reasoning text of a turn, under whichever key or part it stands.
 
     Raises:

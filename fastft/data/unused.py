@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from fastft.data.content_parts import MARKS
 from fastft.data.json_rows import json_kind
-from fastft.data.parts import MARKS
 from fastft.data.turns import MEDIA, REASONING
 from fastft.data.values import says_something
 from fastft.errors import DataError, Problem, Where, nearest

@@ -20,7 +20,7 @@ _A_TEXT_PART = 'write {"type": "text", "text": "..."}'
 
 
 @dataclass
-class Parts:
+class ContentParts:
     """The parts of a content, joined by kind. `marks`: whether it asks for loss, where its text parts say so."""
 
     text: str = ""
@@ -30,13 +30,13 @@ class Parts:
     marks: set[bool] = field(default_factory=set)
 
 
-def read_parts(content: object, where: Where, name: str) -> Parts:
+def read_content_parts(content: object, where: Where, name: str) -> ContentParts:
     """The parts of a content: a text, a part, or a list of both.
 
     Raises:
         DataError: a part is none that can be trained, or the parts ask for loss on one and for none on another.
     """
-    parts = Parts()
+    parts = ContentParts()
     if isinstance(content, Mapping):
         content = [content]
     if not isinstance(content, list | tuple):
@@ -60,7 +60,7 @@ def text_of(value: object, where: Where, name: str) -> str:
     Raises:
         DataError: it holds more.
     """
-    parts = read_parts(value, where, name)
+    parts = read_content_parts(value, where, name)
     if parts.reasoning or parts.calls or parts.results:
         raise DataError(Problem(where, name, "holds more than text", "write a string"))
     return parts.text
@@ -77,7 +77,7 @@ def read_mark(mark: object, where: Where, name: str) -> bool:
     return bool(mark)
 
 
-def _add_part(parts: Parts, part: Mapping[str, Any], where: Where, name: str) -> None:
+def _add_part(parts: ContentParts, part: Mapping[str, Any], where: Where, name: str) -> None:
     """Add one part, which is known by its `type` or, without one, by its only key."""
     kind = part.get("type")
     known = [key for key in ([kind] if isinstance(kind, str) else part) if key in _READERS]
@@ -107,21 +107,21 @@ def _first(value: Mapping[str, Any], *keys: str) -> Any:
     return next((value[key] for key in keys if key in value), None)
 
 
-def _add_reasoning(parts: Parts, part: Mapping[str, Any], where: Where, name: str) -> None:
+def _add_reasoning(parts: ContentParts, part: Mapping[str, Any], where: Where, name: str) -> None:
     inner = part.get("reasoningContent", part)
     inner = inner.get("reasoningText", inner) if isinstance(inner, Mapping) else inner
     keys = ("thinking", "reasoning", "think", "text", "value", "content")
     parts.reasoning += as_text(_first(inner, *keys) if isinstance(inner, Mapping) else inner, where, name)
 
 
-def _add_call(parts: Parts, part: Mapping[str, Any], where: Where, name: str) -> None:
+def _add_call(parts: ContentParts, part: Mapping[str, Any], where: Where, name: str) -> None:
     call = _first(part, "toolUse", "functionCall", "value", "function") or part
     if isinstance(call, Mapping) and "toolUseId" in call:
         call = {**call, "id": call["toolUseId"]}
     parts.calls += read_calls(call, where, name)
 
 
-def _add_result(parts: Parts, part: Mapping[str, Any], where: Where, name: str) -> None:
+def _add_result(parts: ContentParts, part: Mapping[str, Any], where: Where, name: str) -> None:
     """Add the message of a tool's result."""
     result = _first(part, "toolResult", "functionResponse") or part
     if not isinstance(result, Mapping):
@@ -145,7 +145,7 @@ def _result_text(content: object, where: Where, name: str) -> str:
 
 
 # How a part is read, by its type or by the key that stands for one.
-_READERS: dict[str, Callable[[Parts, Mapping[str, Any], Where, str], None]] = {
+_READERS: dict[str, Callable[[ContentParts, Mapping[str, Any], Where, str], None]] = {
     **dict.fromkeys(("thinking", "reasoning", "think", "reasoningContent"), _add_reasoning),
     **dict.fromkeys(("tool_use", "tool_call", "function_call", "toolUse", "functionCall"), _add_call),
     **dict.fromkeys(("tool_result", "toolResult", "functionResponse"), _add_result),
