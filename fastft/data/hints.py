@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from fastft.recipe.data_formats import DATA_FORMATS
+
 # Other names of a column in real files, without capitals and punctuation.
 _OTHER_NAMES = {
     "messages": ("conversation", "conversations", "dialog", "dialogue", "dialogs", "chat", "turns", "contents", "msgs"),
@@ -28,6 +30,7 @@ _FORMATS = {
     "prompt completion": ("system", "history"),
     "text": (),
 }
+_ROWS_INSIDE = ("data", "rows", "examples", "items", "records", "dataset", "train", "test")
 _SPEAKERS = ("role", "from")
 
 
@@ -40,7 +43,7 @@ def instead_of(row: Mapping[str, Any]) -> str | None:
         if mapping:
             return f"write columns = {_toml(mapping)}"
     for name, value in row.items():
-        if isinstance(value, list) and value and isinstance(value[0], Mapping) and not _is_turn(value[0]):
+        if isinstance(value, list) and value and isinstance(value[0], Mapping) and _is_row(name, value[0]):
             return f'the rows seem to be inside "{name}": write that list as the file'
     return None
 
@@ -85,6 +88,11 @@ def _fits(value: object, wanted: str) -> bool:
     if wanted in ("history", "tools"):
         return value is None or isinstance(value, list | str)
     return value is None or isinstance(value, str)
+
+
+def _is_row(name: str, value: Mapping[str, Any]) -> bool:
+    """Whether an object in the list `name` is a row: it has the columns of one, or the name says so."""
+    return name.lower() in _ROWS_INSIDE or any(value.keys() >= {*needed} for needed in DATA_FORMATS.values())
 
 
 def _is_turn(value: object) -> bool:

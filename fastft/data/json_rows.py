@@ -91,7 +91,7 @@ def _is_one_object(head: bytes) -> bool:
 def _one_object(head: bytes, shown: str) -> Problem:
     found = _FIRST_LIST.match(head)
     wrong = "is one JSON object over several lines"
-    if found:
+    if found and found[1] not in (b"messages", b"conversations"):
         name = found[1].decode("utf-8", "replace")
         wrong += f', with its rows inside "{name}"' if found[2] else ", with a list for each column"
     return Problem(Where(shown, 1), "", wrong, "write a list of objects, [{...}, {...}], or one object a line")

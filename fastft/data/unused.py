@@ -30,7 +30,7 @@ _INSTEAD = {
     "history": "write it as turns",
     "input": "write it into the question",
 }
-_PREFERENCES = ("chosen", "rejected", "kto_tag", "preferred", "chosen_response", "rejected_response")
+_PREFERENCES = ("chosen", "rejected", "kto_tag", "preferred")
 
 
 def check_columns(row: Mapping[str, Any], data_format: str, ignored: Iterable[str], where: Where) -> set[str]:
@@ -57,7 +57,7 @@ def _refused(name: str, value: object, data_format: str) -> tuple[str, str] | No
         return f"has no effect under this name: did you mean {known}?", f'write columns = {{ {known} = "{name}" }}'
     if name in MARKS:
         return None if value == 1 else ("weights of rows have no effect", "use data.sources with a weight each")
-    if name in _PREFERENCES or (name == "label" and _is_truth(value)):
+    if (name.startswith(_PREFERENCES) and not isinstance(value, int | float)) or (name == "label" and _is_truth(value)):
         return "preferences are not trained: bad answers would count as good", "keep only the answers to learn"
     if data_format in _INPUT_DESCRIBES and name == "input":
         return None
