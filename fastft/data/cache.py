@@ -159,7 +159,6 @@ def _account(rows: RowSet) -> dict[str, Any]:
         "leaked": [asdict(problem) for problem in rows.leaked],
         "by_source": rows.by_source,
         "unused": rows.unused,
-        "chats_as_text": rows.chats_as_text,
     }
 
 
@@ -176,7 +175,6 @@ def _row_set(path: Path, entry: dict[str, Any]) -> RowSet:
         leaked=[_problem(one) for one in entry["leaked"]],
         by_source=entry["by_source"],
         unused=Counter(entry["unused"]),
-        chats_as_text=entry["chats_as_text"],
     )
 
 

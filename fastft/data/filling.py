@@ -116,8 +116,6 @@ class Filler:
             account.rejected.append(encoded)
             return
         account.unused.update(example.unused)
-        if example.text is not None:
-            account.chats_as_text += self.renderer.tokenizer.has_control_tokens_inside(example.text)
         parts = [encoded]
         if len(encoded.input_ids) > self.max_seq_length:
             parts = fit(example, encoded, self.renderer, self.max_seq_length, self.data.overlong)

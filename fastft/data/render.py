@@ -150,7 +150,7 @@ def render(example: Example, renderer: Renderer, *, with_spans: bool = True) -> 
     spans: list[Span] = []
     if example.text is not None:
         text = example.text
-        if facts.end_of_text and not text.rstrip().endswith(facts.end_of_text):
+        if facts.end_of_text and not text.endswith(facts.end_of_text):
             text += facts.end_of_text
     elif renderer.template is None:
         raise DataError(Problem(example.where, "", "a conversation needs a chat template", "set data.chat_template"))

@@ -196,8 +196,6 @@ class RowSet:
     by_source: dict[str, int] = field(default_factory=dict)
     # In how many rows each column, or key of turns as "[].key", has no effect.
     unused: Counter[str] = field(default_factory=Counter)
-    # Rows of plain text that hold control tokens of chats, whose questions carry loss too.
-    chats_as_text: int = 0
 
     @property
     def without_rows(self) -> list[str]:

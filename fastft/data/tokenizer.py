@@ -52,11 +52,6 @@ class TokenizerFacts:
         named |= {"pad_token": self.pad_token, "unk_token": self.unk_token}
         return {name: token for name, token in named.items() if token is not None}
 
-    def has_control_tokens_inside(self, text: str) -> bool:
-        """Whether `text` holds two different control tokens or more, besides one where it begins and one at its end."""
-        inside = text.strip().removeprefix(self.bos_token or "").removesuffix(self.end_of_text or "")
-        return sum(token in inside for token in self.special_tokens) >= 2
-
     @cached_property
     def special_openings(self) -> frozenset[str]:
         """The first two characters of each special token: a text without any of them has no special token."""

@@ -65,8 +65,8 @@ def _refused(name: str, value: object, data_format: str) -> tuple[str, str] | No
     return None if instead is None else (f"has no effect in the {data_format} format", instead)
 
 
-def unused_notes(rows: str, counts: Counter[str], chats_as_text: int) -> list[str]:
-    """What people read of `RowSet.unused` and `RowSet.chats_as_text`, for rows called `rows`."""
+def unused_notes(rows: str, counts: Counter[str]) -> list[str]:
+    """What people read of `RowSet.unused`, for rows called `rows`."""
     notes = []
     for kind_of_name, in_turns in (("columns", False), ("keys of turns", True)):
         found = [(name, count) for name, count in counts.most_common() if name.startswith("[].") is in_turns]
@@ -74,11 +74,6 @@ def unused_notes(rows: str, counts: Counter[str], chats_as_text: int) -> list[st
         more = f" and {len(found) - LISTED_NAMES} more" if len(found) > LISTED_NAMES else ""
         if found:
             notes.append(f"{kind_of_name} without effect in {rows} rows: {listed}{more}")
-    if chats_as_text:
-        notes.append(
-            f"control tokens inside the plain text of {chats_as_text:,} {rows} rows: if these are chats, their "
-            "questions carry loss too; write them as messages to train the answers only"
-        )
     return notes
 
 

@@ -103,7 +103,7 @@ def with_rows(facts: Facts, recipe: Recipe, prepared: Prepared) -> Facts:
         overlong=recipe.data.overlong,
         pads_with_end=tokenizer.pad_token is not None and tokenizer.pad_token in tokenizer.stop_tokens,
         template=None if prepared.template is None else prepared.template.name,
-        notes=tuple(unused_notes("training", train.unused, train.chats_as_text)),
+        notes=tuple(unused_notes("training", train.unused)),
     )
     return replace(facts, train_examples=len(lengths), eval_examples=rows.eval_rows, rows=rows)
 

@@ -38,7 +38,7 @@ def print_hygiene(found: Hygiene) -> None:
     console.print(f"characters in a row: {least} to {most}, middle half {low} to {high}, median {middle}")
     console.print(f"questions with different first words: {found.prompt_diversity:.0%}")
     console.print(_traits(found.traits))
-    for note in unused_notes("training", Counter(found.unused), 0):
+    for note in unused_notes("training", Counter(found.unused)):
         console.print(Text(note))
     for title, counts in (("source", found.sources), ("script", found.scripts), ("answer", found.labels)):
         if len(counts) > 1:

@@ -24,7 +24,7 @@ def account(name: str, rows: RowSet, data_format: str) -> tuple[str, list[str]]:
     ]
     notes = [f"{count} {name} {_rows(count)} {why}; see rejects.jsonl" for count, why in reasons if count]
     notes += [f"no row of {path} is among the {name} rows" for path in rows.without_rows]
-    return summary, notes + unused_notes(name, rows.unused, rows.chats_as_text)
+    return summary, notes + unused_notes(name, rows.unused)
 
 
 def _rows(count: int) -> str:

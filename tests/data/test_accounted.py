@@ -61,14 +61,6 @@ def test_the_counts_come_back_from_the_cache(tmp_path: Path, chatml: TokenizerFa
     assert notes(first) == notes(second) == ["columns without effect in training rows: id (1 row)"]
 
 
-def test_a_chat_written_as_text_ends_once_and_is_named(tmp_path: Path, chatml: TokenizerFacts, locate: Locate) -> None:
-    text = "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\nFour.<|im_end|>\n"
-    made = run(tmp_path, chatml, locate, [{"text": text}])
-    assert marked(made) == f"⟦{text}⟧"
-    assert notes(made)[0].startswith("control tokens inside the plain text of 1 training rows: if these are chats")
-    assert notes(run(tmp_path, chatml, locate, [{"text": "Once upon a time.<|im_end|>"}])) == []
-
-
 def test_a_file_and_a_source_of_which_no_row_is_left_are_named(
     tmp_path: Path, chatml: TokenizerFacts, locate: Locate
 ) -> None:
