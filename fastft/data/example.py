@@ -29,7 +29,27 @@ class Message:
 
     def as_template_value(self) -> dict[str, Any]:
         """The message as the dict that chat templates expect."""
-        return {"role": self.role, "content": self.content, **self.extra}
+        value = {"role": self.role, "content": self.content, **self.extra}
+        if "tool_calls" in value:
+            value["tool_calls"] = [_with_arguments(call) for call in value["tool_calls"]]
+        return value
+
+
+class _Arguments(dict[str, Any]):
+    """The arguments of a call: an object that templates which expect JSON text (DeepSeek's) can join to a text."""
+
+    def __radd__(self, before: str) -> str:
+        return before + json.dumps(self, ensure_ascii=False)
+
+    def __add__(self, after: str) -> str:
+        return json.dumps(self, ensure_ascii=False) + after
+
+
+def _with_arguments(call: Mapping[str, Any]) -> Mapping[str, Any]:
+    function = call.get("function")
+    if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), Mapping):
+        return call
+    return {**call, "function": {**function, "arguments": _Arguments(function["arguments"])}}
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import pytest
 
 from fastft.data.example import Example
 from fastft.data.formats import Rules, to_example
+from fastft.data.template import ChatTemplate
 from fastft.errors import DataError, Where
 
 HERE = Where("rows.jsonl", 3)
@@ -65,6 +66,15 @@ def test_a_call_of_a_tool_is_read_from_every_dialect(call: dict[str, Any]) -> No
 )
 def test_a_result_of_a_tool_is_a_turn_of_the_tool(result: dict[str, Any]) -> None:
     assert said(read(USER, {"role": "assistant", "tool_calls": [CALL]}, result, ANSWER))[:3] == READ_CALL
+
+
+@pytest.mark.parametrize(
+    "written", ["{{ '(' + a + ')' }}", "({{ a | tojson }})", "({{ a if a is string else a | tojson }})"]
+)
+def test_templates_write_arguments_as_json_whether_they_expect_an_object_or_text(written: str) -> None:
+    source = "{% set a = messages[1].tool_calls[0].function.arguments %}" + written
+    messages = read(USER, {"role": "assistant", "tool_calls": [CALL]}, RESULT, ANSWER).messages
+    assert ChatTemplate("x", source).render(messages, {}, where=HERE) == '({"room": "attic"})'
 
 
 def test_calls_that_are_turns_of_their_own_are_one_turn_with_what_was_said_before() -> None:
