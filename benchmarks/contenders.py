@@ -245,6 +245,7 @@ def fastft(given: dict[str, Any]) -> None:
 
     from fastft.commands.run import run
     from fastft.runs.result import Result
+    from fastft.stages.attempt import Start
 
     report = Report(given)
     runs = Path(given["runs"]) / Path(given["recipe"]).stem
@@ -265,8 +266,8 @@ def fastft(given: dict[str, Any]) -> None:
         Path(given["recipe"]),
         [],
         runs,
-        resume=False,
-        console=Console(file=Clock(), width=200),  # type: ignore[arg-type]
+        Start(fresh=True),
+        Console(file=Clock(), width=200),  # type: ignore[arg-type]
     )
     plan = json.loads((finished.path / "plan.json").read_text(encoding="utf-8"))
     result = json.loads((finished.path / Result.FILE).read_text(encoding="utf-8"))

@@ -68,19 +68,26 @@ def plan(
 
 
 def run(
-    recipe: str | Path, overrides: Sequence[str] = (), *, runs_dir: str | Path = "runs", resume: bool = False
+    recipe: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    runs_dir: str | Path = "runs",
+    resume: bool = False,
+    fresh: bool = False,
 ) -> RunDir:
     """Train, evaluate, save and export: the folder of the finished run.
 
-    With `resume` the newest run of the same recipe goes on; one that has finished is returned as it is.
+    The newest unfinished run of the same recipe is continued, unless `fresh` asks for a new one. With `resume` a
+    finished one is returned as it is, and not run again.
 
     Raises:
         FastftError: anything that a user can correct, before or during training.
-        Interrupted: somebody asked the run to stop; `resume` goes on.
+        Interrupted: somebody asked the run to stop; the same call continues.
     """
     from fastft.commands.run import run_with_progress
+    from fastft.stages.attempt import Start
 
-    return run_with_progress(Path(recipe), overrides, Path(runs_dir), resume=resume)
+    return run_with_progress(Path(recipe), overrides, Path(runs_dir), Start(resume, fresh))
 
 
 def export(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -12,6 +13,9 @@ import typer
 from fastft import __version__
 from fastft.errors import FastftError
 from fastft.probe.software import NEEDED_TO_CHAT, NEEDED_TO_EXPORT, require
+
+# The value of `--resume` without a folder. No folder has an empty name.
+NEWEST = ""
 
 app = typer.Typer(
     help="Fine-tune language models fast, from one TOML recipe.",
@@ -35,12 +39,26 @@ def run(
     recipe: RecipePath,
     overrides: Overrides = None,
     runs_dir: RunsDir = Path("runs"),
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest run of this recipe.")] = False,
+    resume: Annotated[
+        str | None,
+        typer.Option("--resume", metavar="[RUN]", help="Do not run a finished run again; RUN: continue this folder."),
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Begin a new run, even where one did not finish.")] = False,
+    accept_drift: Annotated[
+        list[str] | None,
+        typer.Option("--accept-drift", metavar="KEY", help="Continue although this changed: packages.torch, device."),
+    ] = None,
 ) -> None:
-    """Check, plan, load, train, evaluate and save; print what changed."""
-    from fastft.commands.run import run_in_terminal
+    """Check, plan, load, train, evaluate and save; print what changed.
 
-    run_in_terminal(recipe, overrides or [], runs_dir, resume=resume)
+    A run of the same recipe that did not finish is continued.
+    """
+    from fastft.commands.run import run_in_terminal
+    from fastft.stages.attempt import Start
+
+    run = Path(resume) if resume not in (None, NEWEST) else None
+    start = Start(resume is not None, fresh, run, tuple(accept_drift or ()))
+    run_in_terminal(recipe, overrides or [], runs_dir, start)
 
 
 @app.command()
@@ -215,6 +233,16 @@ def doctor(
     raise typer.Exit(doctor_in_terminal(train=train, as_json=as_json))
 
 
+def _with_resume_value(arguments: list[str]) -> list[str]:
+    """The arguments, with NEWEST after a `--resume` that names no folder: Typer knows no optional values."""
+    given: list[str] = []
+    for argument, following in itertools.zip_longest(arguments, arguments[1:]):
+        given.append(argument)
+        if argument == "--resume" and (following is None or following.startswith("-") or following.endswith(".toml")):
+            given.append(NEWEST)
+    return given
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         print(f"fastft {__version__}")
@@ -233,7 +261,7 @@ def _top(
 def main() -> None:
     """Run the command line. Exit codes: docs/runs.md."""
     try:
-        app(prog_name="fastft")
+        app(_with_resume_value(sys.argv[1:]), prog_name="fastft")
     except FastftError as error:
         for problem in error.problems:
             print(problem, file=sys.stderr)

@@ -17,7 +17,7 @@ SIGNATURES = {
     "load": "(recipe, overrides=())",
     "check": "(recipe, overrides=())",
     "plan": "(recipe, overrides=(), *, device=None, memory=None, price_per_hour=None, runs_dir='runs')",
-    "run": "(recipe, overrides=(), *, runs_dir='runs', resume=False)",
+    "run": "(recipe, overrides=(), *, runs_dir='runs', resume=False, fresh=False)",
     "export": "(path, formats=('gguf',), quantization=(), *, out=None, base=None)",
 }
 

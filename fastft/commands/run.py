@@ -11,36 +11,37 @@ from rich.console import Console
 
 from fastft.console import private_console
 from fastft.engine_choice import started
-from fastft.errors import DataError, MachineError, Problem, RecipeError
+from fastft.errors import DataError, MachineError, Problem, RecipeError, UsageError, Where
 from fastft.planning.check import check
 from fastft.planning.facts import find_facts
 from fastft.planning.plan import make_plan
 from fastft.probe.hub import fetch
-from fastft.recipe.loader import load
+from fastft.recipe.loader import LoadedRecipe, load
 from fastft.report.result import print_result
 from fastft.runs.directory import (
     RunDir,
     create_run_dir,
+    differences,
     find_run,
+    newest_run,
     next_run_dir,
     run_name,
 )
-from fastft.stages.attempt import run_attempt
+from fastft.stages.attempt import Start, run_attempt
 
 
-def run(recipe: Path, overrides: Sequence[str], runs_dir: Path, *, resume: bool, console: Console) -> RunDir:
-    """The folder of the finished run of a recipe; with `resume`, the newest run of this very recipe is continued.
+def run(recipe: Path, overrides: Sequence[str], runs_dir: Path, start: Start, console: Console) -> RunDir:
+    """The folder of the finished run of a recipe; `start` says which run is taken, and whether a new one begins.
 
-    A finished run is not run again: with `resume` its folder is returned as it is. Progress goes to `console`; what the
-    libraries print goes to the log of the attempt.
+    Progress goes to `console`; what the libraries print goes to the log of the attempt.
 
     Raises:
         FastftError: anything that a user can fix, before or during training.
-        Interrupted: somebody asked the run to stop; a checkpoint was written.
+        Interrupted: somebody asked the run to stop; the same command continues.
     """
     loaded = load(recipe, overrides)
     check(loaded)
-    earlier = find_run(runs_dir, loaded) if resume else None
+    earlier, notes = _choose(loaded, runs_dir, start)
     if earlier is not None and earlier.is_finished:
         return earlier
     # The first of two plans: what stops the run for sure is said before anything is downloaded or written. The second
@@ -60,7 +61,7 @@ def run(recipe: Path, overrides: Sequence[str], runs_dir: Path, *, resume: bool,
     if earlier is None:
         folder = create_run_dir(runs_dir, loaded)
     try:
-        run_attempt(loaded, facts, plan.engine, folder, console, wanted_resume=resume and earlier is None)
+        run_attempt(loaded, facts, plan.engine, folder, console, start, notes)
     except (RecipeError, DataError, MachineError):
         if earlier is None and not folder.metrics.exists():
             shutil.rmtree(folder.path)  # refused before anything was learnt: nothing in it is worth keeping
@@ -68,14 +69,42 @@ def run(recipe: Path, overrides: Sequence[str], runs_dir: Path, *, resume: bool,
     return folder
 
 
-def run_with_progress(recipe: Path, overrides: Sequence[str], runs_dir: Path, *, resume: bool) -> RunDir:
+def _choose(loaded: LoadedRecipe, runs_dir: Path, start: Start) -> tuple[RunDir | None, list[str]]:
+    """(the run that is taken, None for a new one; what a user should know of the choice).
+
+    Raises:
+        UsageError: the run that `start` names is not one of this recipe.
+    """
+    if start.run is not None and not start.run.is_dir():
+        wrong, instead = "there is no such run", "name the folder of a run, or leave --resume out"
+        raise UsageError(Problem(Where(f"--resume {start.run}"), "", wrong, instead))
+    if start.run is not None:
+        changed = differences(RunDir(start.run), loaded)
+        if changed:
+            wrong = f"is not a run of this recipe with these settings: {', '.join(changed)}"
+            instead = "undo the change, or leave --resume out: a new run begins"
+            raise UsageError(Problem(Where(f"--resume {start.run}"), "", wrong, instead))
+        return RunDir(start.run), []
+    if start.fresh:
+        return None, []
+    found = find_run(runs_dir, loaded)
+    if found is not None and (start.resume or not found.is_finished):
+        return found, [] if found.is_finished else [f"continuing {found.path}; --fresh begins a new run"]
+    other = newest_run(runs_dir, run_name(loaded.path))
+    if other is None or found is not None:
+        return None, ["no earlier run of this recipe to resume: a new one begins"] if start.resume else []
+    state = "" if other.is_finished else ", which did not finish,"
+    return None, [f"a new run begins: {other.path}{state} differs in {', '.join(differences(other, loaded))}"]
+
+
+def run_with_progress(recipe: Path, overrides: Sequence[str], runs_dir: Path, start: Start) -> RunDir:
     """As `run`, with progress on standard error."""
     with private_console() as console:
-        return run(recipe, overrides, runs_dir, resume=resume, console=console)
+        return run(recipe, overrides, runs_dir, start, console)
 
 
-def run_in_terminal(recipe: Path, overrides: Sequence[str], runs_dir: Path, *, resume: bool) -> None:
+def run_in_terminal(recipe: Path, overrides: Sequence[str], runs_dir: Path, start: Start) -> None:
     """Run with progress on standard error, and print what changed."""
-    folder = run_with_progress(recipe, overrides, runs_dir, resume=resume)
+    folder = run_with_progress(recipe, overrides, runs_dir, start)
     if folder.result is not None:
         print_result(Console(), folder.result, str(folder.path))

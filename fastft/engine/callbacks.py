@@ -25,14 +25,15 @@ class StepReporter(TrainerCallback):
         evaluation: Callable[[EvaluationMetrics], None],
     ) -> None:
         self._trainer, self._step, self._evaluation = trainer, step, evaluation
-        self._seconds = 0.0
+        self.seconds = 0.0
+        """In optimizer steps since the last line."""
         self._began = time.perf_counter()
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._began = time.perf_counter()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._seconds += time.perf_counter() - self._began
+        self.seconds += time.perf_counter() - self._began
         if state.global_step >= state.max_steps:
             control.should_log = True  # or the steps since the last line would be in no figure
 
@@ -40,7 +41,9 @@ class StepReporter(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any
     ) -> None:
         if "eval_loss" in logs:
-            self._evaluation(EvaluationMetrics(state.global_step, logs))
+            # TRL counts eval_num_tokens anew in each attempt; the lines of the steps have the true counts.
+            figures = {name: value for name, value in logs.items() if name != "eval_num_tokens"}
+            self._evaluation(EvaluationMetrics(state.global_step, figures))
         if "loss" not in logs:
             return
         norm = logs.get("grad_norm")
@@ -55,11 +58,11 @@ class StepReporter(TrainerCallback):
                 grad_norm=None if norm is None else float(norm),
                 tokens=tokens,
                 examples=examples,
-                seconds=self._seconds,
+                seconds=self.seconds,
                 memory_bytes=peak_memory(),
             )
         )
-        self._seconds = 0.0
+        self.seconds = 0.0
 
 
 class NumberGuard(TrainerCallback):
@@ -77,7 +80,10 @@ class NumberGuard(TrainerCallback):
 
 
 class StopOnRequest(TrainerCallback):
-    """Saves and stops after the step in which `asked` says so; an evaluation outside of training ends at once."""
+    """Saves and stops after the step in which `asked` says so, within an evaluation at once.
+
+    An evaluation that is due is left to the resumed run (`RunTrainer.completed`): it may take minutes.
+    """
 
     def __init__(self, trainer: RunTrainer, asked: Callable[[], bool]) -> None:
         self._trainer, self._asked = trainer, asked
@@ -93,26 +99,51 @@ class StopOnRequest(TrainerCallback):
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        if self._asked() and not self._training and self._trainer.can_end_here():
+        if not self._asked():
+            return
+        if self._training:
+            self._trainer.save_before_evaluation()
+        if self._trainer.can_end_here():
             raise KeyboardInterrupt
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.global_step < state.max_steps and self._asked():
-            self.stopped = control.should_log = control.should_save = control.should_training_stop = True
+            self.stopped = control.should_save = control.should_training_stop = True
+            control.should_evaluate = False
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self.stopped:  # within an epoch, saved already: what belongs to its end is for the resumed run
+        if self.stopped:  # saved already: what belongs to the end of the epoch is for the resumed run
             control.should_log = control.should_evaluate = control.should_save = False
 
 
-class BestCheckpoint(TrainerCallback):
-    """Finds the best checkpoint again when a run is resumed: transformers keeps a path, which may have moved."""
+class Resumption(TrainerCallback):
+    """Restores what transformers forgets on a resume: where the best checkpoint is, and what no line has shown yet."""
 
     def __init__(self, trainer: RunTrainer) -> None:
         self._trainer = trainer
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._trainer.find_best()
+        self._trainer.restore_unlogged()
+
+
+class HeldOutWatch(TrainerCallback):
+    """Says once when the held-out loss is above that of the untrained model."""
+
+    def __init__(self, untrained: float, say: Callable[[str], None]) -> None:
+        self._untrained, self._say = untrained, say
+        self._said = False
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, Any], **_: Any
+    ) -> None:
+        loss = metrics.get("eval_loss")
+        if loss is not None and loss > self._untrained and not self._said:
+            self._said = True
+            self._say(
+                f"step {state.global_step}: the held-out loss is {loss:.4f}, {self._untrained:.4f} before training: "
+                "the model gets worse; a lower train.learning_rate or other rows may help"
+            )
 
 
 class EarlyStopping(EarlyStoppingCallback):

@@ -16,7 +16,7 @@ from trl import SFTConfig
 from fastft.data.cache import as_arrow
 from fastft.data.render import Prompt
 from fastft.data.rows import Rows
-from fastft.engine.callbacks import EarlyStopping
+from fastft.engine.callbacks import EarlyStopping, HeldOutWatch
 from fastft.engine.evaluate import answer
 from fastft.engine.memory import peak_memory
 from fastft.engine.model import Model, Tokenizer
@@ -61,11 +61,15 @@ def train(
     try:
         trainer = make_trainer(plan, model, tokenizer, material, run, hooks)
         before = _before(trainer, tokenizer, material, run, hooks)
+        if before.eval_loss is not None:
+            trainer.add_callback(HeldOutWatch(before.eval_loss, hooks.note))
+        if checkpoint is not None:
+            checkpoint = trainer.completed(checkpoint)
         if checkpoint is not None and trainer.has_ended_at(checkpoint):
             trainer.take_from(checkpoint)
         else:
             hooks.stage(f"training: {trainer_steps(plan)} optimizer steps")
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            trainer.train_from(checkpoint)
         if trainer.stopped:
             return _trained(trainer, before, Evaluation(None, None), finished=False)
         trainer.refuse_if_poisoned()

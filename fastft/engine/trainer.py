@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError
@@ -20,20 +20,40 @@ from trl import SFTTrainer
 
 from fastft.data.encode import NO_LOSS
 from fastft.engine.callbacks import (
-    BestCheckpoint,
     EarlyStopping,
     NumberGuard,
+    Resumption,
     StepReporter,
     StopOnRequest,
     evaluations_without_gain,
 )
+from fastft.engine.random_state import RandomState
 from fastft.engine.sampler import EpochSampler
 from fastft.engine_choice import selected
 from fastft.errors import Problem, TrainingError, Where
+from fastft.files.atomic import free_bytes
+from fastft.files.records import read_record, write_record
 from fastft.files.seal import seal
-from fastft.runs.checkpoints import checkpoints
+from fastft.runs.checkpoints import STATE, checkpoints, evaluations_at
 from fastft.runs.directory import RunDir
 from fastft.runs.metrics import EvaluationMetrics, StepMetrics
+
+
+@dataclass(frozen=True)
+class Unlogged:
+    """What the steps since the last line of metrics add up to: part of a checkpoint, for lines that do not change.
+
+    `loss`: the trainer's sum over these steps; `last_step`: the step of that line; `seconds` in optimizer steps.
+    """
+
+    FILE: ClassVar[str] = "unlogged.json"
+    SCHEMA: ClassVar[int] = 1
+
+    loss: float
+    last_step: int
+    tokens: int
+    examples: int
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -41,6 +61,7 @@ class Hooks:
     """Where news goes, and whether somebody asked to stop."""
 
     stage: Callable[[str], None]
+    note: Callable[[str], None]
     step: Callable[[StepMetrics], None]
     evaluated: Callable[[EvaluationMetrics], None]
     stop_asked: Callable[[], bool]
@@ -60,13 +81,11 @@ class RunTrainer(SFTTrainer):
         super().__init__(*args, **kwargs)
         # TRL 1.15 computes its loss in a Triton kernel alone, which needs a GPU; Unsloth brings a loss of its own.
         self._needs_plain_loss = selected() == "transformers" and self.args.device.type == "cpu"
+        self._checkpoint: Path | None = None
+        self._before_evaluation: RandomState | None = None
+        self._reporter = StepReporter(self, hooks.step, hooks.evaluated)
         self._stop = StopOnRequest(self, hooks.stop_asked)
-        for callback in (
-            StepReporter(self, hooks.step, hooks.evaluated),
-            NumberGuard(self),
-            self._stop,
-            BestCheckpoint(self),
-        ):
+        for callback in (self._reporter, NumberGuard(self), self._stop, Resumption(self)):
             self.add_callback(callback)
 
     @property
@@ -132,11 +151,26 @@ class RunTrainer(SFTTrainer):
             if weight.requires_grad and not all(bool(torch.isfinite(value).all()) for value in tensors):
                 raise _not_a_number(f"{name} holds values that are no numbers", self.state.global_step)
 
+    def train_from(self, checkpoint: Path | None) -> None:
+        """Train to the end, or until somebody asks to stop; from `checkpoint` or from the start."""
+        self._checkpoint = checkpoint
+        self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
     def take_counts(self) -> tuple[int, int]:
         """Real tokens and examples trained since the last call."""
         tokens, examples = sum(int(count) for count in self._real_tokens), self._examples
         self._real_tokens, self._examples = [], 0
         return tokens, examples
+
+    def restore_unlogged(self) -> None:
+        """Put back what the steps since the last line had added up to when the checkpoint was written."""
+        unlogged = None if self._checkpoint is None else read_record(self._checkpoint / Unlogged.FILE, Unlogged)
+        if unlogged is None:
+            return
+        self._tr_loss = torch.tensor(unlogged.loss, device=self.args.device)
+        self._globalstep_last_logged = unlogged.last_step
+        self._real_tokens, self._examples = [unlogged.tokens], unlogged.examples
+        self._reporter.seconds = unlogged.seconds
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """None in checkpoints: a card is written with the weights that are handed over."""
@@ -147,6 +181,7 @@ class RunTrainer(SFTTrainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Let the trainer write into a folder that nobody reads, then seal it under its final name."""
         self.refuse_if_poisoned()
+        self._refuse_if_disk_is_short()
         step, best = self.state.global_step, self.state.best_global_step
         self._saving_to = self._run.checkpoints / ".partial"
         shutil.rmtree(self._saving_to, ignore_errors=True)
@@ -155,16 +190,85 @@ class RunTrainer(SFTTrainer):
             written = self._saving_to / f"checkpoint-{step}"
             if best:
                 self.find_best()
-                self.state.save_to_json(str(written / "trainer_state.json"))
+                self.state.save_to_json(str(written / STATE))
+            tokens = sum(int(count) for count in self._real_tokens)
+            since = (self._globalstep_last_logged, tokens, self._examples, self._reporter.seconds)
+            write_record(written / Unlogged.FILE, Unlogged(float(self._tr_loss), *since))
             # A pickle of the arguments, tokens included, that nothing here reads.
             (written / "training_args.bin").unlink(missing_ok=True)
             seal(written, self._run.checkpoints / f"step-{step}")
         except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap what the disk said
-            raise _cannot_save(self._run.checkpoints, error) from error
+            free = free_bytes(self._run.checkpoints)
+            said = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+            wrong = f"the checkpoint could not be written: {said} ({free / 2**20:.0f} MiB free)"
+            raise _cannot_save(self._run.checkpoints, wrong) from error
         finally:
             shutil.rmtree(self._saving_to, ignore_errors=True)
             self._saving_to = None
         self._forget_old()
+
+    def _refuse_if_disk_is_short(self) -> None:
+        """Stop before a checkpoint that does not fit: a full disk makes torch and safetensors fail in other words.
+
+        Raises:
+            TrainingError: fewer bytes are free than the trained weights and the optimizer's state take.
+        """
+        trained = [weight for weight in self.model.parameters() if weight.requires_grad]
+        state = [value for kept in self.optimizer.state.values() for value in kept.values() if torch.is_tensor(value)]
+        needed, free = sum(tensor.nbytes for tensor in (*trained, *state)), free_bytes(self._run.checkpoints)
+        if free < needed:
+            wrong = f"the disk is full: a checkpoint needs {needed / 2**20:.1f} MiB, {free / 2**20:.1f} MiB are free"
+            raise _cannot_save(self._run.checkpoints, wrong)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate; the random numbers of before stay at hand, for a stop on the way."""
+        self._before_evaluation = RandomState.now()
+        figures: dict[str, float] = super().evaluate(*args, **kwargs)
+        return figures
+
+    def save_before_evaluation(self) -> None:
+        """Within an evaluation: save the step as if the evaluation had not begun, unless that is done."""
+        if not self.can_end_here() and self._before_evaluation is not None:
+            self._before_evaluation.restore()
+            self._save_checkpoint(self.model, None)
+
+    def completed(self, checkpoint: Path) -> Path:
+        """The checkpoint as an undisturbed run would have written it, evaluated if an evaluation was due.
+
+        A stop or a kill can leave that evaluation out; then it is made here, and a folder beside `checkpoint` links to
+        its files and holds what the evaluation changes: metrics, best checkpoint, patience used up, random numbers.
+        """
+        state = TrainerState.load_from_json(str(checkpoint / STATE))
+        if not self._is_evaluation_due(state) or evaluations_at(checkpoint, state.global_step):
+            return checkpoint
+        self.state = state
+        self.find_best()
+        for callback in self._early_stopping():
+            callback.early_stopping_patience_counter = evaluations_without_gain(state)
+        self._load_from_checkpoint(str(checkpoint))
+        self._load_rng_state(str(checkpoint))
+        self._determine_best_metric(self._evaluate(None, None), None)
+        self.find_best()
+        for callback in self._early_stopping():
+            state.stateful_callbacks[type(callback).__name__] = callback.state()
+        folder = checkpoint.with_name(".completed")
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        for file in checkpoint.iterdir():
+            if file.name not in (STATE, "rng_state.pth"):
+                (folder / file.name).symlink_to(file.resolve())
+        state.save_to_json(str(folder / STATE))
+        self._save_rng_state(str(folder))
+        return folder
+
+    def _is_evaluation_due(self, state: TrainerState) -> bool:
+        """Whether the recipe evaluates after the last step of `state` (transformers, DefaultFlowCallback)."""
+        if self.args.eval_strategy == "epoch":
+            return state.epoch is not None and float(state.epoch).is_integer()
+        return bool(self.args.eval_strategy == "steps" and state.global_step % state.eval_steps == 0)
+
+    def _early_stopping(self) -> list[EarlyStopping]:
+        return [callback for callback in self.callback_handler.callbacks if isinstance(callback, EarlyStopping)]
 
     def find_best(self) -> None:
         """Point the state at the best checkpoint by its step: a folder that was written down can have moved."""
@@ -188,7 +292,7 @@ class RunTrainer(SFTTrainer):
 
     def take_from(self, checkpoint: Path) -> None:
         """Take the weights and the state of a checkpoint at which training had ended, without training any further."""
-        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        self.state = TrainerState.load_from_json(str(checkpoint / STATE))
         self.find_best()
         self._load_from_checkpoint(str(checkpoint))
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
@@ -203,11 +307,8 @@ class RunTrainer(SFTTrainer):
             shutil.rmtree(path)
 
 
-def _cannot_save(folder: Path, error: Exception) -> TrainingError:
-    free = shutil.disk_usage(folder).free / 1024**2
-    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
-    wrong = f"the checkpoint could not be written: {said} ({free:.0f} MiB free)"
-    instead = "free some space, then go on with --resume: earlier checkpoints are whole"
+def _cannot_save(folder: Path, wrong: str) -> TrainingError:
+    instead = "free some space, then run the same command: it continues from the newest checkpoint"
     return TrainingError(Problem(Where(str(folder)), "train.save_strategy", wrong, instead))
 
 

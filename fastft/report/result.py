@@ -18,6 +18,8 @@ SHOWN = 300
 
 def print_result(console: Console, result: Result, run_dir: str) -> None:
     """Print the result as a table: figures before and after, one real answer, the folder."""
+    if result.worse is not None:
+        console.print(Text(f"this run made the model worse: {result.worse}", style="bold red"))
     table = Table(title=run_dir, title_justify="left", title_style="bold", show_edge=False, pad_edge=False)
     table.add_column("")
     table.add_column("before", justify="right")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,19 @@ from fastft.files.seal import damage
 from fastft.runs.directory import (
     RunDir,
 )
+
+# transformers' own record of a checkpoint: steps, log lines, the best evaluation.
+STATE = "trainer_state.json"
+
+
+def evaluations_at(checkpoint: Path, step: int) -> int:
+    """How many evaluations at optimizer step `step` a checkpoint knows of.
+
+    Raises:
+        OSError, ValueError: the checkpoint is damaged.
+    """
+    lines = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["log_history"]
+    return sum(1 for line in lines if line.get("step") == step and "eval_loss" in line)
 
 
 def step_of(checkpoint: Path | None) -> int:
@@ -24,6 +38,11 @@ def checkpoints(run: RunDir) -> list[tuple[int, Path]]:
         if number.isdigit() and path.is_dir():
             found.append((int(number), path))
     return sorted(found, reverse=True)
+
+
+def newest_step(run: RunDir) -> int:
+    """The optimizer step of the newest checkpoint, whole or not; 0 without one."""
+    return max((step for step, _ in checkpoints(run)), default=0)
 
 
 def newest_checkpoint(run: RunDir) -> tuple[Path | None, list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -143,16 +144,38 @@ def create_run_dir(runs_dir: Path, loaded: LoadedRecipe) -> RunDir:
 
 
 def find_run(runs_dir: Path, loaded: LoadedRecipe) -> RunDir | None:
-    """The newest run of this very recipe text and these very settings, finished or not; None if there is none."""
-    for _, path in sorted(_runs(runs_dir, run_name(loaded.path)), reverse=True):
-        run = RunDir(path)
-        try:
-            same_text = run.recipe.read_text(encoding="utf-8") == loaded.text
-        except (OSError, ValueError):
-            continue
-        if same_text and run.read(Settings) == Settings(loaded.settings()):
-            return run
-    return None
+    """The newest run of the same recipe text and the same settings, finished or not; None if there is none."""
+    runs = sorted(_runs(runs_dir, run_name(loaded.path)), reverse=True)
+    return next((RunDir(path) for _, path in runs if not differences(RunDir(path), loaded)), None)
+
+
+def newest_run(runs_dir: Path, name: str) -> RunDir | None:
+    """The newest run of a recipe file of that name, whatever its settings; None if there is none."""
+    runs = [(number, path) for number, path in _runs(runs_dir, name) if (path / Settings.FILE).is_file()]
+    return RunDir(max(runs)[1]) if runs else None
+
+
+def differences(run: RunDir, loaded: LoadedRecipe) -> list[str]:
+    """What distinguishes a run's recipe from `loaded`: `train.seed (1, now 2)`, or "its text".
+
+    Raises:
+        MachineError: the settings of the run are damaged.
+    """
+    before, now = run.read(Settings), loaded.settings()
+    if before is None:
+        return ["its settings.json, which is missing"]
+    keys = [key for key in dict.fromkeys([*before.settings, *now]) if before.settings.get(key) != now.get(key)]
+    if keys:
+        return [_difference(key, before.settings.get(key), now.get(key)) for key in keys]
+    same = run.recipe.is_file() and run.recipe.read_bytes() == loaded.text.encode()
+    return [] if same else ["its text"]
+
+
+def _difference(key: str, before: Setting | None, now: Setting | None) -> str:
+    if before is not None and now is not None and before.value == now.value:
+        return f"{key} (from {before.origin}, now from {now.origin})"
+    old, new = ("unknown" if each is None else json.dumps(each.value) for each in (before, now))
+    return f"{key} ({old}, now {new})"
 
 
 def _runs(runs_dir: Path, name: str) -> Iterator[tuple[int, Path]]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,17 +13,16 @@ from fastft import __version__
 from fastft.data.prepare import Prepared
 from fastft.planning.facts import Facts
 from fastft.planning.plan import Plan
+from fastft.probe.hashes import sha256_of_files
 from fastft.recipe.loader import LoadedRecipe
-
-# What a resumed run must have in common with the attempts before it.
-COMPARED = ("data", "base_model", "chat_template", "packages", "engine", "seed")
 
 
 @dataclass(frozen=True)
 class BaseModelIdentity:
     """The base model: the id of the recipe, and hashes of what was loaded.
 
-    `fingerprint` is that of the 16-bit weights; None for a base in 4 bits, which has another than its original.
+    `files_sha256`: of config.json, generation_config.json and each file of weights. `fingerprint` is that of the 16-bit
+    weights; None for a base in 4 bits, which has another than its original.
     """
 
     id: str
@@ -31,6 +30,7 @@ class BaseModelIdentity:
     tokenizer_sha256: str
     weight_bytes: int | None
     fingerprint: str | None
+    files_sha256: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,8 @@ class Manifest:
     data: DataIdentity
     chat_template: TemplateIdentity | None
     seed: int
+    accepted_drift: tuple[str, ...] = ()
+    """What changed between attempts and was accepted with --accept-drift."""
 
 
 def make_manifest(loaded: LoadedRecipe, facts: Facts, prepared: Prepared, plan: Plan, base: Path) -> Manifest:
@@ -87,6 +89,7 @@ def make_manifest(loaded: LoadedRecipe, facts: Facts, prepared: Prepared, plan: 
             tokenizer_sha256=prepared.renderer.tokenizer.sha256,
             weight_bytes=base_model.weight_bytes,
             fingerprint=None if "quantization_config" in base_model.config else weights_fingerprint(base),
+            files_sha256=sha256_of_files(base, ("config.json", "generation_config.json", "*.safetensors")),
         ),
         data=DataIdentity(data.train, prepared.train_sha256, data.eval, prepared.eval_sha256, prepared.format),
         chat_template=None if template is None else TemplateIdentity(template.name, template.sha256),
@@ -94,15 +97,31 @@ def make_manifest(loaded: LoadedRecipe, facts: Facts, prepared: Prepared, plan: 
     )
 
 
-def changes(before: Manifest, now: Manifest) -> list[str]:
-    """What a resumed run must not change and did: `data.train_sha256`, `packages.torch (2.13.0, now 2.14.0)`."""
+@dataclass(frozen=True)
+class Change:
+    """One difference between the manifests of two attempts, at a dotted key such as `packages.torch`."""
+
+    key: str
+    before: object
+    now: object
+
+    def __str__(self) -> str:
+        return self.key if "sha256" in self.key else f"{self.key} ({self.before}, now {self.now})"
+
+    def is_accepted(self, keys: Sequence[str]) -> bool:
+        """Whether one of `keys` is this key, or a part of the manifest around it."""
+        return any(f"{self.key}.".startswith(f"{key}.") for key in keys)
+
+
+def changes(before: Manifest, now: Manifest) -> list[Change]:
+    """What differs between two attempts of a run."""
     old, new = dataclasses.asdict(before), dataclasses.asdict(now)
-    return [line for key in COMPARED for line in _differences(key, old[key], new[key])]
+    return [change for key in old if key != "accepted_drift" for change in _differences(key, old[key], new[key])]
 
 
-def _differences(name: str, before: Any, now: Any) -> Iterator[str]:
+def _differences(key: str, before: Any, now: Any) -> Iterator[Change]:
     if isinstance(before, Mapping) and isinstance(now, Mapping):
-        for key in dict.fromkeys([*before, *now]):
-            yield from _differences(f"{name}.{key}", before.get(key), now.get(key))
+        for name in dict.fromkeys([*before, *now]):
+            yield from _differences(f"{key}.{name}", before.get(name), now.get(name))
     elif before != now:
-        yield name if name.endswith("sha256") else f"{name} ({before}, now {now})"
+        yield Change(key, before, now)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastft.files.atomic import write_text
+
 
 @dataclass(frozen=True)
 class StepMetrics:
@@ -105,11 +107,20 @@ class MetricsFile:
             tuple(OutOfMemory(line["step"], line["rows"], line["rows_now"]) for line in retries),
         )
 
-    def rewind(self, step: int) -> None:
-        """Drop the lines after optimizer step `step`, which a resumed run does again, and lines that are damaged."""
-        if self._path.exists():
-            kept = [text for text, line in self._lines() if line["step"] <= step]
-            self._path.write_text("".join(text + "\n" for text in kept), encoding="utf-8")
+    def rewind(self, step: int, evaluations: int) -> None:
+        """Drop what a resumed run does again, and lines that are damaged.
+
+        That is all after optimizer step `step`, and at that step the evaluations beyond the first `evaluations`.
+        """
+        if not self._path.exists():
+            return
+        kept, seen = [], 0
+        for text, line in self._lines():
+            at_step = line["event"] == "evaluation" and line["step"] == step
+            seen += at_step
+            if line["step"] < step or (line["step"] == step and not (at_step and seen > evaluations)):
+                kept.append(text + "\n")
+        write_text(self._path, "".join(kept))
 
     def _lines(self) -> list[tuple[str, dict[str, Any]]]:
         """Each line with what it says; without those that a crash or a bad disk left unreadable."""

@@ -100,6 +100,17 @@ class Result:
     forecast: dict[str, Score]
     exports: tuple[ExportedFile, ...] = field(default=())
 
+    @property
+    def worse(self) -> str | None:
+        """In words, what got worse on the held-out rows; None where nothing did, or nothing was held out."""
+        loss, match = self.eval_loss, self.exact_match
+        parts = []
+        if loss.before is not None and loss.after is not None and loss.after > loss.before:
+            parts.append(f"the held-out loss rose from {loss.before:.4f} to {loss.after:.4f}")
+        if match is not None and match.before is not None and match.after < match.before:
+            parts.append(f"exact matches fell from {match.before} to {match.after} of {match.rows}")
+        return " and ".join(parts) or None
+
     def card_figures(self) -> dict[str, str]:
         """Name and value of what the model card says was measured."""
         figures = {}

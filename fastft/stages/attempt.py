@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,13 +35,14 @@ from fastft.planning.plan import Plan, make_plan, with_smaller_batch
 from fastft.recipe.loader import LoadedRecipe
 from fastft.report.live import LiveView
 from fastft.report.rows import account, reject_lines
-from fastft.runs.checkpoints import checkpoints, newest_checkpoint, set_aside, step_of
+from fastft.runs.checkpoints import checkpoints, evaluations_at, newest_checkpoint, newest_step, set_aside, step_of
 from fastft.runs.directory import RunDir, locked, new_attempt, run_name
-from fastft.runs.held_out import HeldOut
+from fastft.runs.held_out import HeldOut, Untrained
 from fastft.runs.manifest import Manifest, changes, make_manifest
 from fastft.runs.metrics import MetricsFile, OutOfMemory, StepMetrics
 from fastft.runs.result import ExportedFile, Result, SavedWeights, Trained, make_result
 from fastft.runs.score import Measured, score
+from fastft.stages.faults import explain
 from fastft.stages.inputs import convert, prepare_rows
 from fastft.stages.stopping import Stopping
 
@@ -48,6 +50,20 @@ if TYPE_CHECKING:
     from fastft.engine.model import Model, Tokenizer
     from fastft.exports.job import Job
     from fastft.exports.parity import Reference
+
+
+@dataclass(frozen=True)
+class Start:
+    """Which run a command takes. By default the newest unfinished run of the same recipe, or else a new one.
+
+    `resume`: a finished one is returned as it is, and not run again. `fresh`: always a new one. `run`: this folder.
+    `accepted_drift`: keys of the manifest that may have changed since the run began.
+    """
+
+    resume: bool = False
+    fresh: bool = False
+    run: Path | None = None
+    accepted_drift: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,6 +79,7 @@ class Attempt:
     run: RunDir
     view: LiveView
     stopping: Stopping
+    accepted_drift: tuple[str, ...]
 
     def stage(self, text: str) -> None:
         """Say what comes next before training, where a run that was asked to stop can end at once."""
@@ -74,7 +91,7 @@ class Attempt:
         """The error of an attempt that was asked to stop."""
         name = self.stopping.asked.name if self.stopping.asked else "the keyboard"
         wrong = f"stopped by {name}" + (" after a checkpoint" if saved else " before a checkpoint could be written")
-        return Interrupted(Problem(Where(str(where)), "", wrong, "the same command with --resume continues"))
+        return Interrupted(Problem(Where(str(where)), "", wrong, "the same command continues"))
 
 
 @dataclass(frozen=True)
@@ -100,7 +117,7 @@ class Outcome:
 
 
 def run_attempt(
-    loaded: LoadedRecipe, facts: Facts, engine: str, run: RunDir, console: Console, *, wanted_resume: bool
+    loaded: LoadedRecipe, facts: Facts, engine: str, run: RunDir, console: Console, start: Start, notes: Sequence[str]
 ) -> None:
     """Take the run in its folder, which no other process may use meanwhile, to its end.
 
@@ -112,9 +129,9 @@ def run_attempt(
     with locked(run), Stopping() as stopping, LiveView(console) as view:
         if run.is_finished:  # another process finished it before this one had the lock
             return
-        if wanted_resume:
-            view.stage("no earlier run of this recipe to resume: a new one begins")
-        attempt = Attempt(loaded, facts, engine, run, view, stopping)
+        for note in notes:
+            view.stage(note)
+        attempt = Attempt(loaded, facts, engine, run, view, stopping, start.accepted_drift)
         log = new_attempt(run)
         with library_output_to(log):
             try:
@@ -126,6 +143,10 @@ def run_attempt(
                 raise
             except KeyboardInterrupt:
                 raise attempt.interrupted(log, saved=bool(checkpoints(run))) from None
+            except OSError as error:
+                if log.parent.is_dir():
+                    _write_traceback(log)
+                raise explain(error, run) from error
             except Exception as error:
                 _write_traceback(log)
                 wrong = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
@@ -224,11 +245,8 @@ def _begin(attempt: Attempt, ready: Ready) -> Path | None:
     run = attempt.run
     manifest = make_manifest(attempt.loaded, ready.facts, ready.rows, ready.plan, ready.base)
     before = run.read(Manifest)
-    changed = [] if before is None else changes(before, manifest)
-    if changed:
-        wrong = f"changed since the run began: {', '.join(changed)}"
-        instead = "put it back as it was, or start a new run without --resume"
-        raise DataError(Problem(Where(str(run.path / Manifest.FILE)), "", wrong, instead))
+    if before is not None:
+        manifest = _accept_changes(attempt, before, manifest)
     rejects = reject_lines(ready.rows)
     if rejects:
         write_text(run.rejects, rejects)
@@ -240,6 +258,24 @@ def _begin(attempt: Attempt, ready: Ready) -> Path | None:
         attempt.view.note(f"{sentence}: passed over")
     set_aside(run, newer_than=step_of(checkpoint))
     return checkpoint
+
+
+def _accept_changes(attempt: Attempt, before: Manifest, now: Manifest) -> Manifest:
+    """`now` with every change that the user accepts, in this attempt or an earlier one, on record.
+
+    Raises:
+        DataError: something else changed.
+    """
+    found = changes(before, now)
+    refused = [change for change in found if not change.is_accepted(attempt.accepted_drift)]
+    if refused:
+        wrong = f"changed since the run began: {', '.join(map(str, refused))}"
+        keys = " ".join(f"--accept-drift {change.key}" for change in refused)
+        instead = f"restore it, start a new run with --fresh, or continue knowingly with {keys}"
+        raise DataError(Problem(Where(str(attempt.run.path / Manifest.FILE)), "", wrong, instead))
+    for change in found:
+        attempt.view.note(f"accepted: {change}")
+    return dataclasses.replace(now, accepted_drift=(*before.accepted_drift, *map(str, found)))
 
 
 def _train(attempt: Attempt, ready: Ready, checkpoint: Path | None) -> tuple[Outcome, Model, Tokenizer]:
@@ -268,11 +304,16 @@ def _train_once(
     trained_count, total = trained_weights(model)
     attempt.stage(f"training {trained_count:,} of {total:,} weights ({100 * trained_count / total:.2f} %)")
     metrics = MetricsFile(attempt.run.metrics)
-    metrics.rewind(step_of(checkpoint))
+    step = step_of(checkpoint)
+    # Without a checkpoint, the evaluation before training is the one of step 0.
+    known = attempt.run.read(Untrained) is not None if checkpoint is None else evaluations_at(checkpoint, step)
+    metrics.rewind(step, int(known))
     if checkpoint is not None:
         attempt.view.note(f"continuing from step {step_of(checkpoint)}")
 
     def show(line: StepMetrics) -> None:
+        if not attempt.run.recipe.is_file():  # saving would make the folder anew, without what was in it
+            raise FileNotFoundError(attempt.run.path)
         metrics.step(line)
         attempt.view.step(line)
 
@@ -284,15 +325,20 @@ def _train_once(
         max_new_tokens=recipe.eval.max_new_tokens,
         early_stopping_patience=recipe.train.early_stopping_patience,
     )
-    hooks = Hooks(attempt.view.stage, show, metrics.evaluation, lambda: attempt.stopping.asked is not None)
-    trained = train(plan, model, tokenizer, material, attempt.run, hooks, checkpoint)
-    saved = None
-    if trained.finished:
-        attempt.view.stage("saving the weights")
+    hooks = Hooks(
+        attempt.view.stage, attempt.view.note, show, metrics.evaluation, lambda: attempt.stopping.asked is not None
+    )
+    with contextlib.ExitStack() as until_saved:
+        until_saved.enter_context(attempt.stopping.deferred())
+        trained = train(plan, model, tokenizer, material, attempt.run, hooks, checkpoint)
+        if not trained.finished:
+            return Outcome(plan, trained, None), model, tokenizer
+        if newest_step(attempt.run) == trained.steps:
+            until_saved.close()  # a stop loses nothing from here on
+            attempt.stage("saving the weights")
         folder = save_weights(model, tokenizer, plan, attempt.run)
-        size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-        saved = SavedWeights(trained_count, total, str(folder), size)
-    return Outcome(plan, trained, saved), model, tokenizer
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return Outcome(plan, trained, SavedWeights(trained_count, total, str(folder), size)), model, tokenizer
 
 
 def _with_smaller_batch(attempt: Attempt, ready: Ready, plan: Plan) -> tuple[Plan, Path | None]:

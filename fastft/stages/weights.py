@@ -14,8 +14,10 @@ from fastft.data.tokenizer import load_tokenizer
 from fastft.errors import MachineError, Problem, UsageError, Where
 from fastft.exports.merged import tokenizer_folder
 from fastft.files.atomic import read_json
+from fastft.files.seal import SEAL, damage
 from fastft.files.tensors import weights_fingerprint
 from fastft.probe.base_model import find_base_model
+from fastft.probe.hashes import kept_sha256
 from fastft.probe.hub import fetch
 from fastft.runs.directory import RunDir, Settings
 from fastft.runs.held_out import HeldOut
@@ -45,7 +47,18 @@ def find_weights(path: Path) -> WeightsPath:
 
     Raises:
         UsageError: there is nothing at `path`, or no weights, or the run has not finished.
+        MachineError: fastft wrote the weights, and they are not what it wrote.
     """
+    found = _find_weights(path)
+    sealed = found.path / SEAL
+    wrong = damage(found.path, kept_sha256) if sealed.is_file() else None
+    if wrong is not None:
+        instead = "restore the folder from a copy, or run the recipe again"
+        raise MachineError(Problem(Where(str(found.path)), "", f"is damaged: {wrong}", instead))
+    return found
+
+
+def _find_weights(path: Path) -> WeightsPath:
     run = _run_around(path)
     if run is not None and run.path == path:
         if not run.is_finished:

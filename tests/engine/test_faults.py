@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import shutil
+import signal
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,52 @@ def test_a_disk_that_fills_up_keeps_the_checkpoints_and_the_run_goes_on_later(mo
     resumed = run(recipe, resume=True)
     name = "adapter_model.safetensors"
     assert (resumed.folder.adapter / name).read_bytes() == (whole.folder.adapter / name).read_bytes()
+
+
+class Remove(SignalAt):
+    """Removes the folder of the run as soon as `text` is shown."""
+
+    def __init__(self, text: str, folder: Path) -> None:
+        super().__init__(text, signal.SIGTERM)
+        self._folder = folder
+
+    def write(self, text: str) -> int:
+        if self._text in text:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        return super(SignalAt, self).write(text)
+
+
+def test_a_run_folder_that_is_removed_meanwhile_is_one_line(model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "tiny"
+    with pytest.raises(FastftError) as failed:
+        run(write_recipe(tmp_path, model), shown=Remove("step 5/", folder))
+    assert "\n" not in str(failed.value)
+    assert "was removed while the run went on" in str(failed.value)
+
+
+def test_a_disk_that_is_too_short_for_a_checkpoint_says_what_is_needed_and_free(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", ("total", "used", "free"))  # noqa: PYI024 -- what shutil returns
+    run_dir = RunDir(tmp_path / "runs" / "tiny")
+
+    def shrinking(_: object) -> object:
+        return usage(10**9, 0, 5_000 if checkpoints(run_dir) else 10**9)
+
+    monkeypatch.setattr(shutil, "disk_usage", shrinking)
+    with pytest.raises(TrainingError, match=r"the disk is full: a checkpoint needs 0\.\d MiB, 0\.0 MiB are free"):
+        run(write_recipe(tmp_path, model))
+    assert [step for step, _ in checkpoints(run_dir)] == [1]
+
+
+def test_a_held_out_loss_above_that_of_the_untrained_model_is_said_once(model: Path, tmp_path: Path) -> None:
+    # One answer, learnt by heart: any other becomes less likely than at random.
+    turns = [{"role": "user", "content": "red"}, {"role": "assistant", "content": "blue"}]
+    write_rows(tmp_path / "train.jsonl", [{"messages": turns}] * 8)
+    write_rows(tmp_path / "eval.jsonl", make_rows(8, seed=5))
+    changes = {"data.eval": "eval.jsonl", "train.eval_strategy": "epoch", "train.num_train_epochs": 20}
+    done = run(write_recipe(tmp_path, model, {**changes, "train.learning_rate": 5e-2}))
+    assert done.shown.count("the model gets worse") == 1
 
 
 def test_a_fault_inside_a_library_is_one_line_and_its_traceback_is_in_the_log(

@@ -37,7 +37,7 @@ def test_the_example_of_the_page_trains_and_exports_in_a_notebook(
 
     exec(example(1), {})  # noqa: S102  our own page
 
-    assert sys.stdout.getvalue().splitlines()[0] == "runs/mine runs/mine/adapter"
+    assert sys.stdout.getvalue().startswith("runs/mine/adapter BeforeAfter(before=")
     assert "runs/mine/exports/gguf/mine-f16.gguf" in sys.stdout.getvalue()
     assert "step 1/6" in sys.stderr.getvalue()
     assert "f16 proven" in sys.stderr.getvalue()

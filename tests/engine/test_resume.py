@@ -39,6 +39,12 @@ def adapter(ran: Ran) -> bytes:
     return (ran.folder.adapter / "adapter_model.safetensors").read_bytes()
 
 
+def lines(ran: Ran) -> list[dict[str, Any]]:
+    """metrics.jsonl without what depends on the clock and the machine's state."""
+    clock = ("seconds", "runtime", "time", "per_second", "memory_bytes")
+    return [{key: value for key, value in line.items() if not key.endswith(clock)} for line in events(ran.folder)]
+
+
 def figures(ran: Ran) -> dict[str, Any]:
     """The result without what depends on the clock, the machine's state and the folder."""
     changing = {"finished", "train_seconds", "total_seconds", "peak_memory_bytes", "weights_folder", "best_checkpoint"}
@@ -56,11 +62,7 @@ def test_a_run_stopped_in_its_second_epoch_goes_on_bit_by_bit(model: Path, tmp_p
     stop(recipe, 7)
     resumed = run(recipe, resume=True)
     assert "continuing from step 7" in resumed.shown
-    if kind == "few lines":  # the stop made a line of its own
-        assert [step["step"] for step in resumed.steps] == [1, 3, 6, 7, 8]
-    else:
-        assert resumed.losses == whole.losses
-        assert [step["step"] for step in resumed.steps] == [step["step"] for step in whole.steps]
+    assert lines(resumed) == lines(whole)
     assert adapter(resumed) == adapter(whole)
 
 
@@ -80,7 +82,7 @@ def test_sigterm_writes_a_checkpoint_and_says_how_to_go_on(model: Path, tmp_path
     folder, stopped = stop(write_recipe(tmp_path, model, changes), 3)
     assert stopped.exit_code == 75
     assert "stopped by SIGTERM after a checkpoint" in str(stopped)
-    assert "the same command with --resume continues" in str(stopped)
+    assert "the same command continues" in str(stopped)
     [(step, checkpoint)] = checkpoints(folder)
     assert (step, damage(checkpoint)) == (3, None)
     assert not folder.is_finished
@@ -264,7 +266,7 @@ def test_a_killed_process_and_a_stopped_one_end_like_an_undisturbed_run(model: P
             endings.append((process.wait(60), process.stderr.read()))
     assert endings[0][0] == -signal.SIGKILL
     assert endings[1][0] == 75
-    assert "the same command with --resume continues" in endings[1][1]
+    assert "the same command continues" in endings[1][1]
     resumed = run(recipe, resume=True)
     assert resumed.losses == whole.losses
     assert adapter(resumed) == adapter(whole)

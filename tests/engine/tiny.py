@@ -32,6 +32,7 @@ from fastft.planning.facts import find_facts, with_rows
 from fastft.planning.plan import Plan, make_plan
 from fastft.recipe.loader import load
 from fastft.runs.directory import RunDir, create_run_dir
+from fastft.stages.attempt import Start
 
 ROOT = Path(__file__).resolve().parents[2]
 COLOURS = ("red", "green", "blue", "black", "white", "grey", "brown", "pink")
@@ -159,11 +160,11 @@ def events(folder: RunDir) -> list[dict[str, Any]]:
     return [json.loads(line) for line in folder.metrics.read_text(encoding="utf-8").splitlines()]
 
 
-def run(recipe: Path, *, resume: bool = False, shown: io.StringIO | None = None) -> Ran:
+def run(recipe: Path, *, resume: bool = False, start: Start | None = None, shown: io.StringIO | None = None) -> Ran:
     """`fastft run` in this process, into `runs` beside the recipe. What the user sees goes to `shown`."""
     shown = io.StringIO() if shown is None else shown
     console = Console(file=shown, width=200)
-    folder = run_pipeline(recipe, [], recipe.parent / "runs", resume=resume, console=console)
+    folder = run_pipeline(recipe, [], recipe.parent / "runs", start or Start(resume=resume), console)
     return Ran(folder, shown.getvalue())
 
 
@@ -228,7 +229,7 @@ def make_parts(recipe: Path) -> Parts:
     plan = make_plan(loaded, with_rows(facts, section, prepared), str(folder.path))
     held_out = None if prepared.eval is None else prepared.eval.rows
     material = Material(prepared.train.rows, held_out, (), (), 8, section.train.early_stopping_patience)
-    hooks = Hooks(lambda _: None, lambda _: None, lambda _: None, lambda: False)
+    hooks = Hooks(lambda _: None, lambda _: None, lambda _: None, lambda _: None, lambda: False)
     return Parts(plan, prepared, material, hooks, folder)
 
 

@@ -52,6 +52,15 @@ def test_an_answer_is_shown_as_it_was_written() -> None:
     assert "[b]Hello[/b]" in printed(RESULT)
 
 
+def test_a_run_that_made_the_model_worse_says_so_in_its_first_line() -> None:
+    worse = dataclasses.replace(RESULT, eval_loss=BeforeAfter(0.25, 3.0))
+
+    first = printed(worse).splitlines()[0]
+
+    assert first == "this run made the model worse: the held-out loss rose from 0.2500 to 3.0000"
+    assert "worse" not in printed(RESULT)
+
+
 def test_a_result_without_held_out_rows_has_no_rows_for_them() -> None:
     text = printed(dataclasses.replace(RESULT, eval_loss=BeforeAfter(None, None), exact_match=None))
 

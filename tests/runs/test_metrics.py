@@ -28,12 +28,12 @@ def test_a_resumed_run_drops_the_steps_that_it_does_again(tmp_path: Path) -> Non
     with path.open("a") as file:
         file.write('{"event": "step", "st')  # a crash cut it off
 
-    metrics.rewind(2)
+    metrics.rewind(2, 0)
 
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
 
 
 def test_a_run_without_metrics_has_nothing_to_drop(tmp_path: Path) -> None:
-    MetricsFile(tmp_path / "metrics.jsonl").rewind(5)
+    MetricsFile(tmp_path / "metrics.jsonl").rewind(5, 0)
 
     assert list(tmp_path.iterdir()) == []

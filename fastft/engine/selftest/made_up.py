@@ -125,14 +125,14 @@ class BenchRun:
     ) -> list[StepMetrics]:
         """Train to the end, or to the first step with `stop`; the line of each step."""
         steps: list[StepMetrics] = []
-        hooks = Hooks(nothing, steps.append, nothing, lambda: stop)
+        hooks = Hooks(nothing, nothing, steps.append, nothing, lambda: stop)
         train(self.plan, model, tokenizer, self.material, self.run, hooks, checkpoint)
         return steps
 
     def trainer(self) -> RunTrainer:
         """The trainer of the run, with a freshly loaded model."""
         model, tokenizer = self.load()
-        hooks = Hooks(nothing, nothing, nothing, lambda: False)
+        hooks = Hooks(nothing, nothing, nothing, nothing, lambda: False)
         return make_trainer(self.plan, model, tokenizer, self.material, self.run, hooks)
 
 

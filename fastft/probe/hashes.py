@@ -1,0 +1,52 @@
+"""SHA-256 of large files, each computed once: kept in the cache folder for as long as a file does not change."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import hashlib
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from fastft.files.atomic import write_json
+from fastft.probe.base_model import cache_folder
+
+
+def sha256_of_files(folder: Path, patterns: Sequence[str]) -> dict[str, str]:
+    """SHA-256 of each file of `folder` that fits one of `patterns`, by its name.
+
+    A file is hashed again when its size, time or inode changed. hashlib releases Python's lock: files are hashed side
+    by side.
+    """
+    kept_in = cache_folder() / "hashes.json"
+    known: dict[str, str] = {}
+    with contextlib.suppress(OSError, ValueError):
+        known = dict(json.loads(kept_in.read_text(encoding="utf-8")))
+    files = sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()})
+    keys = {file: _key(file) for file in files}
+    unknown = [file for file in files if not isinstance(known.get(keys[file]), str)]
+    if unknown:
+        with ThreadPoolExecutor() as pool:
+            known |= zip((keys[file] for file in unknown), pool.map(_sha256, unknown), strict=True)
+        with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
+            kept_in.parent.mkdir(parents=True, exist_ok=True)
+            write_json(kept_in, known)
+    return {file.name: known[keys[file]] for file in files}
+
+
+def kept_sha256(file: Path) -> str:
+    """SHA-256 of one file, kept as those of `sha256_of_files`."""
+    return sha256_of_files(file.parent, (glob.escape(file.name),))[file.name]
+
+
+def _key(file: Path) -> str:
+    """What a file's hash is kept under: its place, and what changes when it is written."""
+    stat = file.stat()
+    return f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
