@@ -16,21 +16,26 @@ _OPTIONAL = frozenset[str]().union(*OPTIONAL_COLUMNS.values())
 def rename(row: Columns, columns: Mapping[str, str], where: Where) -> Columns:
     """The row with its columns renamed as `data.columns` says; a row may lack those that its format can do without.
 
+    For one that it lacks, the row gets a column of its key in the recipe, which is counted as one without effect: a
+    name that no row has would otherwise go unseen.
+
     Raises:
         DataError: the row has no column that `data.columns` names.
     """
     if not columns:
         return row
+    lacking = {}
     for new, name in columns.items():
-        if name not in row:
-            near = nearest(name, row)
-            if new in _OPTIONAL and near is None and any(other in row for other in columns.values()):
-                continue
+        if name in row:
+            continue
+        near = nearest(name, row)
+        if new not in _OPTIONAL or near is not None:
             instead = f'did you mean "{near}"?' if near else "name a column of the file"
             got = ", ".join(row) or "no column"
             raise DataError(Problem(where, "data.columns", f'there is no column "{name}"', instead, got=got))
+        lacking[f"data.columns.{new}"] = name
     kept = {name: value for name, value in row.items() if name not in columns.values()}
-    return {**kept, **{new: row[old] for new, old in columns.items() if old in row}}
+    return {**kept, **{new: row[old] for new, old in columns.items() if old in row}, **lacking}
 
 
 def detect(row: Columns) -> str | None:

@@ -82,7 +82,7 @@ def _read_turn(turn: object, where: Where, name: str, turns: Turns) -> None:
     if not isinstance(turn, (dict, Mapping)):  # the check for dict is ten times as fast
         instead = 'write {"role": "user", "content": "..."}'
         raise DataError(Problem(where, name, "not a message", instead, got=json_kind(turn)))
-    role_key = "from" if "from" in turn and turn.get("role") not in ROLES else "role"
+    role_key = "from" if "from" in turn and not isinstance(turn.get("role"), str) else "role"
     if role_key not in turn:
         instead = 'name the speaker: {"role": "user", "content": "..."}'
         raise DataError(Problem(where, name, 'no "role"', instead, got=", ".join(map(str, turn)) or "an empty object"))
@@ -221,6 +221,9 @@ def _name_unused(turn: Mapping[str, Any], content_key: str, role: str, where: Wh
     """
     read = {content_key, *_READ, *turns.ignored, *(_OF_TOOLS if role == "tool" else ())}
     turns.unused.update(key for key in REASONING if isinstance(turn.get(key), bool))
+    speakers = [turn[key] for key in ("role", "from") if isinstance(turn.get(key), str)]
+    if len({ROLES.get(speaker) for speaker in speakers}) > 1:
+        turns.unused.add("from")
     for key in turn.keys() - read:
         value = turn[key]
         if not says_something(value) or (key in _CONTENT and value == turn.get(content_key)):

@@ -54,7 +54,7 @@ def print_hygiene(found: Hygiene) -> None:
 def _traits(by_source: dict[str, Traits]) -> Table:
     """A line a source: what its rows hold."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    for name in ("source", "rows", "system text", "tools", "reasoning", "cut answers", "characters", "tokens"):
+    for name in ("source", "rows", "system text", "tools", "reasoning", "cut", "characters", "tokens"):
         table.add_column(name, justify="left" if name == "source" else "right")
     for source, traits in by_source.items():
         counts = (traits.rows, traits.system, traits.tools, traits.reasoning, traits.cut_answers, traits.characters)

@@ -176,6 +176,7 @@ def test_preferences_are_named_with_a_way_to_train_what_was_chosen() -> None:
 def test_a_row_may_lack_a_mapped_column_that_its_format_can_do_without() -> None:
     columns = {"prompt": "question", "completion": "answer", "system": "persona"}
     row = {"question": "q", "answer": "a"}
-    assert rename(row, columns, Where("a")) == {"prompt": "q", "completion": "a"}
+    renamed = rename(row, columns, Where("a"))
+    assert to_example(renamed, "prompt_completion", Where("a")).unused == {"data.columns.system"}
     with pytest.raises(DataError, match=r'no column "persona" .*did you mean "personas"'):
         rename({**row, "personas": "s"}, columns, Where("a"))

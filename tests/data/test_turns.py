@@ -155,6 +155,7 @@ def test_keys_that_describe_a_turn_are_named_and_empty_ones_are_not() -> None:
         {**USER, "timestamp": 3, "images": [], "refusal": None}, {**ANSWER, "model": "x", "tool_calls": None}
     )
     assert example.unused == {"[].timestamp", "[].model"}
+    assert read({**USER, "from": "Bob"}, {**ANSWER, "from": "gpt"}).unused == {"[].from"}
     assert read({**USER, "timestamp": 3}, ANSWER, rules=Rules(ignored=frozenset({"timestamp"}))).unused == set()
 
 
