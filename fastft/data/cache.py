@@ -15,13 +15,12 @@ from array import array
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
-from datetime import date
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastft import __version__
-from fastft.data.rows import Block, Integers, Overlong, Rows, RowSet, RowWriter
+from fastft.data.rows import Block, Integers, Overlong, Rows, RowSet, RowWriter, Split
 from fastft.errors import Problem, Where
 from fastft.files.atomic import publish
 
@@ -50,8 +49,6 @@ def cache_key(
         "tokenizer": [facts.sha256, facts.bos_token, facts.eos_token, facts.unk_token, facts.pad_token],
         "stops": [facts.stop_tokens, facts.adds_bos],
         "template": template.sha256 if template else None,
-        # A template that uses the date writes other text tomorrow.
-        "today": date.today().isoformat() if template and "strftime_now" in template.source else None,
         "settings": [max_seq_length, seed],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -157,6 +154,8 @@ def _account(rows: RowSet) -> dict[str, Any]:
         "rejected": [asdict(problem) for problem in rows.rejected],
         "repeated": [[asdict(row), asdict(first)] for row, first in rows.repeated],
         "leaked": [asdict(problem) for problem in rows.leaked],
+        "split": [asdict(entry) for entry in rows.split],
+        "dropped": rows.dropped,
         "by_source": rows.by_source,
         "unused": rows.unused,
     }
@@ -173,6 +172,8 @@ def _row_set(path: Path, entry: dict[str, Any]) -> RowSet:
         rejected=[_problem(one) for one in entry["rejected"]],
         repeated=[(Where(**row), Where(**first)) for row, first in entry["repeated"]],
         leaked=[_problem(one) for one in entry["leaked"]],
+        split=[Split(**{**one, "where": Where(**one["where"])}) for one in entry["split"]],
+        dropped=entry["dropped"],
         by_source=entry["by_source"],
         unused=Counter(entry["unused"]),
     )

@@ -9,24 +9,24 @@ import sys
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from fastft.data.example import Example
-from fastft.data.render import Renderer, render
+from fastft.data.parts import Part, parts_of, split
+from fastft.data.render import Renderer
+from fastft.data.starts import SPLIT
 from fastft.data.template import Span
 from fastft.errors import DataError, Problem, Where
 
 if TYPE_CHECKING:
-    from tokenizers import Encoding
+    from tokenizers import Encoding, Tokenizer
 
 NO_LOSS = -100
 _NO_LOSS_TOKEN = array("i", [NO_LOSS])
 # The byte of each 32-bit label that contains its sign, and the translation of that byte: 1 where a token carries loss.
 _SIGN_BYTES = slice(3 if sys.byteorder == "little" else 0, None, 4)
 _CARRIES_LOSS = bytes(byte < 128 for byte in range(256))
-# The text of an example and its spans with loss, or why it has none.
-_Rendered = tuple[str, list[Span]] | Problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,12 @@ class Encoded:
         return carries_loss(self.labels).count(1)
 
 
+# The rows of an example as text, or why it has none.
+_Rendered = list[Part] | Problem
+# The rows of an example, each with the part of the example that it is, or why it has none.
+Made = list[tuple[Part, Encoded]] | Problem
+
+
 def carries_loss(labels: array[int]) -> bytes:
     """One byte a token: 1 where its label is a token, 0 where it is negative, as -100 is."""
     return labels.tobytes()[_SIGN_BYTES].translate(_CARRIES_LOSS)
@@ -60,65 +66,82 @@ def labels_with_loss_on(ids: array[int], runs: Iterable[Span]) -> array[int]:
 
 
 def encode(example: Example, renderer: Renderer) -> Encoded:
-    """The ids and labels of one example.
+    """The ids and labels of an example as one row.
 
     Raises:
-        DataError: the example cannot be rendered, or its loss mask cannot be proven.
+        DataError: the example cannot be rendered, its loss mask cannot be proven, or its answers need a row each.
     """
-    (made,) = next(encode_batches([[example]], renderer))
+    whole = renderer if renderer.turns == "whole" else replace(renderer, turns="whole")
+    (made,) = next(encode_batches([[example]], whole))
     if isinstance(made, Problem):
         raise DataError(made)
-    return made
+    ((_, encoded),) = made
+    return encoded
 
 
-def encode_batches(batches: Iterable[Sequence[Example]], renderer: Renderer) -> Iterator[list[Encoded | Problem]]:
-    """The ids and labels of each example, or why it has none; batches of a thousand examples are fastest."""
+def encode_batches(batches: Iterable[Sequence[Example]], renderer: Renderer) -> Iterator[list[Made]]:
+    """The rows of each example, or why it has none; batches of a thousand examples are fastest."""
     with ThreadPoolExecutor(1) as pool:
-        before: tuple[Sequence[Example], list[_Rendered], Future[Iterator[Encoding]]] | None = None
+        before: tuple[list[_Rendered], Future[Iterator[Encoding]]] | None = None
         for examples in batches:
-            rendered = [_render(example, renderer, with_spans=not renderer.prompt_ids) for example in examples]
-            encodings = pool.submit(_tokenize, rendered, renderer, with_offsets=not renderer.prompt_ids)
+            rendered = [_render(example, renderer) for example in examples]
+            parts = [part for made in rendered if not isinstance(made, Problem) for part in made]
+            encodings = pool.submit(_tokenize, parts, renderer, with_offsets=not renderer.prompt_ids)
             if before is not None:
-                yield _finish(before[0], before[1], before[2].result(), renderer)
-            before = examples, rendered, encodings
+                yield _finish(before[0], before[1].result(), renderer)
+            before = rendered, encodings
         if before is not None:
-            yield _finish(before[0], before[1], before[2].result(), renderer)
+            yield _finish(before[0], before[1].result(), renderer)
 
 
-def _render(example: Example, renderer: Renderer, *, with_spans: bool) -> _Rendered:
+def _render(example: Example, renderer: Renderer) -> _Rendered:
     try:
-        return render(example, renderer, with_spans=with_spans)
+        return parts_of(example, renderer)
     except DataError as error:
         return error.problems[0]
 
 
-def _tokenize(rendered: Sequence[_Rendered], renderer: Renderer, *, with_offsets: bool) -> Iterator[Encoding]:
-    texts = [entry[0] for entry in rendered if not isinstance(entry, Problem)]
+def _tokenize(parts: Sequence[Part], renderer: Renderer, *, with_offsets: bool) -> Iterator[Encoding]:
     tokenizer = renderer.tokenizer.tokenizer
     # The fast form leaves out the offsets of the tokens and takes a quarter less time.
     work = tokenizer.encode_batch if with_offsets else tokenizer.encode_batch_fast
-    return iter(work(texts, add_special_tokens=False))
+    return iter(work([part.text for part in parts], add_special_tokens=False))
 
 
-def _finish(
-    examples: Sequence[Example], rendered: Sequence[_Rendered], encodings: Iterator[Encoding], renderer: Renderer
-) -> list[Encoded | Problem]:
-    made: list[Encoded | Problem] = []
-    for example, entry in zip(examples, rendered, strict=True):
-        if isinstance(entry, Problem):
-            made.append(entry)
-            continue
-        encoding = next(encodings)
-        ids = array("i", encoding.ids)
-        if renderer.train_on == "all" or example.text is not None:
-            made.append(Encoded(ids, ids, example.where))
-        elif not renderer.prompt_ids:
-            made.append(_labelled(example, renderer, encoding, entry[1]))
-        elif (runs := _answers_by_tokens(example, renderer, ids)) is None:
-            made.append(_by_offsets(example, renderer))
-        else:
-            made.append(Encoded(ids, labels_with_loss_on(ids, runs), example.where))
-    return made
+def _finish(rendered: Sequence[_Rendered], encodings: Iterator[Encoding], renderer: Renderer) -> list[Made]:
+    return [
+        made if isinstance(made, Problem) else _rows(made, [next(encodings) for _ in made], renderer)
+        for made in rendered
+    ]
+
+
+def _rows(parts: list[Part], encodings: Sequence[Encoding], renderer: Renderer) -> Made:
+    try:
+        return [(part, _row(part, encoding, renderer)) for part, encoding in zip(parts, encodings, strict=True)]
+    except DataError as error:
+        example = parts[0].example
+        if len(parts) > 1 or renderer.turns != "auto" or example.text is not None or len(parts[0].spans) < 2:
+            return error.problems[0]
+        parts = split(example, renderer)
+        return _rows(parts, list(_tokenize(parts, renderer, with_offsets=True)), renderer)
+
+
+def _row(part: Part, encoding: Encoding, renderer: Renderer) -> Encoded:
+    """The ids and labels of one part.
+
+    Raises:
+        DataError: an answer has no token to itself, or shares one with its prompt.
+    """
+    ids = array("i", encoding.ids)
+    where = part.example.where
+    if renderer.train_on == "all" or part.example.text is not None:
+        return Encoded(ids, ids, where)
+    if renderer.prompt_ids:
+        runs = _answers_by_tokens(part.example, renderer, ids) if part.plain else None
+        if runs is not None:
+            return Encoded(ids, labels_with_loss_on(ids, runs), where)
+        encoding = next(_tokenize([part], renderer, with_offsets=True))
+    return _labelled(part, renderer, encoding)
 
 
 def _answers_by_tokens(example: Example, renderer: Renderer, ids: array[int]) -> list[Span] | None:
@@ -126,7 +149,7 @@ def _answers_by_tokens(example: Example, renderer: Renderer, ids: array[int]) ->
 
     The ids of the generation prompt begin with a control token, so that they occur only where the template wrote it.
     None when the row does not have one for each answer, for example because an answer's first letters share a token
-    with it; `_by_offsets` then finds the answers by their characters.
+    with it; `_labelled` then finds the answers by their characters.
     """
     row = ids.tobytes()
     prompt = renderer.prompt_bytes
@@ -159,25 +182,60 @@ def _find(row: bytes, tokens: bytes, start: int) -> int:
     return at // 4 if at >= 0 else len(row) // 4
 
 
-def _by_offsets(example: Example, renderer: Renderer) -> Encoded | Problem:
-    """One example with its answers found by their characters."""
-    rendered = _render(example, renderer, with_spans=True)
-    if isinstance(rendered, Problem):
-        return rendered
-    encoding = next(_tokenize([rendered], renderer, with_offsets=True))
-    return _labelled(example, renderer, encoding, rendered[1])
+def _labelled(part: Part, renderer: Renderer, encoding: Encoding) -> Encoded:
+    """The ids and labels of one part, whose answers are found by their characters.
 
-
-def _labelled(example: Example, renderer: Renderer, encoding: Encoding, spans: list[Span]) -> Encoded | Problem:
-    ids = array("i", encoding.ids)
+    Raises:
+        DataError: a trained answer has no end token, or shares a token with its prompt.
+    """
+    ids, where = array("i", encoding.ids), part.example.where
     runs = []
-    for start, end in spans:
+    for start, end in part.spans:
         first, last = _token_at(encoding, start, 1, end), _token_at(encoding, end - 1, -1, start)
         if first is None or last is None or renderer.stop_ids.isdisjoint(ids[first : last + 1]):
             wrong = f"a trained answer has no {renderer.end_of_turn[0]} with loss: the model would not learn to stop"
-            return Problem(example.where, "", wrong, "put it inside the {% generation %} block of the template")
+            raise DataError(Problem(where, "", wrong, "put it inside the {% generation %} block of the template"))
+        if not _begins_as_asked(part.text, encoding, ids, (first, start), renderer):
+            return _joined(part, renderer)
         runs.append((first, last + 1))
-    return Encoded(ids, labels_with_loss_on(ids, runs), example.where)
+    return Encoded(ids, labels_with_loss_on(ids, runs), where)
+
+
+def _begins_as_asked(text: str, encoding: Encoding, ids: array[int], answer: Span, renderer: Renderer) -> bool:
+    """Whether the prompt before `answer`, (its first token, its first character), alone has the tokens it has here."""
+    first, start = answer
+    at = first - 1
+    while at >= 0 and ids[at] not in renderer.special_ids:
+        at -= 1
+    place = encoding.token_to_chars(at) if at >= 0 else None
+    begin = place[0] if place else 0
+    tail = renderer.tokenizer.tokenizer.encode(text[begin:start], add_special_tokens=False).ids
+    return ids[max(at, 0) : first].tolist() == tail
+
+
+def _joined(part: Part, renderer: Renderer) -> Encoded:
+    """The ids and labels of a part with one trained answer: those of its prompt, then those of its answer.
+
+    Raises:
+        DataError: the part has more answers, or its answer alone has other text.
+    """
+    ((start, end), *others), tokenizer = part.spans, renderer.tokenizer.tokenizer
+    wrong = "the white space between prompt and answer shares a token with the answer, which no model is asked with"
+    if others:
+        raise DataError(Problem(part.example.where, "", wrong, SPLIT))
+    pieces = (part.text[:start], part.text[start:end], part.text[end:])
+    prompt, answer, rest = (tokenizer.encode(piece, add_special_tokens=False).ids for piece in pieces)
+    ids = array("i", [*prompt, *answer, *rest])
+    if tokenizer.decode(ids.tolist(), skip_special_tokens=False) != _decoded_whole(part.text, tokenizer):
+        raise DataError(Problem(part.example.where, "", wrong, "remove white space from the beginning of the answer"))
+    run = (len(prompt), len(prompt) + len(answer))
+    return Encoded(ids, labels_with_loss_on(ids, [run]), part.example.where)
+
+
+def _decoded_whole(text: str, tokenizer: Tokenizer) -> str:
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    decoded: str = tokenizer.decode(ids, skip_special_tokens=False)
+    return decoded
 
 
 def _token_at(encoding: Encoding, position: int, step: int, limit: int) -> int | None:

@@ -68,6 +68,10 @@ class Example:
         """The numbers, from 0, of the assistant's messages."""
         return [number for number, message in enumerate(self.messages) if message.role == "assistant"]
 
+    def place(self, number: int) -> str:
+        """What problems call message `number`."""
+        return f"message {number + 1} ({self.messages[number].role})"
+
     @property
     def characters(self) -> int:
         """The length of the text, without control tokens and tools."""

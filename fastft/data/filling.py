@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from fastft.data.columns import detect_or_fail, rename
 from fastft.data.contract import check_encoded
-from fastft.data.encode import Encoded, encode_batches
+from fastft.data.encode import Encoded, Made, encode_batches
 from fastft.data.example import Example
 from fastft.data.formats import rules_of, to_example
 from fastft.data.near import NearRepeats
 from fastft.data.overlong import fit
 from fastft.data.render import Renderer
-from fastft.data.rows import Overlong, RowSet, RowWriter, digest
+from fastft.data.rows import Overlong, RowSet, RowWriter, Split, digest
 from fastft.data.sources import Source, copies
 from fastft.errors import DataError, Problem, Where
 
@@ -76,8 +76,8 @@ class Filler:
 
         for made in encode_batches(read(), self.renderer):
             parsed, seen = waiting.popleft()
-            for (example, receiver, times), encoded in zip(parsed, made, strict=True):
-                self._keep(example, encoded, receiver, times)
+            for (_, receiver, times), rows in zip(parsed, made, strict=True):
+                self._keep(rows, receiver, times)
             if self.progress is not None:
                 self.progress(seen)
         target.account.by_source[source.name] = target.writer.rows - before
@@ -110,38 +110,49 @@ class Filler:
         if rows:
             yield batch
 
-    def _keep(self, example: Example, encoded: Encoded | Problem, target: Target, times: int) -> None:
+    def _keep(self, made: Made, target: Target, times: int) -> None:
         account = target.account
-        if isinstance(encoded, Problem):
-            account.rejected.append(encoded)
+        if isinstance(made, Problem):
+            account.rejected.append(made)
             return
-        account.unused.update(example.unused)
-        parts = [encoded]
-        if len(encoded.input_ids) > self.max_seq_length:
-            parts = fit(example, encoded, self.renderer, self.max_seq_length, self.data.overlong)
-            kept_tokens = sum(len(part.input_ids) for part in parts)
-            account.overlong.append(Overlong(encoded.where, len(encoded.input_ids), kept_tokens))
-        broken = [check_encoded(part, self.renderer, plain_text=example.text is not None) for part in parts]
-        account.rejected += [problem for problem in broken if problem is not None]
-        parts = [part for part, problem in zip(parts, broken, strict=True) if problem is None]
-        if not target.held_out:
-            parts = self._without_repeats(example, parts, account)
-        for part in parts:
+        account.unused.update(made[0][0].example.unused)
+        for name in set().union(*(part.dropped for part, _ in made)):
+            account.dropped[name] = account.dropped.get(name, 0) + 1
+        if len(made) > 1:
+            lengths = [len(encoded.input_ids) for _, encoded in made]
+            account.split.append(Split(made[0][1].where, len(made), sum(lengths) - max(lengths)))
+        kept = [(part.example, row) for part, encoded in made for row in self._fitting(part.example, encoded, account)]
+        if not target.held_out and kept:
+            kept = self._without_repeats(made[-1][0].example, kept, account)
+        for example, row in kept:
             for _ in range(times):
-                target.writer.append(part, example if target.held_out else None)
+                target.writer.append(row, example if target.held_out else None)
 
-    def _without_repeats(self, example: Example, parts: list[Encoded], account: RowSet) -> list[Encoded]:
-        """The parts of a training row that data.deduplicate keeps."""
+    def _fitting(self, example: Example, encoded: Encoded, account: RowSet) -> list[Encoded]:
+        """The valid rows of at most max_seq_length tokens that `encoded` becomes."""
+        rows = [encoded]
+        if len(encoded.input_ids) > self.max_seq_length:
+            rows = fit(example, encoded, self.renderer, self.max_seq_length, self.data.overlong)
+            kept_tokens = sum(len(row.input_ids) for row in rows)
+            account.overlong.append(Overlong(encoded.where, len(encoded.input_ids), kept_tokens))
+        broken = [check_encoded(row, self.renderer, plain_text=example.text is not None) for row in rows]
+        account.rejected += [problem for problem in broken if problem is not None]
+        return [row for row, problem in zip(rows, broken, strict=True) if problem is None]
+
+    def _without_repeats(
+        self, conversation: Example, kept: list[tuple[Example, Encoded]], account: RowSet
+    ) -> list[tuple[Example, Encoded]]:
+        """The rows of one training conversation that data.deduplicate keeps; "near" compares whole conversations."""
         if self.data.deduplicate == "exact":
-            return [part for part in parts if not self._is_repeated(part, account)]
-        if self.data.deduplicate == "near" and parts:
-            sketch = self.near.sketch(example)
+            return [one for one in kept if not self._is_repeated(one[1], account)]
+        if self.data.deduplicate == "near":
+            sketch = self.near.sketch(conversation)
             first = self.near.first_like(sketch)
             if first is not None:
-                account.repeated.append((example.where, first))
+                account.repeated.append((conversation.where, first))
                 return []
-            self.near.add(sketch, example.where)
-        return parts
+            self.near.add(sketch, conversation.where)
+        return kept
 
     def _is_repeated(self, row: Encoded, account: RowSet) -> bool:
         first = self.first_of.setdefault(digest(row.input_ids), row.where)

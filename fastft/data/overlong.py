@@ -58,7 +58,9 @@ def _split_turns(example: Example, renderer: Renderer, limit: int) -> list[Encod
 
 
 def _encoded_part(example: Example, messages: list, renderer: Renderer) -> Encoded | None:  # type: ignore[type-arg]
+    if renderer.train_on != "all" and not any(message.role == "assistant" and message.trained for message in messages):
+        return None  # nothing in this part carries loss
     try:
         return encode(replace(example, messages=tuple(messages)), renderer)
     except DataError:
-        return None  # nothing in this part carries loss
+        return None

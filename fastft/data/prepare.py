@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -103,7 +103,8 @@ def _open(
     template = None
     if "text" not in formats:
         template = load_template(data.chat_template, recipe_dir, tokenizer.chat_template, where)
-    renderer = make_renderer(template, tokenizer, data.train_on, where)
+        template = replace(template, today=data.template_date)
+    renderer = make_renderer(template, tokenizer, data.train_on, where, data.turns, data.may_drop)
     return " + ".join(dict.fromkeys(formats[:-1] if held_out else formats)), renderer
 
 

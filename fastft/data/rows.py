@@ -179,6 +179,15 @@ class Overlong:
     kept_tokens: int = 0
 
 
+@dataclass(frozen=True)
+class Split:
+    """A conversation that became one row an answer: how many, and their tokens beyond the longest of them."""
+
+    where: Where
+    rows: int
+    extra_tokens: int
+
+
 @dataclass
 class RowSet:
     """The training or the evaluation rows, and what happened to every row that was read."""
@@ -192,6 +201,10 @@ class RowSet:
     repeated: list[tuple[Where, Where]] = field(default_factory=list)
     # Left out of the evaluation rows because they are also training rows.
     leaked: list[Problem] = field(default_factory=list)
+    # Conversations that became several rows (data.turns).
+    split: list[Split] = field(default_factory=list)
+    # How many rows lost something that data.may_drop allows, or that the model is asked without, by its name there.
+    dropped: dict[str, int] = field(default_factory=dict)
     # Rows by source name, in the recipe's order.
     by_source: dict[str, int] = field(default_factory=dict)
     # In how many rows each column, or key of turns as "[].key", has no effect.

@@ -6,14 +6,15 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import date
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastft.data.example import Example, Message
 from fastft.errors import DataError, Problem, RecipeError, Where, nearest
+from fastft.recipe.data_formats import TEMPLATE_DATE
 
 if TYPE_CHECKING:
     from jinja2 import Environment, Template
@@ -28,22 +29,33 @@ TEMPLATES: Mapping[str, tuple[str, ...]] = {
     "alpaca": (),
     "baichuan2": ("baichuan",),
     "chatml": (),
+    "deepseek-r1-distill": ("qwen", "llama", "deepseek"),
     "gemma": ("gemma",),
+    "gemma-4": ("gemma",),
+    "gpt-oss": ("gpt-oss",),
+    "granite": ("granite",),
     "llama-3": ("llama",),
     "llama-3.1": ("llama",),
+    "llama-3.2": ("llama",),
+    "llama-3.3": ("llama",),
     "mistral": ("mistral", "mixtral"),
+    "mistral-nemo": ("mistral",),
+    "mistral-v7": ("mistral",),
     "phi": ("phi",),
     "phi-4": ("phi",),
+    "phi-4-mini": ("phi",),
     "qwen2.5": ("qwen",),
     "qwen3": ("qwen",),
+    "qwen3.5": ("qwen",),
+    "smollm3": ("smollm",),
     "vicuna": ("vicuna", "llama"),
     "zephyr": ("zephyr", "mistral", "stablelm"),
 }
 
 
 def known_families() -> tuple[str, ...]:
-    """The model families that can be recognised: those of the templates, and SmolLM, which has none of its own here."""
-    return tuple(dict.fromkeys(family for families in (*TEMPLATES.values(), ("smollm",)) for family in families))
+    """The model families that can be recognised: those of the templates."""
+    return tuple(dict.fromkeys(family for families in TEMPLATES.values() for family in families))
 
 
 @dataclass(frozen=True)
@@ -52,6 +64,8 @@ class ChatTemplate:
 
     name: str
     source: str
+    # What `strftime_now` gives templates that write today's date: rows have to be the same tomorrow.
+    today: str = TEMPLATE_DATE
 
     @property
     def sha256(self) -> str:
@@ -75,7 +89,31 @@ class ChatTemplate:
             raise RecipeError(Problem(where, "data.chat_template", wrong, "correct the template")) from error
         # jinja2 copies its ChainMap for each rendering, which takes a quarter of the time of a short row.
         made.globals = dict(made.globals)
+        made.globals["strftime_now"] = date.fromisoformat(self.today).strftime
         return made
+
+    def with_generation_prompt(self, text: str) -> ChatTemplate:
+        """This template, which ignores `add_generation_prompt`, with `text` as generation prompt."""
+        source = self.source.removesuffix("\n")  # jinja leaves out the last line break of a source
+        return replace(self, source=f"{source}{{{{ {json.dumps(text)} if add_generation_prompt }}}}")
+
+    @cached_property
+    def markers(self) -> tuple[str, ...]:
+        """The pieces of text that the template looks for in messages, such as "</think>"."""
+        from jinja2 import nodes
+
+        tree = self.compiled.environment.parse(self.source)
+        asking = tree.find_all((nodes.Compare, nodes.Call, nodes.Filter, nodes.Getitem))
+        texts = {const.value for node in asking for const in node.find_all(nodes.Const)}
+        return tuple(sorted(text for text in texts if isinstance(text, str) and re.search(r"[^\w\s]", text)))
+
+    @cached_property
+    def reasoning_key(self) -> str | None:
+        """The name under which the template reads reasoning, where it is not reasoning_content."""
+        if "reasoning_content" in self.source:
+            return None
+        found = re.search(r"""[.'"](thinking|reasoning)\b""", self.source)
+        return found[1] if found else None
 
     @cached_property
     def marks_answers(self) -> bool:
@@ -96,7 +134,7 @@ class ChatTemplate:
         Raises:
             DataError: the template refuses these messages (the message quotes its reason), or fails on them.
         """
-        values = _values(messages, tools, tokens, add_generation_prompt)
+        values = _values(self, messages, tools, tokens, add_generation_prompt)
         try:
             return self.compiled.render(values)
         except Exception as error:
@@ -113,7 +151,7 @@ class ChatTemplate:
         pieces: list[str] = []
         length = 0
         environment: Any = self.compiled.environment
-        values = _values(example.messages, example.tools, tokens, add_generation_prompt=False)
+        values = _values(self, example.messages, example.tools, tokens, add_generation_prompt=False)
 
         def opened(block: str) -> None:
             spans.append((length, length + len(block)))
@@ -167,14 +205,20 @@ def load_template(choice: str, recipe_dir: Path, model_template: str | None, whe
 
 
 def _values(
+    template: ChatTemplate,
     messages: Sequence[Message],
     tools: Sequence[Mapping[str, Any]],
     tokens: Mapping[str, str],
     add_generation_prompt: bool,
 ) -> dict[str, Any]:
+    turns = [message.as_template_value() for message in messages]
+    if template.reasoning_key:
+        for turn in turns:
+            if "reasoning_content" in turn:
+                turn[template.reasoning_key] = turn["reasoning_content"]
     return {
         **tokens,
-        "messages": [message.as_template_value() for message in messages],
+        "messages": turns,
         "tools": list(tools) or None,
         "documents": None,
         "add_generation_prompt": add_generation_prompt,
@@ -236,12 +280,8 @@ def _environment() -> Environment:
         # jinja2's own filter escapes HTML, which the model would learn.
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
-    def strftime_now(pattern: str) -> str:
-        return datetime.now().strftime(pattern)
-
     environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = strftime_now
     environment.extend(on_generation_block=None)
     return environment

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from fastft.data.content import final_text
 from fastft.data.render import Prompt
 from fastft.engine.model import Model, Tokenizer
 from fastft.runs.held_out import Answers
@@ -45,7 +46,7 @@ def answer(
                 texts[index] = text
     finally:
         _inference_mode(model, on=not was_training)
-    exact = sum(text.strip() == prompt.reference.strip() for text, prompt in zip(texts, prompts, strict=True))
+    exact = sum(final_text(text) == final_text(prompt.reference) for text, prompt in zip(texts, prompts, strict=True))
     return Answers(tuple(texts), exact)
 
 

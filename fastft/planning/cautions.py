@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from fastft.data.parts import DROPPED
 from fastft.data.template import TEMPLATES, known_families
 from fastft.planning.choices import Choices
 from fastft.planning.facts import Facts
@@ -175,6 +176,13 @@ def _data(sight: Sight) -> Iterator[Caution]:
         yield Caution("model.max_seq_length", says, "what is cut is not learnt", "the rows themselves")
     for note in rows.notes:
         yield Caution("data.ignore", note, "what has no effect is not learnt", "the rows themselves")
+    if rows.split_rows:
+        says = f"{rows.split_rows:,} conversations become a row an answer, with {rows.extra_tokens:,} tokens more"
+        reason = 'the template writes earlier turns unlike it asks; data.train_on = "last" trains last answers alone'
+        yield Caution("data.turns", says, reason, "trl issue 5213; verl issue 6854")
+    for kind, count in rows.dropped.items():
+        says = f"{count:,} training rows {'are' if count > 1 else 'is'} {DROPPED[kind]}"
+        yield Caution("data.chat_template", says, "what is not in the text is not learnt", "the rows themselves")
     if rows.pads_with_end:
         says = "the padding token is one that ends an answer; fastft masks by length, so answers still learn to end"
         reason = "a tool that masks by token would never train the end: endless answers"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,8 @@ class RowFacts:
     `lengths`: tokens of each training row. `trained_tokens`: those that carry loss. `lost_rows`, `lost_tokens`: what
     max_seq_length costs, by `overlong` ("drop", "truncate", ...); `longest`: tokens of the longest row before that.
     `notes`: what the rows say and has no effect.
+    `split_rows`: conversations that became one row an answer, with `extra_tokens` more. `dropped`: how many rows lost
+    what data.may_drop allows, by its name.
     """
 
     lengths: Sequence[int]
@@ -40,6 +42,9 @@ class RowFacts:
     pads_with_end: bool
     template: str | None
     notes: tuple[str, ...] = ()
+    split_rows: int = 0
+    extra_tokens: int = 0
+    dropped: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,9 @@ def with_rows(facts: Facts, recipe: Recipe, prepared: Prepared) -> Facts:
         pads_with_end=tokenizer.pad_token is not None and tokenizer.pad_token in tokenizer.stop_tokens,
         template=None if prepared.template is None else prepared.template.name,
         notes=tuple(unused_notes("training", train.unused)),
+        split_rows=len(train.split),
+        extra_tokens=sum(one.extra_tokens for one in train.split),
+        dropped=dict(train.dropped),
     )
     return replace(facts, train_examples=len(lengths), eval_examples=rows.eval_rows, rows=rows)
 

@@ -26,3 +26,6 @@ OPTIONAL_COLUMNS = {
     "classification": _OF_TURNS,
     "text": frozenset[str](),
 }
+
+# The date that Llama 3.1 and 3.2 write where no other is given.
+TEMPLATE_DATE = "2024-07-26"

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import date
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, field_validator
 from pydantic_core import core_schema
 
-from fastft.recipe.data_formats import DATA_FORMATS
+from fastft.recipe.data_formats import DATA_FORMATS, TEMPLATE_DATE
 from fastft.recipe.export_formats import export_formats
 from fastft.recipe.optimizers import OPTIMIZERS
 from fastft.recipe.quantizations import QUANTIZATIONS
@@ -281,10 +282,38 @@ class DataSection(Section):
     "chatml", ...), or a `.jinja` file relative to the recipe.
     Upstream: tokenizer.chat_template, saved with the weights"""
 
-    train_on: Literal["assistant", "all"] = "assistant"
+    template_date: str = TEMPLATE_DATE
+    """The date that a chat template writes which asks for today's, such as Llama 3.2's: a fixed one, so that the rows
+    are the same tomorrow. Exact match and the export gate ask with it too.
+    Unit: YYYY-MM-DD
+    Upstream: strftime_now in the chat template"""
+
+    train_on: Literal["assistant", "last", "all"] = "assistant"
     """Which tokens carry loss. "assistant": the assistant's answers and the token that ends each of them, in every
-    turn. "all": every token, prompts too.
+    turn. "last": only the last answer, and the row ends there. "all": every token, prompts too.
     Upstream: labels in SFTTrainer(train_dataset=), -100 where there is no loss"""
+
+    turns: Literal["auto", "whole", "split"] = "auto"
+    """How many rows a conversation of several answers becomes. "whole": one; it is refused where the chat template
+    writes earlier turns in another way than it asks with (Qwen3.5, Mistral Nemo with a system text), or leaves out
+    their reasoning (Qwen3). "split": one row for each trained answer, which ends there, rendered as it will be asked.
+    "auto": whole where that is exact, else split. Rows that are split are counted, with the tokens that they add.
+    Upstream: none (fastft renders the rows)"""
+
+    @field_validator("template_date")
+    @classmethod
+    def _is_a_date(cls, value: str) -> str:
+        try:
+            date.fromisoformat(value)
+        except ValueError as error:
+            raise ValueError("not a date; write YYYY-MM-DD") from error
+        return value
+
+    may_drop: Annotated[tuple[Literal["history_reasoning", "reasoning", "tools"], ...], Field(strict=False)] = ()
+    """What the chat template may leave out of a row: counted instead of refused. "history_reasoning": the reasoning of
+    trained answers that are not the last, with `turns = "whole"`; "reasoning": the `reasoning_content` of any answer;
+    "tools": the `tools` of the row. Anything else that a template leaves out or moves is refused with its line.
+    Upstream: none (fastft compares each row with its text)"""
 
     overlong: Literal["drop", "truncate", "split", "error"] = "drop"
     """What happens to a row that is longer than `model.max_seq_length`. "drop" leaves it out; "truncate" ends it after

@@ -50,7 +50,14 @@ def every_token_facts() -> TokenizerFacts:
     special = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|im_sep|>", "<|eot_id|>", "<|start_header_id|>"]
     special += ["<|end_header_id|>", "<start_of_turn>", "<end_of_turn>", "<|end|>", "<|user|>", "<|assistant|>"]
     special += ["<|system|>", "[INST]", "[/INST]", "<reserved_106>", "<reserved_107>"]
-    return make_facts(byte_tokenizer(special), bos_token="<s>", eos_token="</s>")
+    special += ["<|turn>", "<turn|>", "<|tool>", "<tool|>", "<|tool_call>", "<tool_call|>", "<|tool_response>"]
+    special += ["<tool_response|>", "<|channel>", "<channel|>", "<|start|>", "<|channel|>", "<|message|>", "<|return|>"]
+    special += ["<|call|>", "<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>", "<｜User｜>", "<｜Assistant｜>"]
+    special += ["[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]"]
+    special += ["[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "<|tool|>", "<|/tool|>", "<|tool_call|>", "<|/tool_call|>"]
+    tokenizer = byte_tokenizer(special)
+    stops = tuple(map(tokenizer.token_to_id, ("</s>", "<|return|>", "<|call|>", "<|tool_response>")))
+    return make_facts(tokenizer, bos_token="<s>", eos_token="</s>", stop_ids=stops)
 
 
 @pytest.fixture(scope="session")

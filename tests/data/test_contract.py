@@ -249,7 +249,7 @@ def test_an_answer_that_the_template_does_not_end_never_takes_in_the_next_questi
     )
     row = {"messages": [*two_turns(answer="unended")["messages"], *CLEAN["messages"]]}
     problem = bench.only_problem(row, chat_template=template_file(bench, source))
-    assert "continues into another turn" in problem
+    assert "the template writes no <|im_end|> after this answer" in problem
     last = {"messages": [*CLEAN["messages"], *two_turns(answer="unended")["messages"]]}
     assert "<|im_end|>" in bench.only_problem(last, chat_template="mine.jinja")
 

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from fastft.data.columns import detect_or_fail
-from fastft.data.encode import encode
+from fastft.data.encode import encode_batches
 from fastft.data.formats import to_example
 from fastft.data.preview import preview
 from fastft.data.render import make_renderer
 from fastft.data.template import TEMPLATES, load_template
 from fastft.data.tokenizer import TokenizerFacts
-from fastft.errors import Where
+from fastft.errors import Problem, Where
 
 GOLDEN = Path(__file__).with_name("golden")
 ROWS: dict[str, dict[str, Any]] = {
@@ -55,9 +55,11 @@ def shown(name: str, facts: TokenizerFacts) -> str:
     for data_format, row in ROWS.items():
         assert detect_or_fail(row, where) == data_format
         template = None if data_format == "text" else load_template(name, Path(), None, where)
-        renderer = make_renderer(template, facts, "assistant", where)
-        marked = preview(encode(to_example(row, data_format, where), renderer), facts.tokenizer).marked()
-        parts.append(f"=== {data_format}\n{marked}\n")
+        renderer = make_renderer(template, facts, "assistant", where, "auto")
+        ((made,),) = encode_batches([[to_example(row, data_format, where)]], renderer)
+        assert not isinstance(made, Problem)
+        marked = [preview(encoded, facts.tokenizer).marked() for _, encoded in made]
+        parts += [f"=== {data_format}\n", "\n--- split\n".join(marked), "\n"]
     return "".join(parts)
 
 

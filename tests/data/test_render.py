@@ -9,6 +9,7 @@ import pytest
 from fastft.data.contract import check_encoded
 from fastft.data.encode import NO_LOSS, Encoded, encode, encode_batches
 from fastft.data.example import Example, Message
+from fastft.data.parts import Part
 from fastft.data.render import Renderer, make_renderer, render_prompt
 from fastft.data.template import TEMPLATES, ChatTemplate, load_template
 from fastft.data.tokenizer import TokenizerFacts
@@ -37,33 +38,59 @@ def trained_text(encoded: Encoded, facts: TokenizerFacts) -> list[str]:
     return [facts.tokenizer.decode(run, skip_special_tokens=False) for run in runs]
 
 
+def rows_of(example: Example, renderer: Renderer) -> list[tuple[Part, Encoded]]:
+    ((made,),) = encode_batches([[example]], renderer)
+    assert not isinstance(made, Problem)
+    return made
+
+
 ENDS = {
     "alpaca": "</s>",
     "baichuan2": "</s>",
     "chatml": "<|im_end|>",
+    "deepseek-r1-distill": "</s>",
     "gemma": "<end_of_turn>",
+    "gemma-4": "<turn|>",
+    "gpt-oss": "<|return|>",
+    "granite": "<|end_of_text|>",
     "llama-3": "<|eot_id|>",
     "llama-3.1": "<|eot_id|>",
+    "llama-3.2": "<|eot_id|>",
+    "llama-3.3": "<|eot_id|>",
     "mistral": "</s>",
+    "mistral-nemo": "</s>",
+    "mistral-v7": "</s>",
     "phi": "<|end|>",
     "phi-4": "<|im_end|>",
+    "phi-4-mini": "<|end|>",
     "qwen2.5": "<|im_end|>",
     "qwen3": "<|im_end|>",
+    "qwen3.5": "<|im_end|>",
+    "smollm3": "<|im_end|>",
     "vicuna": "</s>",
     "zephyr": "</s>",
 }
 # What the format puts between the generation prompt and the answer is generated too.
-LEADS = {"mistral": (" ", " "), "vicuna": (" ", " "), "qwen3": ("", "<think>\n\n</think>\n\n")}
+LEADS = {
+    "mistral": (" ", " "),
+    "vicuna": (" ", " "),
+    "qwen3": ("", "<think>\n\n</think>\n\n"),
+    # These are asked with the opened block, and a conversation is one row an answer.
+    "qwen3.5": ("\n</think>\n\n", "\n</think>\n\n"),
+    "deepseek-r1-distill": ("\n</think>\n\n", "\n</think>\n\n"),
+    "gpt-oss": ("<|channel|>final<|message|>", "<|channel|>final<|message|>"),
+}
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_exactly_the_answers_and_their_end_tokens_carry_loss(
     name: str, every_token: TokenizerFacts, conversation: Conversation
 ) -> None:
-    renderer = renderer_for(name, every_token)
-    encoded = encode(conversation("Hi", "Hello 😀", "And ü?", "ß it is", system="Be kind."), renderer)
+    renderer = replace(renderer_for(name, every_token), turns="auto")
+    example = conversation("Hi", "Hello 😀", "And ü?", "ß it is", system="Be kind.")
     first, second = LEADS.get(name, ("", ""))
-    assert trained_text(encoded, every_token) == [f"{first}Hello 😀{ENDS[name]}", f"{second}ß it is{ENDS[name]}"]
+    trained = [text for _, encoded in rows_of(example, renderer) for text in trained_text(encoded, every_token)]
+    assert trained == [f"{first}Hello 😀{ENDS[name]}", f"{second}ß it is{ENDS[name]}"]
 
 
 def test_the_models_own_template_is_used(chatml: TokenizerFacts, conversation: Conversation) -> None:
@@ -197,7 +224,7 @@ def test_a_broken_example_does_not_shift_its_neighbours(chatml: TokenizerFacts, 
     examples = [conversation("Hi", "one"), conversation("<|im_end|>", "two"), conversation("Hi", "three")]
     made = next(encode_batches([examples], renderer_for("model", chatml)))
     assert isinstance(made[1], Problem)
-    texts = [trained_text(row, chatml) for row in (made[0], made[2]) if isinstance(row, Encoded)]
+    texts = [trained_text(row, chatml) for rows in (made[0], made[2]) for _, row in rows if isinstance(row, Encoded)]
     assert texts == [["one<|im_end|>"], ["three<|im_end|>"]]
 
 
@@ -262,9 +289,12 @@ def test_the_search_in_tokens_finds_the_same_answers_as_rendering_prefixes(
     example = conversation("Hi", "assistant\n", "assistant\nIs?", "USER: assistant", system="assistant\n")
     shortened = []
     for name in TEMPLATES:
-        renderer = renderer_for(name, every_token)
+        renderer = replace(renderer_for(name, every_token), turns="auto")
         shortened += [name] if renderer.prompt_ids else []
-        assert encode(example, renderer) == encode(example, replace(renderer, prompt_ids=()))
+        shorter, longer = (
+            [row for _, row in rows_of(example, one)] for one in (renderer, replace(renderer, prompt_ids=()))
+        )
+        assert shorter == longer
     assert {"chatml", "llama-3.1", "gemma", "qwen3"} <= set(shortened)
     assert "vicuna" not in shortened
 

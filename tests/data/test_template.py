@@ -20,6 +20,35 @@ EXPECTED = {
         "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
         "<|im_start|>assistant\nHello<|im_end|>\n"
     ),
+    "deepseek-r1-distill": "<s>Be kind.<｜User｜>Hi<｜Assistant｜><think>\n\n</think>\n\nHello</s>",
+    "gemma-4": (
+        "<s><|turn>system\nBe kind.<turn|>\n<|turn>user\nHi<turn|>\n"
+        "<|turn>model\n<|channel>thought\n<channel|>Hello<turn|>\n"
+    ),
+    "gpt-oss": (
+        "<|start|>system<|message|>You are ChatGPT, a large language model trained by OpenAI.\n"
+        "Knowledge cutoff: 2024-06\nCurrent date: 2024-07-26\n\nReasoning: medium\n\n"
+        "# Valid channels: analysis, commentary, final. Channel must be included for every message.<|end|>"
+        "<|start|>developer<|message|># Instructions\n\nBe kind.\n\n<|end|><|start|>user<|message|>Hi<|end|>"
+        "<|start|>assistant<|channel|>final<|message|>Hello<|return|>"
+    ),
+    "granite": (
+        "<|start_of_role|>system<|end_of_role|>Be kind.<|end_of_text|>\n"
+        "<|start_of_role|>user<|end_of_role|>Hi<|end_of_text|>\n"
+        "<|start_of_role|>assistant<|end_of_role|>Hello<|end_of_text|>\n"
+    ),
+    "mistral-nemo": "<s>[INST]Be kind.\n\nHi[/INST]Hello</s>",
+    "mistral-v7": "<s>[SYSTEM_PROMPT]Be kind.[/SYSTEM_PROMPT][INST]Hi[/INST]Hello</s>",
+    "phi-4-mini": "<|system|>Be kind.<|end|><|user|>Hi<|end|><|assistant|>Hello<|end|></s>",
+    "qwen3.5": (
+        "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
+        "<|im_start|>assistant\n<think>\n\n</think>\n\nHello<|im_end|>\n"
+    ),
+    "smollm3": (
+        "<|im_start|>system\n## Metadata\n\nKnowledge Cutoff Date: June 2025\nToday Date: 26 July 2024\n"
+        "Reasoning Mode: /think\n\n## Custom Instructions\n\nBe kind.\n\n"
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n"
+    ),
     "gemma": "<s><start_of_turn>user\nBe kind.\n\nHi<end_of_turn>\n<start_of_turn>model\nHello<end_of_turn>\n",
     "llama-3": (
         "<s><|start_header_id|>system<|end_header_id|>\n\nBe kind.<|eot_id|>"
@@ -49,6 +78,8 @@ EXPECTED = {
     "vicuna": "<s>Be kind. USER: Hi ASSISTANT: Hello</s>",
     "zephyr": "<|system|>\nBe kind.</s>\n<|user|>\nHi</s>\n<|assistant|>\nHello</s>\n",
 }
+
+EXPECTED |= dict.fromkeys(("llama-3.2", "llama-3.3"), EXPECTED["llama-3.1"])
 
 
 def test_every_template_that_is_brought_has_its_format_written_down() -> None:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from fastft.data.encode import NO_LOSS, encode
+from fastft.data.encode import NO_LOSS, encode, encode_batches
 from fastft.data.example import Example, Message
 from fastft.data.render import make_renderer, render_prompt
 from fastft.data.template import TEMPLATES, ChatTemplate, load_template
 from fastft.data.tokenizer import make_facts
-from fastft.errors import Where
+from fastft.errors import Problem, Where
 
 HERE = Where("rows.jsonl", 1)
 SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|im_sep|>", "<|eot_id|>", "<|start_header_id|>"]
-SPECIAL += ["<|end_header_id|>", "<start_of_turn>", "<end_of_turn>", "<|end|>"]
+SPECIAL += ["<|end_header_id|>", "<start_of_turn>", "<end_of_turn>", "<|end|>", "<|return|>", "<|start|>", "<turn|>"]
+SPECIAL += ["<|turn>", "<|channel>", "<channel|>", "<|message|>", "<|channel|>", "<|end_of_text|>", "<|start_of_role|>"]
+SPECIAL += ["<|end_of_role|>", "<｜User｜>", "<｜Assistant｜>"]
 CONVERSATION = (
     Message("system", "Be kind."),
     Message("user", " Hi ü 😀\n"),
@@ -63,7 +67,8 @@ def test_the_text_equals_that_of_transformers(tokenizer: Tokenizer, name: str, a
     messages = CONVERSATION[:-1] if add_generation_prompt else CONVERSATION
     values = [message.as_template_value() for message in messages]
     expected = theirs.apply_chat_template(values, tokenize=False, add_generation_prompt=add_generation_prompt)
-    found = ChatTemplate(name, source).render(messages, tokens, where=HERE, add_generation_prompt=add_generation_prompt)
+    template = ChatTemplate(name, source, date.today().isoformat())
+    found = template.render(messages, tokens, where=HERE, add_generation_prompt=add_generation_prompt)
     assert found == expected
 
 
@@ -80,14 +85,16 @@ def test_ids_and_assistant_mask_equal_those_of_transformers(tokenizer: Tokenizer
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_the_derived_mask_equals_the_template_with_marks_put_in(tokenizer: Tokenizer, name: str) -> None:
-    facts = make_facts(tokenizer, bos_token="<s>", eos_token="</s>")
-    theirs, _ = both(tokenizer, load_template(name, Path(), None, HERE).source)
-    renderer = make_renderer(load_template(name, Path(), None, HERE), facts, "assistant", HERE)
-    example = Example(HERE, CONVERSATION)
-    encoded = encode(example, renderer)
-    values = [message.as_template_value() for message in CONVERSATION]
-    assert (
-        encoded.input_ids.tolist() == theirs.apply_chat_template(values, tokenize=True, return_dict=True)["input_ids"]
-    )
-    prompt = theirs.apply_chat_template(values[:-1], tokenize=True, return_dict=True, add_generation_prompt=True)
-    assert render_prompt(example, renderer).input_ids == prompt["input_ids"]
+    stops = tuple(map(tokenizer.token_to_id, ("</s>", "<|return|>")))
+    facts = make_facts(tokenizer, bos_token="<s>", eos_token="</s>", stop_ids=stops)
+    template = replace(load_template(name, Path(), None, HERE), today=date.today().isoformat())
+    theirs, _ = both(tokenizer, template.source)
+    renderer = make_renderer(template, facts, "assistant", HERE, "auto")
+    ((made,),) = encode_batches([[Example(HERE, CONVERSATION)]], renderer)
+    assert not isinstance(made, Problem)
+    for part, encoded in made:
+        values = [message.as_template_value() for message in part.example.messages]
+        whole = theirs.apply_chat_template(values, tokenize=True, return_dict=True)
+        assert encoded.input_ids.tolist() == whole["input_ids"]
+        prompt = theirs.apply_chat_template(values[:-1], tokenize=True, return_dict=True, add_generation_prompt=True)
+        assert render_prompt(part.example, renderer).input_ids == prompt["input_ids"]
