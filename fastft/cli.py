@@ -94,11 +94,16 @@ def preview(
 
 
 @app.command()
-def data(recipe: RecipePath, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Report repeats, leaks, contradictions and imbalance of the data."""
+def data(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    no_personal: Annotated[bool, typer.Option("--no-personal", help="Do not look for personal data.")] = False,
+) -> None:
+    """Report repeats, leaks, contradictions, imbalance and personal data of the rows, and what they hold."""
     from fastft.commands.data import data_in_terminal
 
-    data_in_terminal(recipe, overrides or [], as_json=as_json)
+    data_in_terminal(recipe, overrides or [], as_json=as_json, personal=not no_personal)
 
 
 @app.command()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fastft.console import say
 from fastft.data.inspect import Inspection
-from fastft.errors import DataError, FastftError
+from fastft.errors import DataError, FastftError, Problem, Where
 from fastft.planning.check import check as check_loaded
 from fastft.recipe.loader import LoadedRecipe, load
 
@@ -58,7 +58,11 @@ def _check_rows(loaded: LoadedRecipe) -> None:
     for counts, notes in accounts(made):
         for line in (counts, *notes):
             say(line)
-    broken = [*made.train.rejected, *(made.eval.rejected if made.eval else ())]
+    broken = []
+    for rows in (made.train, made.eval) if made.eval else (made.train,):
+        broken += rows.rejected
+        wrong, instead = "none of its rows is left", "correct its rows, or leave it out of the recipe"
+        broken += [Problem(Where(path), "", wrong, instead) for path in rows.without_rows]
     if broken:
         raise DataError(broken)
 

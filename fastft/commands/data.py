@@ -6,23 +6,40 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastft.data.hygiene import examine
+from fastft.data.tokenizer import load_tokenizer
+from fastft.errors import MachineError
 from fastft.planning.check import check
-from fastft.recipe.loader import load
+from fastft.probe.base_model import find_base_model
+from fastft.recipe.loader import LoadedRecipe, load
 from fastft.report.hygiene import print_hygiene
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
-def data_in_terminal(recipe: Path, overrides: Sequence[str], *, as_json: bool) -> None:
-    """Print repeats, leaks, contradictions and imbalance.
+
+def data_in_terminal(recipe: Path, overrides: Sequence[str], *, as_json: bool, personal: bool) -> None:
+    """Print what the rows hold, repeats, leaks, contradictions, imbalance and, with `personal`, personal data.
 
     Raises:
         FastftError: recipe or data cannot be used.
     """
     loaded = load(recipe, overrides)
     check(loaded)
-    found = examine(loaded.recipe.data, loaded.folder)
+    found = examine(loaded.recipe.data, loaded.folder, tokenizer=_tokenizer(loaded), personal=personal)
     if as_json:
         print(json.dumps(dataclasses.asdict(found), indent=2, ensure_ascii=False))
     else:
         print_hygiene(found)
+
+
+def _tokenizer(loaded: LoadedRecipe) -> Tokenizer | None:
+    """The tokenizer of the base model when its files are on this machine; else tokens are not counted."""
+    wanted = loaded.recipe.model
+    try:
+        model = find_base_model(wanted.id, wanted.revision, loaded.folder, loaded.where("model.id"))
+        return load_tokenizer(model.folder).tokenizer if model.is_here and model.folder is not None else None
+    except MachineError:
+        return None

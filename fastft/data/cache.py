@@ -12,6 +12,7 @@ import hashlib
 import json
 import tempfile
 from array import array
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from itertools import pairwise
@@ -156,6 +157,7 @@ def _account(rows: RowSet) -> dict[str, Any]:
         "split": [asdict(entry) for entry in rows.split],
         "dropped": rows.dropped,
         "by_source": rows.by_source,
+        "unused": rows.unused,
     }
 
 
@@ -173,6 +175,7 @@ def _row_set(path: Path, entry: dict[str, Any]) -> RowSet:
         split=[Split(**{**one, "where": Where(**one["where"])}) for one in entry["split"]],
         dropped=entry["dropped"],
         by_source=entry["by_source"],
+        unused=Counter(entry["unused"]),
     )
 
 

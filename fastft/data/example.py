@@ -21,9 +21,35 @@ class Message:
     # False for `"weight": 0` in the row (OpenAI's way to keep an answer out of the loss).
     trained: bool = True
 
+    @property
+    def said(self) -> str:
+        """What the turn says: its text and its calls."""
+        calls = self.extra.get("tool_calls")
+        return self.content + (json.dumps(calls, sort_keys=True) if calls else "")
+
     def as_template_value(self) -> dict[str, Any]:
         """The message as the dict that chat templates expect."""
-        return {"role": self.role, "content": self.content, **self.extra}
+        value = {"role": self.role, "content": self.content, **self.extra}
+        if "tool_calls" in value:
+            value["tool_calls"] = [_with_arguments(call) for call in value["tool_calls"]]
+        return value
+
+
+class _Arguments(dict[str, Any]):
+    """The arguments of a call: an object that templates which expect JSON text (DeepSeek's) can join to a text."""
+
+    def __radd__(self, before: str) -> str:
+        return before + json.dumps(self, ensure_ascii=False)
+
+    def __add__(self, after: str) -> str:
+        return json.dumps(self, ensure_ascii=False) + after
+
+
+def _with_arguments(call: Mapping[str, Any]) -> Mapping[str, Any]:
+    function = call.get("function")
+    if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), Mapping):
+        return call
+    return {**call, "function": {**function, "arguments": _Arguments(function["arguments"])}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +60,8 @@ class Example:
     messages: tuple[Message, ...] = ()
     tools: tuple[Mapping[str, Any], ...] = ()
     text: str | None = None
+    # Columns, and keys of turns as "[].key", that have no effect; not written to JSON.
+    unused: frozenset[str] = frozenset()
 
     @property
     def answers(self) -> list[int]:

@@ -14,7 +14,7 @@ from fastft.data.columns import detect_or_fail, rename
 from fastft.data.contract import check_encoded
 from fastft.data.encode import Encoded, Made, encode_batches
 from fastft.data.example import Example
-from fastft.data.formats import to_example
+from fastft.data.formats import rules_of, to_example
 from fastft.data.near import NearRepeats
 from fastft.data.overlong import fit
 from fastft.data.render import Renderer
@@ -115,6 +115,7 @@ class Filler:
         if isinstance(made, Problem):
             account.rejected.append(made)
             return
+        account.unused.update(made[0][0].example.unused)
         for name in set().union(*(part.dropped for part, _ in made)):
             account.dropped[name] = account.dropped.get(name, 0) + 1
         if len(made) > 1:
@@ -183,4 +184,4 @@ def format_of(source: Source, data: DataSection, recipe_dir: Path) -> str:
 def _parsed(row: dict[str, Any] | Problem, where: Where, data_format: str, data: DataSection) -> Example:
     if isinstance(row, Problem):
         raise DataError(row)
-    return to_example(rename(row, data.columns, where), data_format, where)
+    return to_example(rename(row, data.columns, where), data_format, where, rules_of(data))

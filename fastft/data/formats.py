@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
+from fastft.data.calls import read_tools, without_padding
 from fastft.data.columns import Columns
+from fastft.data.content_parts import text_of
 from fastft.data.example import Example, Message
 from fastft.data.json_rows import json_kind
+from fastft.data.turns import REASONING, Turns, read_turns
+from fastft.data.unused import check_columns
+from fastft.data.values import as_list, as_text, says_something
 from fastft.errors import DataError, Problem, Where, nearest
 from fastft.recipe.data_formats import DATA_FORMATS
 
-# The four roles of chat templates, each with its names in real data sets.
-_NAMES = {
-    "system": ("system", "developer"),
-    "user": ("user", "human"),
-    "assistant": ("assistant", "gpt", "chatgpt", "bot", "model"),
-    "tool": ("tool", "function", "ipython", "observation"),
-}
-ROLES = {name: role for role, names in _NAMES.items() for name in names}
-# The keys that chat templates use besides role and content.
-EXTRAS = ("tool_calls", "tool_call_id", "name", "reasoning_content")
-_EXTRAS = frozenset(EXTRAS)
+if TYPE_CHECKING:
+    from fastft.recipe.model import DataSection
+
 EMPTY = ("is empty", "write text, or remove the row")
 # The roles that may follow each role; None is the beginning.
 FOLLOWS: dict[str | None, tuple[str, ...]] = {
@@ -33,89 +30,164 @@ FOLLOWS: dict[str | None, tuple[str, ...]] = {
     "assistant": ("user", "tool"),
     "tool": ("assistant", "tool", "user"),
 }
+
+
 # BELLE writes a whole conversation into `instruction`: Human:...\nAssistant:...\nHuman:...\nAssistant:
 BELLE_TURN = re.compile(r"^(Human|Assistant)[:：]", re.MULTILINE)
 
 
-def to_example(row: Columns, data_format: str, where: Where) -> Example:
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What `[data]` says of the rows: whether the assistant may begin, which columns and keys have no effect on
+    purpose, and whether every turn carries loss."""
+
+    allow_assistant_first: bool = False
+    ignored: frozenset[str] = frozenset()
+    trains_all: bool = False
+
+
+def rules_of(data: DataSection) -> Rules:
+    """The rules of `[data]`."""
+    return Rules(data.allow_assistant_first, frozenset(data.ignore), data.train_on == "all")
+
+
+def to_example(row: Columns, data_format: str, where: Where, rules: Rules = Rules()) -> Example:
     """The Example of `row` in the format `data_format`.
 
     Raises:
-        DataError: the row does not fit the format, or nothing can be learnt from it.
+        DataError: the row does not fit the format, says something that has no effect and changes what is learnt, or
+            nothing can be learnt from it.
     """
     for name in DATA_FORMATS[data_format]:
         if name not in row:
             near = nearest(name, row)
             instead = f'did you mean "{near}"?' if near else f"every row of the {data_format} format needs it"
             raise DataError(Problem(where, name, "the column is missing", instead, got=", ".join(row) or "no column"))
+    unused = check_columns(row, data_format, rules.ignored, where) if len(row) > 1 else set[str]()
     if data_format == "text":
-        text = _text(row["text"], where, "text")
+        text = as_text(row["text"], where, "text")
         if not text.strip():
             raise DataError(Problem(where, "text", *EMPTY))
-        return Example(where, text=text)
-    messages = _CONVERTERS[data_format](row, where)
-    _check_turns(messages, where)
-    return Example(where, messages=tuple(messages), tools=_tools(row.get("tools"), where))
+        return Example(where, text=text, unused=frozenset(unused))
+    turns = Turns(rules.ignored)
+    _CONVERTERS[data_format](row, where, turns)
+    messages = _with_system(turns.messages, row, where)
+    tools = read_tools(row.get("tools"), where)
+    if tools:
+        messages = [_without_padding(message, tools) for message in messages]
+    _check_turns(messages, where, rules)
+    if rules.allow_assistant_first and not rules.trains_all:
+        messages = _without_loss_on_greeting(messages, where)
+    unused |= {f"[].{key}" for key in turns.unused}
+    return Example(where, messages=tuple(messages), tools=tools, unused=frozenset(unused))
 
 
-def _from_messages(row: Columns, where: Where) -> list[Message]:
-    return _messages(row["messages"], where, "messages")
+def _with_system(messages: list[Message], row: Columns, where: Where) -> list[Message]:
+    """The messages with the text of the `system` column first; an empty cell is none."""
+    value = row.get("system")
+    if not says_something(value):
+        return messages
+    system = Message("system", text_of(value, where, "system"))
+    if messages and messages[0].role == "system":
+        if messages[0].content.strip() != system.content.strip():
+            wrong = "the row has two system texts, a column and a turn"
+            raise DataError(Problem(where, "system", wrong, "keep one of them"))
+        return messages
+    return [system, *messages]
 
 
-def _from_sharegpt(row: Columns, where: Where) -> list[Message]:
-    return _system(row, where) + _messages(row["conversations"], where, "conversations")
+def _without_padding(message: Message, tools: Sequence[Mapping[str, Any]]) -> Message:
+    calls = message.extra.get("tool_calls")
+    return replace(message, extra={**message.extra, "tool_calls": without_padding(calls, tools)}) if calls else message
 
 
-def _from_alpaca(row: Columns, where: Where) -> list[Message]:
-    messages = _system(row, where)
-    for index, pair in enumerate(_list(row.get("history") or [], where, "history")):
+def _without_loss_on_greeting(messages: list[Message], where: Where) -> list[Message]:
+    """The messages, with no loss on an assistant's turn that answers nobody.
+
+    Raises:
+        DataError: there is no other answer.
+    """
+    first = 1 if messages[0].role == "system" else 0
+    if messages[first].role != "assistant":
+        return messages
+    if not any(message.trained for message in messages[first + 1 :] if message.role == "assistant"):
+        raise DataError(Problem(where, "", "the only answer comes before any question", "add a question before it"))
+    return [*messages[:first], replace(messages[first], trained=False), *messages[first + 1 :]]
+
+
+def _from_messages(row: Columns, where: Where, turns: Turns) -> None:
+    read_turns(row["messages"], where, "messages", turns)
+
+
+def _from_sharegpt(row: Columns, where: Where, turns: Turns) -> None:
+    read_turns(row["conversations"], where, "conversations", turns)
+
+
+def _from_alpaca(row: Columns, where: Where, turns: Turns) -> None:
+    turns.messages += _history(row, where)
+    instruction = as_text(row["instruction"], where, "instruction")
+    given = row.get("input")
+    question = "\n".join(part for part in (instruction, as_text(given, where, "input") if given else "") if part)
+    turns.messages += [Message("user", question), _answer(as_text(row["output"], where, "output"), row, where)]
+
+
+def _history(row: Columns, where: Where) -> list[Message]:
+    """The earlier questions and answers of the `history` column."""
+    messages = []
+    history = row.get("history") or []
+    for index, pair in enumerate(as_list(history, where, "history")):
         field = f"history[{index}]"
         if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
             raise DataError(Problem(where, field, "not a pair", 'write ["question", "answer"]', got=json_kind(pair)))
-        messages.append(Message("user", _text(pair[0], where, f"{field}[0]")))
-        messages.append(Message("assistant", _text(pair[1], where, f"{field}[1]")))
-    instruction = _text(row["instruction"], where, "instruction")
-    given = row.get("input")
-    question = "\n".join(part for part in (instruction, _text(given, where, "input") if given else "") if part)
-    return [*messages, Message("user", question), Message("assistant", _text(row["output"], where, "output"))]
+        messages.append(Message("user", as_text(pair[0], where, f"{field}[0]")))
+        messages.append(Message("assistant", as_text(pair[1], where, f"{field}[1]")))
+    return messages
 
 
-def _from_belle(row: Columns, where: Where) -> list[Message]:
-    text = _text(row["instruction"], where, "instruction")
+def _answer(text: str, row: Columns, where: Where) -> Message:
+    """The answer with the reasoning of its column, where the row has one."""
+    texts = {as_text(row[name], where, name) for name in REASONING if says_something(row.get(name))}
+    if len(texts) > 1:
+        raise DataError(Problem(where, "reasoning", "the row has two reasoning texts", "keep one of the columns"))
+    return Message("assistant", text, {"reasoning_content": texts.pop()} if texts else {})
+
+
+def _from_belle(row: Columns, where: Where, turns: Turns) -> None:
+    text = as_text(row["instruction"], where, "instruction")
     marks = list(BELLE_TURN.finditer(text))
     if not marks or text[: marks[0].start()].strip():
         wrong = "does not begin with Human:"
         raise DataError(Problem(where, "instruction", wrong, "write Human:...\\nAssistant: or use the alpaca format"))
-    messages = _system(row, where)
     for mark, following in zip(marks, [*marks[1:], None], strict=True):
         said = text[mark.end() : following.start() if following else None].strip()
         if following is None and mark[1] == "Assistant" and not said:
             break
-        messages.append(Message(ROLES["human" if mark[1] == "Human" else "assistant"], said))
-    return [*messages, Message("assistant", _text(row["output"], where, "output"))]
+        turns.messages.append(Message("user" if mark[1] == "Human" else "assistant", said))
+    turns.messages.append(Message("assistant", as_text(row["output"], where, "output")))
 
 
-def _from_prompt_completion(row: Columns, where: Where) -> list[Message]:
-    messages = _system(row, where)
+def _from_prompt_completion(row: Columns, where: Where, turns: Turns) -> None:
+    turns.messages += _history(row, where)
     for name, role in (("prompt", "user"), ("completion", "assistant")):
         value = row[name]
-        if isinstance(value, str):
-            messages.append(Message(role, _text(value, where, name)))
+        if not isinstance(value, str):
+            read_turns(value, where, name, turns)
+        elif role == "assistant":
+            turns.messages.append(_answer(as_text(value, where, name), row, where))
         else:
-            messages.extend(_messages(value, where, name))
-    return messages
+            turns.messages.append(Message(role, as_text(value, where, name)))
 
 
-def _from_classification(row: Columns, where: Where) -> list[Message]:
+def _from_classification(row: Columns, where: Where, turns: Turns) -> None:
     """The text is the question, the label is the answer; a whole number becomes text."""
     label = row["label"]
     if isinstance(label, int) and not isinstance(label, bool):
         label = str(label)
-    question, answer = _text(row["text"], where, "text"), _text(label, where, "label")
-    return [*_system(row, where), Message("user", question), Message("assistant", answer)]
+    question, answer = as_text(row["text"], where, "text"), as_text(label, where, "label")
+    turns.messages += [Message("user", question), Message("assistant", answer)]
 
 
-_CONVERTERS: dict[str, Callable[[Columns, Where], list[Message]]] = {
+_CONVERTERS: dict[str, Callable[[Columns, Where, Turns], None]] = {
     "messages": _from_messages,
     "sharegpt": _from_sharegpt,
     "alpaca": _from_alpaca,
@@ -125,110 +197,7 @@ _CONVERTERS: dict[str, Callable[[Columns, Where], list[Message]]] = {
 }
 
 
-def _messages(value: object, where: Where, field: str) -> list[Message]:
-    """The turns of an OpenAI (`role`, `content`) or ShareGPT (`from`, `value`) list; CSV cells hold it as JSON."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        value = _from_json(value, where, field)
-    turns = _list(value, where, field)
-    if not turns:
-        raise DataError(Problem(where, field, "there are no messages", "write at least one question and one answer"))
-    return [_message(turn, where, f"{field}[{index}]") for index, turn in enumerate(turns)]
-
-
-def _message(turn: object, where: Where, field: str) -> Message:
-    if not isinstance(turn, (dict, Mapping)):  # the check for dict is ten times as fast
-        instead = 'write {"role": "user", "content": "..."}'
-        raise DataError(Problem(where, field, "not a message", instead, got=json_kind(turn)))
-    role_key, content_key = ("from", "value") if "from" in turn else ("role", "content")
-    if role_key not in turn:
-        instead = 'name the speaker: {"role": "user", "content": "..."}'
-        raise DataError(Problem(where, field, 'no "role"', instead, got=", ".join(map(str, turn)) or "an empty object"))
-    given = turn[role_key]
-    role = ROLES.get(given) if isinstance(given, str) else None
-    if role is None:
-        raise DataError(_unknown_role(given, where, f"{field}.{role_key}"))
-    extra = {name: turn[name] for name in EXTRAS if turn.get(name) is not None} if not _EXTRAS.isdisjoint(turn) else {}
-    calls = bool(extra.get("tool_calls"))
-    if content_key not in turn and not calls:
-        raise DataError(Problem(where, field, f'no "{content_key}"', "add the text of the message"))
-    content = turn.get(content_key)
-    text = "" if content is None and calls else _text(_joined(content, where, field), where, f"{field}.{content_key}")
-    weight = turn.get("weight", 1)
-    if weight not in (None, 0, 1):
-        instead = "write 0 to keep it out of the loss"
-        raise DataError(Problem(where, f"{field}.weight", "not 0 or 1", instead, str(weight)))
-    return Message(role, text, extra, trained=weight != 0)
-
-
-def _unknown_role(given: object, where: Where, field: str) -> Problem:
-    near = nearest(given, ROLES) if isinstance(given, str) else None
-    instead = f'did you mean "{near}"?' if near else "write system, user, assistant or tool"
-    got = f'"{given}"' if isinstance(given, str) else json_kind(given)
-    return Problem(where, field, "unknown role", instead, got=got)
-
-
-def _joined(content: object, where: Where, field: str) -> object:
-    """The joined text of OpenAI content parts; any other content unchanged."""
-    if not isinstance(content, list):
-        return content
-    parts = []
-    for index, part in enumerate(content):
-        if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            got = str(part.get("type")) if isinstance(part, Mapping) else json_kind(part)
-            wrong, instead = "only text parts can be trained on", 'write {"type": "text", "text": "..."}'
-            raise DataError(Problem(where, f"{field}.content[{index}]", wrong, instead, got))
-        parts.append(part["text"])
-    return "".join(parts)
-
-
-def _system(row: Columns, where: Where) -> list[Message]:
-    """The system turn of a `system` column; an empty cell is none."""
-    value = row.get("system")
-    return [Message("system", _text(value, where, "system"))] if value else []
-
-
-def _tools(value: object, where: Where) -> tuple[Mapping[str, Any], ...]:
-    if isinstance(value, str) and value.strip():
-        value = _from_json(value, where, "tools")
-    if not value:
-        return ()
-    tools = _list(value, where, "tools")
-    for index, tool in enumerate(tools):
-        if not isinstance(tool, Mapping):
-            raise DataError(Problem(where, f"tools[{index}]", "not a tool", "write a JSON schema", got=json_kind(tool)))
-    return tuple(tools)
-
-
-def _text(value: object, where: Where, field: str) -> str:
-    if not isinstance(value, str):
-        raise DataError(Problem(where, field, "not text", "write a string", got=json_kind(value)))
-    if "\x00" in value:
-        raise DataError(Problem(where, field, "contains a NUL character", "remove it: the text is damaged"))
-    if not value.isascii():
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError as error:
-            wrong = f"contains half a character at position {error.start}"
-            instead = "write the whole character: a lone surrogate is not text"
-            raise DataError(Problem(where, field, wrong, instead)) from error
-    return value
-
-
-def _from_json(text: str, where: Where, field: str) -> object:
-    try:
-        value: object = json.loads(text)
-    except ValueError as error:
-        raise DataError(Problem(where, field, f"not valid JSON: {error}", "write a JSON list")) from error
-    return value
-
-
-def _list(value: object, where: Where, field: str) -> Sequence[Any]:
-    if not isinstance(value, list | tuple):
-        raise DataError(Problem(where, field, "not a list", "write a list", got=json_kind(value)))
-    return value
-
-
-def _check_turns(messages: Sequence[Message], where: Where) -> None:
+def _check_turns(messages: Sequence[Message], where: Where, rules: Rules) -> None:
     """Check that every turn has text and may follow the turn before it, and that there is a trained answer.
 
     Raises:
@@ -237,15 +206,34 @@ def _check_turns(messages: Sequence[Message], where: Where) -> None:
     before: str | None = None
     for number, message in enumerate(messages, start=1):
         role = message.role
-        if role not in FOLLOWS[before]:
+        if role not in FOLLOWS[before] and not _is_greeting(role, before, rules):
             wrong = f"{role} follows {before}" if before else f"the conversation begins with {role}"
             instead = f"expected {' or '.join(FOLLOWS[before])} here: join or remove turns"
+            if _is_greeting(role, before, Rules(allow_assistant_first=True)):
+                instead += ", or set data.allow_assistant_first = true"
             raise DataError(Problem(where, f"message {number}", wrong, instead))
         if role in ("user", "assistant") and not message.content.strip() and not message.extra.get("tool_calls"):
             raise DataError(Problem(where, f"message {number} ({role})", *EMPTY))
         before = role
+    _check_answers(messages, where, rules)
+
+
+def _check_answers(messages: Sequence[Message], where: Where, rules: Rules) -> None:
+    """Check that there is a trained answer.
+
+    Raises:
+        DataError: there is none, or one is kept out of the loss where every turn is trained.
+    """
     answers = [message for message in messages if message.role == "assistant"]
     if not answers:
         raise DataError(Problem(where, "", "there is no assistant turn to learn from", "add the answer"))
     if not any(answer.trained for answer in answers):
         raise DataError(Problem(where, "", "every assistant turn has weight 0", "leave one to learn from"))
+    if rules.trains_all and not all(answer.trained for answer in answers):
+        wrong = 'a turn is kept out of the loss, and data.train_on = "all" trains every turn'
+        raise DataError(Problem(where, "", wrong, 'remove the mark, or write train_on = "assistant"'))
+
+
+def _is_greeting(role: str, before: str | None, rules: Rules) -> bool:
+    """Whether the assistant begins the conversation, and may."""
+    return rules.allow_assistant_first and role == "assistant" and before in (None, "system")

@@ -47,7 +47,7 @@ def without_leaks(train: Rows, held_out: RowSet, writer: RowWriter) -> RowSet:
         if digest in trained and trained[digest] is None:
             trained[digest] = number
     clean = RowSet(read=held_out.read, overlong=held_out.overlong, rejected=held_out.rejected)
-    clean.by_source = held_out.by_source
+    clean.by_source, clean.unused = held_out.by_source, held_out.unused
     for row, example, digest in zip(held_out.rows, held_out.examples, digests, strict=True):
         known = trained[digest]
         if known is None:

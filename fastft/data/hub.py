@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from fastft.data.json_rows import Row
+from fastft.data.values import without_null_keys
 from fastft.errors import DataError, MachineError, Problem, Where
 
 # Without an answer within this time, only the cache is used: the libraries' own retries take a minute and a half.
@@ -25,7 +26,7 @@ def read_hub_rows(source: str, field: str = "data.train") -> Iterator[Row]:
         MachineError: the Hub cannot be reached and the dataset is not cached, or `datasets` is not installed.
     """
     for number, row in enumerate(_loaded(source, field), start=1):
-        yield Where(source, number), row
+        yield Where(source, number), {name: without_null_keys(value) for name, value in row.items()}
 
 
 def hub_sha256(source: str, field: str = "data.train") -> str:

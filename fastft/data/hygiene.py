@@ -15,17 +15,29 @@ from statistics import quantiles
 from typing import TYPE_CHECKING, Literal
 
 from fastft.data.columns import detect_or_fail, rename
-from fastft.data.example import Example
-from fastft.data.formats import to_example
+from fastft.data.example import Example, Message
+from fastft.data.formats import rules_of, to_example
 from fastft.data.near import NearRepeats
 from fastft.data.sources import Source, evaluation_source, training_sources
+from fastft.data.traits import Collector, Traits
 from fastft.errors import DataError, Problem, Where
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
     from fastft.recipe.model import DataSection
 
 Kind = Literal[
-    "exact_repeats", "near_repeats", "leaked_rows", "leaked_prompts", "contradictions", "repeated_answers", "outliers"
+    "exact_repeats",
+    "near_repeats",
+    "leaked_rows",
+    "leaked_prompts",
+    "contradictions",
+    "near_contradictions",
+    "repeated_answers",
+    "outliers",
+    "cut_answers",
+    "personal",
 ]
 # Answers are labels when there are at most this many different ones, each with this many rows on average.
 MOST_LABELS = 50
@@ -57,6 +69,12 @@ class Hygiene:
     prompt_diversity: float
     # Characters of a row: least, quarter, half, three quarters, most.
     lengths: tuple[int, int, int, int, int]
+    # What the training rows hold, by source.
+    traits: dict[str, Traits]
+    # Training rows by the script of most of their letters.
+    scripts: dict[str, int]
+    # In how many training rows each column, or key of turns as "[].key", has no effect.
+    unused: dict[str, int]
 
     def count(self, kind: Kind) -> int:
         """How many rows have findings of `kind`, without the first row of each group of repeats or leaks."""
@@ -76,17 +94,22 @@ class _Seen:
     openings: Counter[str] = field(default_factory=Counter)
     lengths: list[int] = field(default_factory=list)
     unreadable: int = 0
+    # Digests of the question, its numbers and its answer, of each row whose question no earlier one is like.
+    questions: dict[Where, tuple[bytes, bytes, bytes]] = field(default_factory=dict)
 
 
-def examine(data: DataSection, recipe_dir: Path) -> Hygiene:
-    """The report on the rows of `[data]`.
+def examine(
+    data: DataSection, recipe_dir: Path, *, tokenizer: Tokenizer | None = None, personal: bool = True
+) -> Hygiene:
+    """The report on the rows of `[data]`, with counts of tokens when there is a `tokenizer`.
 
     Raises:
         DataError: a source cannot be read.
         MachineError: the package datasketch, which finds near repeats, is not installed.
     """
-    near = NearRepeats()
+    near, questions = NearRepeats(), NearRepeats()
     seen, held_out = _Seen(), _Seen()
+    collector = Collector(tokenizer, personal)
     by_source = {}
     findings: list[Finding] = []
     for source in training_sources(data):
@@ -97,6 +120,9 @@ def examine(data: DataSection, recipe_dir: Path) -> Hygiene:
             if (found := near.first_like(sketch)) is not None:
                 findings.append(Finding("near_repeats", (found, example.where)))
             near.add(sketch, example.where)
+            findings += _near_contradictions(questions, example, seen)
+            collector.add(example, source.name)
+        collector.count_tokens(source.name)
         by_source[source.name] = len(seen.where) - before
     evaluation = evaluation_source(data)
     if evaluation is not None:
@@ -107,7 +133,7 @@ def examine(data: DataSection, recipe_dir: Path) -> Hygiene:
                 findings.append(Finding("leaked_rows", (found, example.where), note))
     findings = [*_repeats(seen), *findings, *_leaks(seen, held_out), *_contradictions(seen)]
     labels = _labels(seen)
-    findings += [*([] if labels else _repeated_answers(seen)), *_outliers(seen)]
+    findings += [*([] if labels else _repeated_answers(seen)), *_outliers(seen), *_collected(collector)]
     return Hygiene(
         rows=len(seen.where),
         evaluation_rows=len(held_out.where),
@@ -117,7 +143,41 @@ def examine(data: DataSection, recipe_dir: Path) -> Hygiene:
         labels=labels,
         prompt_diversity=len(seen.openings) / max(1, sum(seen.openings.values())),
         lengths=_five_numbers(seen.lengths),
+        traits=dict(collector.by_source),
+        scripts=dict(collector.scripts.most_common()),
+        unused=dict(collector.unused.most_common()),
     )
+
+
+def _collected(collector: Collector) -> Iterator[Finding]:
+    if collector.cut:
+        yield Finding("cut_answers", tuple(collector.cut), "ends inside code, after a comma, or within a long line")
+    for kind, rows in sorted(collector.personal_rows.items()):
+        yield Finding("personal", tuple(rows), f"looks like: {kind}")
+
+
+def _near_contradictions(questions: NearRepeats, example: Example, seen: _Seen) -> Iterator[Finding]:
+    """The earlier row whose question is nearly the same, with the same numbers, and whose answer is another."""
+    if not example.answers:
+        return
+    last = example.answers[-1]
+    asked = Example(example.where, example.messages[:last])
+    sketch, compared = questions.sketch(asked), _compared(asked, example.messages[last])
+    first = questions.first_like(sketch)
+    if first is None:
+        questions.add(sketch, example.where)
+        seen.questions[first := example.where] = compared
+    question, same, answer = seen.questions[first]
+    if question != compared[0] and same == compared[1] and answer != compared[2]:
+        note = "the questions are nearly the same, the answers are not"
+        yield Finding("near_contradictions", (first, example.where), note)
+
+
+def _compared(asked: Example, answer: Message) -> tuple[bytes, bytes, bytes]:
+    """Digests of a question, of what must be equal in two questions (numbers, system text), and of the answer."""
+    question = "\n".join(message.said for message in asked.messages if message.role != "system")
+    same = [message.content for message in asked.messages if message.role == "system"] + re.findall(r"\d+", question)
+    return _digest(question), _digest("\n".join(same)), _digest(_plain(answer.said))
 
 
 def _examples(source: Source, data: DataSection, recipe_dir: Path, seen: _Seen) -> Iterator[Example]:
@@ -129,7 +189,7 @@ def _examples(source: Source, data: DataSection, recipe_dir: Path, seen: _Seen) 
                 raise DataError(row)  # noqa: TRY301 -- so that all broken rows are counted in one place
             renamed = rename(row, data.columns, where)
             found = detect_or_fail(renamed, where, found) if found == "auto" else found
-            yield to_example(renamed, found, where)
+            yield to_example(renamed, found, where, rules_of(data))
         except DataError:
             seen.unreadable += 1
 
@@ -143,8 +203,8 @@ def _remember(seen: _Seen, example: Example) -> None:
         seen.whole[_digest(whole)].append(index)
         seen.lengths.append(len(whole))
         return
-    prompt = "\n".join(f"{m.role}: {m.content}" for m in example.messages[: answers[-1]])
-    answer = example.messages[answers[-1]].content
+    prompt = "\n".join(f"{m.role}: {m.said}" for m in example.messages[: answers[-1]])
+    answer = example.messages[answers[-1]].said
     whole = f"{prompt}\nassistant: {answer}"
     seen.whole[_digest(whole)].append(index)
     seen.prompts[_digest(prompt)].append(index)

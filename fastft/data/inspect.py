@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastft.data.columns import detect_or_fail, rename
+from fastft.data.formats import rules_of, to_example
 from fastft.data.readers import find_files, is_hub_data, read_file
 from fastft.data.sources import Source, evaluation_source, training_sources
 from fastft.data.template import load_template
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from fastft.recipe.model import DataSection
 
 # Enough to find a row that can be read, few enough to be quick.
-INSPECTED_ROWS = 20
+INSPECTED_ROWS = 200
 
 
 @dataclass(frozen=True)
@@ -71,16 +72,27 @@ def _inspect_source(source: Source, data: DataSection, recipe_dir: Path) -> Sour
     if is_hub_data(source.path, recipe_dir):
         return SourceFacts(source.key, source.path, (), 0, None)
     files = find_files(source.path, recipe_dir, source.key)
-    found = None
-    for file in files:
-        # `check --data` reports broken rows; here one readable row is enough for the columns.
-        first: Problem | None = None
-        for where, row in islice(read_file(file), INSPECTED_ROWS):
-            if not isinstance(row, Problem):
-                found = detect_or_fail(rename(row, data.columns, where), where, data.format)
-                break
-            first = first or row
+    formats = [_format_of_file(file, data) for file in files]
+    return SourceFacts(source.key, source.path, tuple(files), sum(file.stat().st_size for file in files), formats[-1])
+
+
+def _format_of_file(file: Path, data: DataSection) -> str:
+    """The format of a file, from the first of its rows that can be trained; `check --data` reports broken rows.
+
+    Raises:
+        DataError: none of the first rows can be read, fits a format, or can be trained.
+    """
+    refused: list[Problem] = []
+    for where, row in islice(read_file(file, data.max_row_bytes), INSPECTED_ROWS):
+        if isinstance(row, Problem):
+            refused.append(row)
+            continue
+        renamed = rename(row, data.columns, where)
+        found = detect_or_fail(renamed, where, data.format)
+        try:
+            to_example(renamed, found, where, rules_of(data))
+        except DataError as error:
+            refused += error.problems
         else:
-            if first is not None:
-                raise DataError(first)
-    return SourceFacts(source.key, source.path, tuple(files), sum(file.stat().st_size for file in files), found)
+            return found
+    raise DataError(refused[0])

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import codecs
-import io
 import json
 import re
-from collections.abc import Iterable, Iterator
-from itertools import chain
+from collections.abc import Iterator
 from typing import IO, Any
 
+from fastft.data.lines import MAX_ROW_BYTES, lines_of, too_large
 from fastft.errors import DataError, Problem, Where
 
 Row = tuple[Where, "dict[str, Any] | Problem"]
@@ -20,13 +19,24 @@ CHUNK_BYTES = 2**16
 UNFINISHED_CHARACTERS = 12
 
 
-def read_json_lines(lines: Iterable[bytes], shown: str, first: int = 1) -> Iterator[Row]:
-    """The object, or the problem, of each line that is not blank; `first` is the number of the first line."""
-    for number, raw in enumerate(lines, start=first):
+def read_json_lines(
+    stream: IO[bytes], shown: str, max_row_bytes: int = MAX_ROW_BYTES, *, head: bytes = b""
+) -> Iterator[Row]:
+    """The object, or the problem, of each line of `head` and `stream` that is not blank.
+
+    Raises:
+        DataError: the lines are those of a JSON array.
+    """
+    for number, raw in enumerate(lines_of(stream, max_row_bytes, head), start=1):
         line = raw.removeprefix(UTF8_BOM) if number == 1 else raw
-        if line.isspace() or not line:
+        if len(raw) <= max_row_bytes and (line.isspace() or not line):
             continue
         where = Where(shown, number)
+        if number == 1 and _ARRAY.match(line):
+            raise DataError(Problem(where, "", "holds a JSON array, not one object a line", "name the file .json"))
+        if len(raw) > max_row_bytes:
+            yield where, too_large(where, max_row_bytes)
+            continue
         try:
             text = line.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -35,19 +45,22 @@ def read_json_lines(lines: Iterable[bytes], shown: str, first: int = 1) -> Itera
             yield where, _parse(text, where)
 
 
-def read_json(stream: IO[bytes], shown: str) -> Iterator[Row]:
+def read_json(stream: IO[bytes], shown: str, max_row_bytes: int = MAX_ROW_BYTES) -> Iterator[Row]:
     """The objects of one JSON array, or of JSON lines in a `.json` file.
 
     Raises:
-        DataError: it is neither, or an array is broken, because then the start of its next row is unknown.
+        DataError: it is neither, an array is broken or holds a row that is too large, because then the start of its
+            next row is unknown.
     """
     head = stream.read(CHUNK_BYTES).removeprefix(UTF8_BOM)
-    while head.isspace() and (more := stream.read(CHUNK_BYTES)):
+    while head.isspace() and len(head) <= max_row_bytes and (more := stream.read(CHUNK_BYTES)):
         head += more
     if head.lstrip().startswith(b"{"):
-        yield from read_json_lines(chain(io.BytesIO(head + stream.readline()), stream), shown)
+        if _is_one_object(head):
+            raise DataError(_one_object(head, shown))
+        yield from read_json_lines(stream, shown, max_row_bytes, head=head)
         return
-    text = _Text(stream, head, shown)
+    text = _Text(stream, head, shown, max_row_bytes)
     text.skip(_SPACE)
     start = text.peek()
     if start and start != "[":
@@ -65,14 +78,33 @@ def read_json(stream: IO[bytes], shown: str) -> Iterator[Row]:
         yield where, value if isinstance(value, dict) else _not_an_object(where, value)
 
 
+_FIRST_LIST = re.compile(rb'\s*\{\s*"((?:[^"\\]|\\.)*)"\s*:\s*\[\s*(\{?)')
+_ARRAY = re.compile(rb"\s*\[\s*(\{|$)")
+
+
+def _is_one_object(head: bytes) -> bool:
+    """Whether a file that begins with an object is one object over several lines."""
+    first = head.lstrip().split(b"\n", 1)
+    return len(first) == 2 and first[0].rstrip().endswith((b"{", b"[", b",", b":"))
+
+
+def _one_object(head: bytes, shown: str) -> Problem:
+    found = _FIRST_LIST.match(head)
+    wrong = "is one JSON object over several lines"
+    if found and found[1] not in (b"messages", b"conversations"):
+        name = found[1].decode("utf-8", "replace")
+        wrong += f', with its rows inside "{name}"' if found[2] else ", with a list for each column"
+    return Problem(Where(shown, 1), "", wrong, "write a list of objects, [{...}, {...}], or one object a line")
+
+
 _SPACE, _OPENING, _BETWEEN = re.compile(r"\s*"), re.compile(r"\["), re.compile(r"[\s,]*")
 
 
 class _Text:
     """The text of a stream, read in parts: keeps little more than one value of a file of any size."""
 
-    def __init__(self, stream: IO[bytes], head: bytes, shown: str) -> None:
-        self._stream, self._shown = stream, shown
+    def __init__(self, stream: IO[bytes], head: bytes, shown: str, max_value_bytes: int) -> None:
+        self._stream, self._shown, self._max_value_bytes = stream, shown, max_value_bytes
         self._decoder = codecs.getincrementaldecoder("utf-8")()
         self._at_end = False
         self.line = 1
@@ -123,9 +155,15 @@ class _Text:
             else:
                 # A number can continue in the next part.
                 if end < len(self._buffer) or self._at_end:
+                    self._refuse_large(end)
                     self._go_to(end)
                     return value
+            self._refuse_large(len(self._buffer))
             self._read_more()
+
+    def _refuse_large(self, end: int) -> None:
+        if end - self._position > self._max_value_bytes:
+            raise DataError(too_large(Where(self._shown, self.line), self._max_value_bytes))
 
     def _go_to(self, position: int) -> None:
         self.line, self._column = self._place(position)

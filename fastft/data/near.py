@@ -40,7 +40,7 @@ class NearRepeats:
 
     def sketch(self, example: Example) -> Any:
         """The MinHash of the words of `example`, without its system turns, which many rows share."""
-        contents = [message.content for message in example.messages if message.role != "system"]
+        contents = [message.said for message in example.messages if message.role != "system"]
         words = WORD.findall((example.text or "\n".join(contents)).lower())
         triples = {" ".join(words[start : start + 3]) for start in range(max(1, len(words) - 2))}
         sketch = self._empty.copy()

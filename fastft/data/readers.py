@@ -13,15 +13,15 @@ import hashlib
 import io
 import os
 import re
-import sys
 import zlib
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
 from fastft.data.json_rows import UTF8_BOM, Row, read_json, read_json_lines
-from fastft.errors import DataError, MachineError, Problem, Where, nearest
+from fastft.data.lines import LONGEST_BEGINNING, MAX_ROW_BYTES, lines_of, too_large, wrong_kind
+from fastft.data.parquet_rows import arrow, read_parquet
+from fastft.errors import DataError, Problem, Where, nearest
 
 FILE_KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
 COMPRESSIONS = (".gz", ".zst")
@@ -51,6 +51,9 @@ def find_files(source: str, recipe_dir: Path, field: str = "data.train") -> list
         DataError: there are no files, or one is not a kind of file that fastft reads.
     """
     path = recipe_dir / Path(source).expanduser()
+    if path.exists() and not path.is_file() and not path.is_dir():
+        wrong, instead = "is a pipe or a device: rows are read several times", "write them into a file"
+        raise DataError(Problem(Where(_shown(path)), field, wrong, instead))
     if path.is_file():
         files = [path]
     elif path.is_dir():
@@ -67,7 +70,9 @@ def find_files(source: str, recipe_dir: Path, field: str = "data.train") -> list
     return files
 
 
-def read_rows(source: str, recipe_dir: Path, field: str = "data.train") -> Iterator[Row]:
+def read_rows(
+    source: str, recipe_dir: Path, field: str = "data.train", max_row_bytes: int = MAX_ROW_BYTES
+) -> Iterator[Row]:
     """Every row of `source`, streamed: `(where, columns)`, or `(where, problem)` for a row that cannot be read.
 
     Raises:
@@ -80,22 +85,27 @@ def read_rows(source: str, recipe_dir: Path, field: str = "data.train") -> Itera
         yield from read_hub_rows(source, field)
         return
     for file in find_files(source, recipe_dir, field):
-        yield from read_file(file)
+        yield from read_file(file, max_row_bytes)
 
 
-def read_file(file: Path) -> Iterator[Row]:
-    """Every row of one file.
+def read_file(file: Path, max_row_bytes: int = MAX_ROW_BYTES) -> Iterator[Row]:
+    """Every row of one file; one with more than `max_row_bytes` is a problem, and is not parsed.
 
     Raises:
         DataError: the file is empty, damaged, or not of the kind that its name says.
     """
     kind = file_kind(file.name)
     shown = _shown(file)
-    reader = {".csv": _read_csv, ".json": read_json, ".parquet": _read_parquet}.get(kind or "", read_json_lines)
+    reader = {".csv": _read_csv, ".json": read_json, ".parquet": read_parquet}.get(kind or "", read_json_lines)
     rows = 0
     try:
         with _open(file) as stream:
-            for row in reader(stream, shown):
+            head = stream.peek(LONGEST_BEGINNING)
+            right = reader is read_parquet and head.startswith(b"PAR1")
+            problem = None if right else wrong_kind(head, Where(shown))
+            if problem is not None:
+                raise DataError(problem)
+            for row in reader(stream, shown, max_row_bytes):
                 rows += 1
                 yield row
     except (OSError, EOFError, zlib.error) as error:
@@ -104,7 +114,9 @@ def read_file(file: Path) -> Iterator[Row]:
         raise DataError(Problem(Where(shown), "", "has no rows", "use a file with at least one row"))
 
 
-def count_rows(source: str, recipe_dir: Path, field: str = "data.train") -> int | None:
+def count_rows(
+    source: str, recipe_dir: Path, field: str = "data.train", max_row_bytes: int = MAX_ROW_BYTES
+) -> int | None:
     """How many rows `source` has, with broken ones, without parsing JSON lines; None for a Hub dataset.
 
     Raises:
@@ -116,12 +128,13 @@ def count_rows(source: str, recipe_dir: Path, field: str = "data.train") -> int 
     for file in find_files(source, recipe_dir, field):
         kind = file_kind(file.name)
         if kind == ".parquet":
-            total += _arrow("Parquet files").parquet.ParquetFile(file).metadata.num_rows
+            total += arrow("Parquet files").parquet.ParquetFile(file).metadata.num_rows
         elif kind in (".jsonl", ".ndjson"):
             with _open(file) as stream:
-                total += sum(1 for line in stream if line.strip(b" \t\r\n\xef\xbb\xbf"))
+                lines = lines_of(stream, max_row_bytes)
+                total += sum(1 for line in lines if line.strip(b" \t\r\n\xef\xbb\xbf"))
         else:
-            total += sum(1 for _ in read_file(file))
+            total += sum(1 for _ in read_file(file, max_row_bytes))
     return total
 
 
@@ -130,28 +143,13 @@ def joint_digest(digests: Sequence[str]) -> str:
     return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
-def _open(file: Path) -> IO[bytes]:
+def _open(file: Path) -> io.BufferedReader:
     if file.name.lower().endswith(".gz"):
-        return gzip.open(file, "rb")  # type: ignore[return-value]  # GzipFile is a binary stream
+        return gzip.open(file, "rb")  # type: ignore[return-value]  # GzipFile reads and peeks as a BufferedReader does
     if file.name.lower().endswith(".zst"):
         # Arrow brings zstd, which Python has only from 3.14 on.
-        return io.BufferedReader(_arrow("Zstandard files").input_stream(str(file), compression="zstd"))
+        return io.BufferedReader(arrow("Zstandard files").input_stream(str(file), compression="zstd"))
     return file.open("rb")
-
-
-def _arrow(needed_by: str) -> Any:
-    """pyarrow, imported only when a file needs it.
-
-    Raises:
-        MachineError: it is not installed.
-    """
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        wrong = f"{needed_by} need the package pyarrow"
-        raise MachineError(Problem(Where("this machine"), "", wrong, 'pip install "fastft[train]"')) from error
-    return pyarrow
 
 
 def _shown(file: Path) -> str:
@@ -173,10 +171,9 @@ def _nothing_found(source: str, path: Path, field: str) -> Problem:
     return Problem(Where(source), field, "no such file", instead)
 
 
-def _read_csv(stream: IO[bytes], shown: str) -> Iterator[Row]:
-    csv.field_size_limit(sys.maxsize)  # the default of 128 KiB is shorter than a long document
-    lines = chain([stream.readline().removeprefix(UTF8_BOM)], stream)
-    reader = csv.reader((line.decode("utf-8", "surrogateescape") for line in lines), strict=True)
+def _read_csv(stream: IO[bytes], shown: str, max_row_bytes: int) -> Iterator[Row]:
+    csv.field_size_limit(max_row_bytes)  # the default of 128 KiB is shorter than a long document
+    reader = csv.reader(_csv_lines(stream, shown, max_row_bytes), strict=True)
     columns: list[str] | None = None
     start = 1
     while True:
@@ -197,21 +194,25 @@ def _read_csv(stream: IO[bytes], shown: str) -> Iterator[Row]:
             if doubled:
                 wrong, got = "two columns have one name", ", ".join(doubled)
                 raise DataError(Problem(where, "", wrong, "rename one of them", got=got))
+            separator = next((mark for mark in ";\t|" if len(columns) == 1 and mark in columns[0]), None)
+            if separator is not None:
+                wrong = f"the columns are separated by {'a tab' if separator.isspace() else separator}, not by a comma"
+                raise DataError(Problem(where, "", wrong, "save it with commas", got=columns[0][:60]))
             continue
-        yield where, _csv_row(where, columns, cells)
+        size = sum(map(len, cells))
+        yield where, _csv_row(where, columns, cells) if size <= max_row_bytes else too_large(where, max_row_bytes, size)
 
 
-def _read_parquet(stream: IO[bytes], shown: str) -> Iterator[Row]:
-    """The rows of a Parquet file; the line of a row is its number from 1."""
-    pyarrow = _arrow("Parquet files")
-    try:
-        # Small batches, because a row group can be as large as the file, and Python objects take much memory.
-        batches = pyarrow.parquet.ParquetFile(stream).iter_batches(batch_size=1000)
-        for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), start=1):
-            yield Where(shown, number), row
-    except pyarrow.ArrowInvalid as error:
-        wrong = f"not a Parquet file: {' '.join(str(error).split())[:200]}"
-        raise DataError(Problem(Where(shown), "", wrong, "write it again")) from error
+def _csv_lines(stream: IO[bytes], shown: str, max_row_bytes: int) -> Iterator[str]:
+    """The lines of a CSV file as text.
+
+    Raises:
+        DataError: one is too large; where the next row begins is then unknown.
+    """
+    for number, line in enumerate(lines_of(stream, max_row_bytes), start=1):
+        if len(line) > max_row_bytes:
+            raise DataError(too_large(Where(shown, number), max_row_bytes))
+        yield (line.removeprefix(UTF8_BOM) if number == 1 else line).decode("utf-8", "surrogateescape")
 
 
 def _csv_row(where: Where, columns: list[str], cells: list[str]) -> dict[str, Any] | Problem:

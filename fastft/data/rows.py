@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
@@ -30,7 +31,7 @@ class Block:
     ends: Integers
     lines: Integers
     # Strings, or an Arrow column of them.
-    paths: Sequence[Any]
+    paths: Any
     # For held-out rows: Example.as_json of each.
     examples: Sequence[Any] = ()
 
@@ -83,6 +84,11 @@ class Rows(Sequence[Encoded]):
     def tokens(self) -> int:
         """The tokens of all rows."""
         return sum(len(block.ids) for block in self.blocks)
+
+    def paths(self) -> set[str]:
+        """The files of the rows."""
+        columns = [block.paths for block in self.blocks]
+        return {str(path) for paths in columns for path in (paths if isinstance(paths, list) else paths.unique())}
 
     def digests(self) -> Iterator[bytes]:
         """A digest of each row's tokens: 16 bytes a row."""
@@ -201,6 +207,16 @@ class RowSet:
     dropped: dict[str, int] = field(default_factory=dict)
     # Rows by source name, in the recipe's order.
     by_source: dict[str, int] = field(default_factory=dict)
+    # In how many rows each column, or key of turns as "[].key", has no effect.
+    unused: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def without_rows(self) -> list[str]:
+        """The files and sources that were read and of which no row is left."""
+        places = [row.where for row in self.overlong] + [problem.where for problem in self.rejected]
+        lost = {where.path for where in [*places, *(where for where, _ in self.repeated)]}
+        empty = {name for name, count in self.by_source.items() if not count}
+        return sorted(empty | (lost - self.rows.paths() if lost else lost))
 
     @property
     def examples(self) -> Examples:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastft.data.json_rows import Row
+from fastft.data.lines import MAX_ROW_BYTES
 from fastft.data.readers import count_rows, find_files, is_hub_data, joint_digest, read_rows
 from fastft.files.seal import file_sha256
 
@@ -26,14 +27,15 @@ class Source:
     name: str
     weight: float = 1.0
     limit: int | None = None
+    max_row_bytes: int = MAX_ROW_BYTES
 
     def rows(self, recipe_dir: Path) -> Iterator[Row]:
         """The rows up to the limit."""
-        return islice(read_rows(self.path, recipe_dir, self.key), self.limit)
+        return islice(read_rows(self.path, recipe_dir, self.key, self.max_row_bytes), self.limit)
 
     def count(self, recipe_dir: Path) -> int | None:
         """How many rows `rows` gives; None for a Hub dataset."""
-        total = count_rows(self.path, recipe_dir, self.key)
+        total = count_rows(self.path, recipe_dir, self.key, self.max_row_bytes)
         if total is None or self.limit is None:
             return total
         return min(total, self.limit)
@@ -54,17 +56,18 @@ class Source:
 
 def training_sources(data: DataSection) -> tuple[Source, ...]:
     """The sources of the training rows, in the recipe's order."""
+    most = data.max_row_bytes
     if data.train is not None:
-        return (Source(data.train, "data.train", data.train),)
+        return (Source(data.train, "data.train", data.train, max_row_bytes=most),)
     return tuple(
-        Source(entry.path, f"data.sources[{index}].path", entry.name or entry.path, entry.weight, entry.limit)
+        Source(entry.path, f"data.sources[{index}].path", entry.name or entry.path, entry.weight, entry.limit, most)
         for index, entry in enumerate(data.sources)
     )
 
 
 def evaluation_source(data: DataSection) -> Source | None:
     """The source of `data.eval`, or None."""
-    return None if data.eval is None else Source(data.eval, "data.eval", data.eval)
+    return None if data.eval is None else Source(data.eval, "data.eval", data.eval, max_row_bytes=data.max_row_bytes)
 
 
 def count_training_rows(data: DataSection, recipe_dir: Path) -> int | None:

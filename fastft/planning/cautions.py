@@ -174,6 +174,8 @@ def _data(sight: Sight) -> Iterator[Caution]:
             f"{rows.lost_rows:,} of {read:,} rows are left out, the longest has {rows.longest:,} tokens"
         )
         yield Caution("model.max_seq_length", says, "what is cut is not learnt", "the rows themselves")
+    for note in rows.notes:
+        yield Caution("data.ignore", note, "what has no effect is not learnt", "the rows themselves")
     if rows.split_rows:
         says = f"{rows.split_rows:,} conversations become a row an answer, with {rows.extra_tokens:,} tokens more"
         reason = 'the template writes earlier turns unlike it asks; data.train_on = "last" trains last answers alone'

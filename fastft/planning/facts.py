@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastft.data.sources import count_training_rows, evaluation_source
+from fastft.data.unused import unused_notes
 from fastft.files.atomic import free_bytes
 from fastft.probe.base_model import BaseModel, find_base_model
 from fastft.probe.device import Device, find_device
@@ -26,6 +27,7 @@ class RowFacts:
 
     `lengths`: tokens of each training row. `trained_tokens`: those that carry loss. `lost_rows`, `lost_tokens`: what
     max_seq_length costs, by `overlong` ("drop", "truncate", ...); `longest`: tokens of the longest row before that.
+    `notes`: what the rows say and has no effect.
     `split_rows`: conversations that became one row an answer, with `extra_tokens` more. `dropped`: how many rows lost
     what data.may_drop allows, by its name.
     """
@@ -39,6 +41,7 @@ class RowFacts:
     overlong: str
     pads_with_end: bool
     template: str | None
+    notes: tuple[str, ...] = ()
     split_rows: int = 0
     extra_tokens: int = 0
     dropped: Mapping[str, int] = field(default_factory=dict)
@@ -105,6 +108,7 @@ def with_rows(facts: Facts, recipe: Recipe, prepared: Prepared) -> Facts:
         overlong=recipe.data.overlong,
         pads_with_end=tokenizer.pad_token is not None and tokenizer.pad_token in tokenizer.stop_tokens,
         template=None if prepared.template is None else prepared.template.name,
+        notes=tuple(unused_notes("training", train.unused)),
         split_rows=len(train.split),
         extra_tokens=sum(one.extra_tokens for one in train.split),
         dropped=dict(train.dropped),

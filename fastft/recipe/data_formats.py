@@ -14,5 +14,18 @@ DATA_FORMATS = {
     "text": ("text",),
 }
 
+# The columns that each format reads besides. Any other is refused or counted: fastft.data.unused.
+_OF_TURNS = frozenset({"system", "tools"})
+_OF_ONE_ANSWER = _OF_TURNS | {"history", "reasoning_content", "reasoning", "thinking"}
+OPTIONAL_COLUMNS = {
+    "messages": _OF_TURNS,
+    "sharegpt": _OF_TURNS,
+    "belle": _OF_TURNS,
+    "alpaca": _OF_ONE_ANSWER | {"input"},
+    "prompt_completion": _OF_ONE_ANSWER,
+    "classification": _OF_TURNS,
+    "text": frozenset[str](),
+}
+
 # The date that Llama 3.1 and 3.2 write where no other is given.
 TEMPLATE_DATE = "2024-07-26"

@@ -264,6 +264,19 @@ class DataSection(Section):
     file's `question` as `prompt`.
     Upstream: none (fastft reads the rows)"""
 
+    ignore: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Columns and keys of turns that have no effect on purpose: `ignore = ["chosen", "rejected"]`. Without it, one that
+    would change what is learnt (preferences, pictures, weights, a system text under another name) makes its row broken,
+    and every other is counted.
+    Upstream: none (fastft reads the rows)"""
+
+    allow_assistant_first: bool = False
+    """Accept conversations that the assistant begins, such as a greeting. That first turn is kept as context and
+    carries no loss, because it answers nothing.
+    On: chats of bots that greet are trained as they are, where the chat template accepts them.
+    Off: such rows are broken.
+    Upstream: none (fastft reads the rows)"""
+
     chat_template: str = "model"
     """How messages become text: "model" for the base model's own template, a known name ("llama-3.1", "llama-3",
     "chatml", ...), or a `.jinja` file relative to the recipe.
@@ -308,6 +321,13 @@ class DataSection(Section):
     answers (plain text: pieces of at most the limit); "error" refuses to start. Each such row is counted and listed,
     and no answer is ever cut in two.
     Upstream: none (fastft measures before training)"""
+
+    max_row_bytes: int = Field(default=8 * 2**20, ge=1024)
+    """A row with more bytes than this is broken, and is never parsed: one damaged line cannot take all memory.
+    Unit: bytes
+    Too small: long documents are left out.
+    Too large: a compressed file of a few kilobytes can fill the memory.
+    Upstream: none (fastft reads the rows)"""
 
     max_reject_fraction: Fraction = 0.01
     """Refuse to start when more than this share of the rows is broken. Broken rows are never trained; they are listed

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from fastft.data.hygiene import Finding, Hygiene
+from fastft.data.traits import Traits
+from fastft.data.unused import unused_notes
 
 # Findings of a kind, and rows of a finding, on the screen; `--json` has all.
 SHOWN = 3
@@ -17,8 +21,11 @@ _TITLES = {
     "leaked_rows": "evaluation rows that are trained",
     "leaked_prompts": "evaluation questions that are trained",
     "contradictions": "one question, different answers",
+    "near_contradictions": "nearly one question, different answers",
     "repeated_answers": "answers given very often",
     "outliers": "far longer than the rest",
+    "cut_answers": "answers that seem to be cut",
+    "personal": "looks like personal data or a secret; --no-personal leaves this out",
 }
 
 
@@ -30,7 +37,10 @@ def print_hygiene(found: Hygiene) -> None:
     least, low, middle, high, most = found.lengths
     console.print(f"characters in a row: {least} to {most}, middle half {low} to {high}, median {middle}")
     console.print(f"questions with different first words: {found.prompt_diversity:.0%}")
-    for title, counts in (("source", found.sources), ("answer", found.labels)):
+    console.print(_traits(found.traits))
+    for note in unused_notes("training", Counter(found.unused)):
+        console.print(Text(note))
+    for title, counts in (("source", found.sources), ("script", found.scripts), ("answer", found.labels)):
         if len(counts) > 1:
             console.print(_balance(title, counts))
     if not found.findings:
@@ -39,6 +49,18 @@ def print_hygiene(found: Hygiene) -> None:
         group = [finding for finding in found.findings if finding.kind == kind]
         if group:
             _print_group(console, title, group)
+
+
+def _traits(by_source: dict[str, Traits]) -> Table:
+    """A line a source: what its rows hold."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    for name in ("source", "rows", "system text", "tools", "reasoning", "cut", "characters", "tokens"):
+        table.add_column(name, justify="left" if name == "source" else "right")
+    for source, traits in by_source.items():
+        counts = (traits.rows, traits.system, traits.tools, traits.reasoning, traits.cut_answers, traits.characters)
+        tokens = "not counted" if traits.tokens is None else f"{traits.tokens:,}"
+        table.add_row(Text(source[:40]), *(f"{count:,}" for count in counts), tokens)
+    return table
 
 
 def _balance(title: str, counts: dict[str, int]) -> Table:

@@ -7,6 +7,7 @@ import json
 from fastft.data.parts import DROPPED
 from fastft.data.prepare import Prepared
 from fastft.data.rows import RowSet, reject_record
+from fastft.data.unused import unused_notes
 
 
 def accounts(prepared: Prepared) -> list[tuple[str, list[str]]]:
@@ -28,12 +29,13 @@ def _account(name: str, rows: RowSet, data_format: str) -> tuple[str, list[str]]
         (len(rows.leaked), "also trained, and left out of the evaluation"),
     ]
     notes = [f"{count} {name} {_rows(count)} {why}; see rejects.jsonl" for count, why in reasons if count]
+    notes += [f"no row of {path} is among the {name} rows" for path in rows.without_rows]
     if rows.split:
         made, extra = sum(one.rows for one in rows.split), sum(one.extra_tokens for one in rows.split)
         why = f"split into {made}, one an answer, with {extra} tokens more (data.turns)"
         notes.append(f"{len(rows.split)} {name} {_rows(len(rows.split))} {why}")
     notes += [f"{count} {name} {_rows(count)} {DROPPED[kind]}" for kind, count in sorted(rows.dropped.items())]
-    return summary, notes
+    return summary, notes + unused_notes(name, rows.unused)
 
 
 def _rows(count: int) -> str:

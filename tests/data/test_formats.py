@@ -127,10 +127,11 @@ def test_plain_text_must_be_text(value: object) -> None:
 
 
 def test_unknown_columns_list_what_would_fit() -> None:
-    with pytest.raises(
-        DataError, match=r"fit no known format \(got question, answer\); map them in data\.columns to one of"
-    ):
+    mapping = r"write columns = \{ prompt = .question., completion = .answer. \}"
+    with pytest.raises(DataError, match=r"fit no known format \(got question, answer\); " + mapping):
         detect_or_fail({"question": "", "answer": ""}, HERE)
+    with pytest.raises(DataError, match=r"fit no known format \(got a, b\); map them in data\.columns to one of"):
+        detect_or_fail({"a": 1, "b": 2}, HERE)
 
 
 def test_a_missing_column_names_the_nearest_one_and_the_format_that_would_fit() -> None:

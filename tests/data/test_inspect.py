@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -48,6 +49,17 @@ def test_a_file_of_broken_rows_only_is_reported(tmp_path: Path, locate: Callable
     (tmp_path / "train.jsonl").write_text("{broken\n")
     problems = inspect(DataSection(train="train.jsonl"), tmp_path, locate).data_problems
     assert ["not valid JSON" in str(problem) for problem in problems] == [True]
+
+
+def test_a_file_none_of_whose_first_rows_can_be_trained_is_not_sound(
+    tmp_path: Path, locate: Callable[[str], Where]
+) -> None:
+    row = json.dumps({**json.loads(ROW), "label": False})
+    (tmp_path / "train.jsonl").write_text(f"{row}\n{row}\n")
+    problems = inspect(DataSection(train="train.jsonl"), tmp_path, locate).data_problems
+    assert ["train.jsonl:1: label: preferences are not trained" in str(problem) for problem in problems] == [True]
+    (tmp_path / "train.jsonl").write_text(f"{row}\n{row}\n{ROW}\n")
+    assert inspect(DataSection(train="train.jsonl"), tmp_path, locate).data_problems == ()
 
 
 def test_the_inspection_loads_no_tokenizer(tmp_path: Path) -> None:

@@ -142,6 +142,11 @@ def test_a_padding_token_that_ends_answers_is_told(recipe: Make) -> None:
     assert [caution for caution in cautions(sound(recipe)) if "padding token" in caution.says] == []
 
 
+def test_what_has_no_effect_in_the_rows_is_said(recipe: Make) -> None:
+    note = "columns without effect in training rows: id (3 rows)"
+    assert ("data.ignore", note) in [(c.field, c.says) for c in cautions(sound(recipe), notes=(note,))]
+
+
 @pytest.mark.parametrize(("processes", "idle"), [(1, True), (2, False)])
 def test_gpus_that_no_process_uses_are_told(recipe: Make, processes: int, idle: bool) -> None:
     found = cautions(sound(recipe), TWO_GPUS, processes)
