@@ -58,6 +58,10 @@ def _check_rows(loaded: LoadedRecipe) -> None:
             counts, notes = account(name, rows, made.format)
             for line in (counts, *notes):
                 say(line)
+    if made.template is not None and made.template.written_date:
+        say(
+            f"the chat template writes a date, in every row the same: {made.template.written_date} (data.template_date)"
+        )
     broken = [*made.train.rejected, *(made.eval.rejected if made.eval else ())]
     if broken:
         raise DataError(broken)
