@@ -58,6 +58,9 @@ def _check_rows(loaded: LoadedRecipe) -> None:
     for counts, notes in accounts(made):
         for line in (counts, *notes):
             say(line)
+    if made.template is not None and made.template.written_date:
+        date = made.template.written_date
+        say(f"the chat template writes a date, in every row the same: {date} (data.template_date)")
     broken = []
     for rows in (made.train, made.eval) if made.eval else (made.train,):
         broken += rows.rejected

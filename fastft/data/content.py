@@ -61,6 +61,8 @@ def strange_in(answer: str, message: Message, others: Iterable[Message]) -> Mess
         return None  # arguments repeat what was asked
     rest = answer
     for part in ordered_texts(message):
+        if part not in rest:
+            return None  # written in another form, in which it may quote the question
         rest = rest.replace(part, "", 1)
     for other in others:
         if (

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 NO_LOSS = -100
 _NO_LOSS_TOKEN = array("i", [NO_LOSS])
+# More than any word that a template ends a prompt with.
+BORDER_CHARACTERS = 16
 # The byte of each 32-bit label that contains its sign, and the translation of that byte: 1 where a token carries loss.
 _SIGN_BYTES = slice(3 if sys.byteorder == "little" else 0, None, 4)
 _CARRIES_LOSS = bytes(byte < 128 for byte in range(256))
@@ -202,15 +204,25 @@ def _labelled(part: Part, renderer: Renderer, encoding: Encoding) -> Encoded:
 
 
 def _begins_as_asked(text: str, encoding: Encoding, ids: array[int], answer: Span, renderer: Renderer) -> bool:
-    """Whether the prompt before `answer`, (its first token, its first character), alone has the tokens it has here."""
+    """Whether the prompt before `answer`, (its first token, its first character), alone has the tokens it has here.
+
+    What joins two texts into one token stands near their border, so that one comparison serves for equal ones.
+    """
     first, start = answer
+    place = encoding.token_to_chars(first)
+    border = text[max(0, start - BORDER_CHARACTERS) : start + 2]
+    if place is not None and place[0] == start and border in renderer.proven_borders:
+        return True
     at = first - 1
     while at >= 0 and ids[at] not in renderer.special_ids:
         at -= 1
-    place = encoding.token_to_chars(at) if at >= 0 else None
-    begin = place[0] if place else 0
+    before = encoding.token_to_chars(at) if at >= 0 else None
+    begin = before[0] if before else 0
     tail = renderer.tokenizer.tokenizer.encode(text[begin:start], add_special_tokens=False).ids
-    return ids[max(at, 0) : first].tolist() == tail
+    same: bool = ids[max(at, 0) : first].tolist() == tail
+    if same:
+        renderer.proven_borders.add(border)
+    return same
 
 
 def _joined(part: Part, renderer: Renderer) -> Encoded:

@@ -85,6 +85,11 @@ class Renderer:
         """The shapes of rows whose prompts were compared with their texts (fastft.data.parts); grows with the rows."""
         return set()
 
+    @cached_property
+    def proven_borders(self) -> set[str]:
+        """The last characters of prompts, and the first of their answers, that share no token; grows with the rows."""
+        return set()
+
     def missing_bos(self, text: str) -> str:
         """The BOS token where the model needs one and `text` does not begin with it, else ""."""
         bos = self.tokenizer.bos_token if self.tokenizer.adds_bos else None

@@ -113,6 +113,11 @@ class ChatTemplate:
         texts = {const.value for node in asking for const in node.find_all(nodes.Const)}
         return tuple(sorted(text for text in texts if isinstance(text, str) and re.search(r"[^\w\s]", text)))
 
+    @property
+    def written_date(self) -> str | None:
+        """The date that the template writes where it asks for today's, None where it does not ask."""
+        return self.today if "strftime_now" in self.source else None
+
     @cached_property
     def reasoning_key(self) -> str | None:
         """The name under which the template reads reasoning, where it is not reasoning_content."""

@@ -183,6 +183,10 @@ def _data(sight: Sight) -> Iterator[Caution]:
     for kind, count in rows.dropped.items():
         says = f"{count:,} training rows {'are' if count > 1 else 'is'} {DROPPED[kind]}"
         yield Caution("data.chat_template", says, "what is not in the text is not learnt", "the rows themselves")
+    if rows.written_date:
+        says = f"the chat template writes a date, in every row the same: {rows.written_date}"
+        reason = "tools that write today's date train other rows tomorrow, and ask with another date than they trained"
+        yield Caution("data.template_date", says, reason, "the chat template")
     if rows.pads_with_end:
         says = "the padding token is one that ends an answer; fastft masks by length, so answers still learn to end"
         reason = "a tool that masks by token would never train the end: endless answers"

@@ -29,7 +29,7 @@ class RowFacts:
     max_seq_length costs, by `overlong` ("drop", "truncate", ...); `longest`: tokens of the longest row before that.
     `notes`: what the rows say and has no effect.
     `split_rows`: conversations that became one row an answer, with `extra_tokens` more. `dropped`: how many rows lost
-    what data.may_drop allows, by its name.
+    what data.may_drop allows, by its name. `written_date`: the date that the chat template writes, if it does.
     """
 
     lengths: Sequence[int]
@@ -45,6 +45,7 @@ class RowFacts:
     split_rows: int = 0
     extra_tokens: int = 0
     dropped: Mapping[str, int] = field(default_factory=dict)
+    written_date: str | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,7 @@ def with_rows(facts: Facts, recipe: Recipe, prepared: Prepared) -> Facts:
         split_rows=len(train.split),
         extra_tokens=sum(one.extra_tokens for one in train.split),
         dropped=dict(train.dropped),
+        written_date=None if prepared.template is None else prepared.template.written_date,
     )
     return replace(facts, train_examples=len(lengths), eval_examples=rows.eval_rows, rows=rows)
 

@@ -311,8 +311,9 @@ class DataSection(Section):
 
     may_drop: Annotated[tuple[Literal["history_reasoning", "reasoning", "tools"], ...], Field(strict=False)] = ()
     """What the chat template may leave out of a row: counted instead of refused. "history_reasoning": the reasoning of
-    trained answers that are not the last, with `turns = "whole"`; "reasoning": the `reasoning_content` of any answer;
-    "tools": the `tools` of the row. Anything else that a template leaves out or moves is refused with its line.
+    trained answers that are not the last (Qwen3; without it, `turns = "auto"` splits such rows); "reasoning": the
+    `reasoning_content` of any answer; "tools": the `tools` of the row. Anything else that a template leaves out or
+    moves is refused with its line.
     Upstream: none (fastft compares each row with its text)"""
 
     overlong: Literal["drop", "truncate", "split", "error"] = "drop"

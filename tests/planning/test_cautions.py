@@ -147,6 +147,21 @@ def test_what_has_no_effect_in_the_rows_is_said(recipe: Make) -> None:
     assert ("data.ignore", note) in [(c.field, c.says) for c in cautions(sound(recipe), notes=(note,))]
 
 
+@pytest.mark.parametrize(
+    ("facts", "field", "words"),
+    [
+        ({"split_rows": 3, "extra_tokens": 4120}, "data.turns", "4,120 tokens more"),
+        ({"dropped": {"reasoning": 2}}, "data.chat_template", "2 training rows are without reasoning"),
+        ({"written_date": "2024-07-26"}, "data.template_date", "2024-07-26"),
+    ],
+)
+def test_what_rows_lose_and_what_a_split_costs_stands_in_the_plan(
+    recipe: Make, facts: dict[str, Any], field: str, words: str
+) -> None:
+    found = [caution for caution in cautions(sound(recipe), **facts) if caution.field == field]
+    assert [words in caution.says for caution in found] == [True]
+
+
 @pytest.mark.parametrize(("processes", "idle"), [(1, True), (2, False)])
 def test_gpus_that_no_process_uses_are_told(recipe: Make, processes: int, idle: bool) -> None:
     found = cautions(sound(recipe), TWO_GPUS, processes)
