@@ -9,12 +9,12 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
 from fastft import __version__
-from fastft.errors import FastftError, MachineError, Problem, Where
+from fastft.errors import FastftError, MachineError, Problem, UsageError, Where
 from fastft.files.cache import cache_folder
 from fastft.probe.software import INSTALL, NEEDED_TO_CHAT, NEEDED_TO_EXPORT, require
 from fastft.redaction import redact
@@ -35,7 +35,25 @@ RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, 
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: --set train.learning_rate=1e-4")
 ]
-RunsDir = Annotated[Path, typer.Option("--runs-dir", metavar="DIR", help="Where run folders are made.")]
+
+
+Place = TypeVar("Place", Path, str, None)
+
+
+def _looked_up(place: Place) -> Place:
+    """The same path; raises UsageError for one that the system refuses to look up, such as a name of 300 letters."""
+    if place is not None:
+        from fastft.recipe.paths import refusal
+
+        wrong = refusal(Path(), str(place))
+        if wrong is not None:
+            raise UsageError(Problem(Where(str(place)[:100]), "", f"cannot be looked up: {wrong}", "correct the path"))
+    return place
+
+
+RunsDir = Annotated[
+    Path, typer.Option("--runs-dir", metavar="DIR", help="Where run folders are made.", callback=_looked_up)
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
@@ -46,7 +64,12 @@ def run(
     runs_dir: RunsDir = Path("runs"),
     resume: Annotated[
         str | None,
-        typer.Option("--resume", metavar="[RUN]", help="Do not run a finished run again; RUN: continue this folder."),
+        typer.Option(
+            "--resume",
+            metavar="[RUN]",
+            help="Do not run a finished run again; RUN: continue this folder.",
+            callback=_looked_up,
+        ),
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin a new run, even where one did not finish.")] = False,
     accept_drift: Annotated[
@@ -132,13 +155,22 @@ def plan(
 
 
 WeightsArgument = Annotated[
-    Path, typer.Argument(metavar="PATH", help="A run, an adapter, a model folder or a .gguf file.", show_default=False)
+    Path,
+    typer.Argument(
+        metavar="PATH",
+        help="A run, an adapter, a model folder or a .gguf file.",
+        callback=_looked_up,
+        show_default=False,
+    ),
 ]
 ContextTokens = Annotated[
     int | None, typer.Option("--context-tokens", min=64, help="The longest conversation of a GGUF file; default: 4096.")
 ]
 Base = Annotated[
-    str | None, typer.Option("--base", metavar="MODEL", help="The 16-bit base of an adapter: a folder or a Hub id.")
+    str | None,
+    typer.Option(
+        "--base", metavar="MODEL", help="The 16-bit base of an adapter: a folder or a Hub id.", callback=_looked_up
+    ),
 ]
 
 
@@ -147,10 +179,13 @@ def export(
     path: WeightsArgument,
     to: Annotated[str, typer.Option("--to", metavar="FORMATS", help="adapter,merged_16bit,merged_4bit,gguf")] = "gguf",
     quant: Annotated[str, typer.Option("--quant", metavar="TYPES", help="GGUF types: q4_k_m,q8_0")] = "",
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Default: its exports/ folder.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Default: its exports/ folder.", callback=_looked_up)
+    ] = None,
     base: Base = None,
     llama_cpp: Annotated[
-        Path | None, typer.Option("--llama-cpp", metavar="DIR", help="Convert with this llama.cpp checkout.")
+        Path | None,
+        typer.Option("--llama-cpp", metavar="DIR", help="Convert with this llama.cpp checkout.", callback=_looked_up),
     ] = None,
     push: Annotated[
         str | None, typer.Option("--push", metavar="HUB_ID", help="Upload what passed; a new repository is private.")
@@ -191,7 +226,12 @@ def chat(
 
 @app.command()
 def serve(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="A .gguf file, or a run with one.", show_default=False)],
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PATH", help="A .gguf file, or a run with one.", callback=_looked_up, show_default=False
+        ),
+    ],
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="On 127.0.0.1.")] = 8080,
     context_tokens: ContextTokens = None,
     api_key: Annotated[

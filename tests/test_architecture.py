@@ -52,6 +52,7 @@ AT_A_JSON_EDGE = {
     "from_config": "config.json of a base model, in the names of Hugging Face",
     "read_config": "config.json of a base model, in the names of Hugging Face",
     "read_model_config": "the same",
+    "read_object": "any JSON file of a model, in the names of Hugging Face",
     "stopping_ids": "generation_config.json, in the names of Hugging Face",
     "as_template_value": "what chat templates are given",
     "extra": "what chat templates are given besides role and content, as the row has it",

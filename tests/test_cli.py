@@ -306,3 +306,24 @@ def test_doctor_names_what_is_missing_and_the_command(light_side: Path) -> None:
     assert done.returncode == 4
     assert 'pip install "fastft[train]"' in done.stdout
     assert done.stdout.splitlines()[-1].endswith(" broken")
+
+
+@pytest.mark.parametrize("place", ["n" * 300, "a/" * 3000, "~nobody_x/y"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["chat"],
+        ["serve"],
+        ["export"],
+        ["export", "x", "--out"],
+        ["export", "x", "--base"],
+        ["run", ROOT / "recipes/quickstart.toml", "--runs-dir"],
+        ["run", ROOT / "recipes/quickstart.toml", "--resume"],
+    ],
+)
+def test_a_path_that_no_file_can_have_is_a_usage_error(fastft: Fastft, arguments: list[object], place: str) -> None:
+    outcome = fastft(*arguments, place)
+
+    assert outcome.code == 2
+    assert "cannot be looked up" in outcome.err
+    assert len(outcome.err) < 300

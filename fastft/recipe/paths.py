@@ -23,11 +23,12 @@ def unreachable_paths(recipe: Recipe, folder: Path) -> Iterator[tuple[str, str, 
         "train.deepspeed": recipe.train.deepspeed,
     }
     for field, name in values.items():
-        if name is not None and (wrong := _refusal(folder, name)):
+        if name is not None and (wrong := refusal(folder, name)):
             yield field, name, wrong
 
 
-def _refusal(folder: Path, name: str) -> str | None:
+def refusal(folder: Path, name: str) -> str | None:
+    """Why the system does not look up `name` in `folder`; None for what is there, and for what could be."""
     try:
         (folder / Path(name).expanduser()).stat()
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL, which no file has
