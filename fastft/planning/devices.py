@@ -9,9 +9,6 @@ from fastft.errors import Problem, UsageError, Where, nearest
 from fastft.probe.device import GIB, Device, processor
 
 MIB = 1024**2
-# What a LoRA step that is bound by the GPU reaches of the data-sheet peak: Unsloth's own measured figure for an A100
-# (unsloth/utils/padding_choice.py, _EFFICIENCY); LLaMA-Factory's published runs with Unsloth reach 42 to 74 %.
-GPU_UTILISATION = 0.5
 
 
 @dataclass(frozen=True)

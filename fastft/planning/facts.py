@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastft.data.sources import count_training_rows, evaluation_source
-from fastft.files.atomic import free_bytes
-from fastft.probe.base_model import BaseModel, find_base_model
+from fastft.files.atomic import free_bytes, on_one_disk
+from fastft.planning.measured import Measured, measured_shares, throughput_file
+from fastft.probe.architecture import architecture_of
+from fastft.probe.base_model import BaseModel, cache_folder, find_base_model, hub_cache
 from fastft.probe.device import Device, find_device
 from fastft.probe.software import installed
 from fastft.recipe.loader import LoadedRecipe
@@ -21,11 +23,24 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Estimate:
+    """How token lengths were estimated where the tokenizer is not here. `error`: as a share, 0.2 is a fifth either way.
+
+    `why`: what is missing.
+    """
+
+    how: str
+    error: float
+    why: str
+
+
+@dataclass(frozen=True)
 class RowFacts:
-    """What the tokenizer tells of the training rows, and of itself.
+    """What the tokenizer says of the training rows, and of itself.
 
     `lengths`: tokens of each training row. `trained_tokens`: those that carry loss. `lost_rows`, `lost_tokens`: what
     max_seq_length costs, by `overlong` ("drop", "truncate", ...); `longest`: tokens of the longest row before that.
+    `estimate`: None where the tokenizer counted; else no count of tokens is exact, and `trained_tokens` is 0.
     """
 
     lengths: Sequence[int]
@@ -37,6 +52,7 @@ class RowFacts:
     overlong: str
     pads_with_end: bool
     template: str | None
+    estimate: Estimate | None = None
 
 
 @dataclass(frozen=True)
@@ -44,8 +60,9 @@ class Facts:
     """What the plan is made from besides the recipe.
 
     `train_examples`, `eval_examples`: rows in the data, None where they cannot be counted here. `rows`: what is known
-    once they are tokenized, else None and `rows_missing` says why. `free_disk_bytes`: free space where runs are
-    written. `processes`: how many this run is made of, one a GPU (torchrun tells them by WORLD_SIZE).
+    once they are tokenized or estimated, else None and `rows_missing` says why. `free_disk_bytes`: free space where
+    runs are written; `free_cache_bytes`: where base models are kept, None where that is the same disk. `measured`: what
+    earlier runs here reached. `processes`: how many this run is made of, one a GPU (torchrun sets WORLD_SIZE).
     """
 
     device: Device
@@ -54,9 +71,11 @@ class Facts:
     train_examples: int | None
     eval_examples: int | None
     free_disk_bytes: int
+    free_cache_bytes: int | None = None
     rows: RowFacts | None = None
     rows_missing: str = "the rows are not tokenized yet"
     processes: int = 1
+    measured: Measured = field(default_factory=dict)
 
     @property
     def lengths(self) -> Sequence[int] | None:
@@ -73,14 +92,18 @@ def find_facts(loaded: LoadedRecipe, runs_dir: Path) -> Facts:
     """
     recipe = loaded.recipe
     train_examples, eval_examples = example_counts(loaded)
+    base = find_base_model(recipe.model.id, recipe.model.revision, loaded.folder, loaded.where("model.id"))
+    cache = hub_cache() if base.source == "hub" else cache_folder()
     return Facts(
         device=find_device(),
         installed=installed(),
-        base_model=find_base_model(recipe.model.id, recipe.model.revision, loaded.folder, loaded.where("model.id")),
+        base_model=base,
         train_examples=train_examples,
         eval_examples=eval_examples,
         free_disk_bytes=free_bytes(runs_dir),
+        free_cache_bytes=None if on_one_disk(runs_dir, cache) else free_bytes(cache),
         processes=int(os.environ.get("WORLD_SIZE") or 1),
+        measured=measured_shares(throughput_file()),
     )
 
 
@@ -102,6 +125,40 @@ def with_rows(facts: Facts, recipe: Recipe, prepared: Prepared) -> Facts:
         template=None if prepared.template is None else prepared.template.name,
     )
     return replace(facts, train_examples=len(lengths), eval_examples=rows.eval_rows, rows=rows)
+
+
+def with_estimated_rows(facts: Facts, loaded: LoadedRecipe, why: str) -> Facts:
+    """`facts` with lengths estimated from the text of the rows, because `why`; unchanged where none can be read.
+
+    Raises:
+        DataError: the data cannot be read.
+        RecipeError: the chat template is unknown.
+    """
+    from fastft.data.estimate import estimate_rows
+
+    recipe, architecture = loaded.recipe, architecture_of(loaded.recipe.model.id, facts.base_model.config)
+    found = estimate_rows(
+        recipe.data,
+        loaded.folder,
+        vocabulary=None if architecture is None else architecture.vocabulary,
+        max_seq_length=recipe.model.max_seq_length,
+        seed=recipe.train.seed,
+        examples=facts.train_examples or 0,
+        locate=loaded.where,
+    )
+    rows = RowFacts(
+        lengths=found.lengths,
+        eval_rows=facts.eval_examples,
+        trained_tokens=0,
+        lost_rows=found.lost_rows,
+        lost_tokens=0,
+        longest=found.longest,
+        overlong=recipe.data.overlong,
+        pads_with_end=False,
+        template=None,
+        estimate=Estimate(found.how, found.error, why),
+    )
+    return replace(facts, train_examples=len(found.lengths), rows=rows) if found.lengths else facts
 
 
 def example_counts(loaded: LoadedRecipe) -> tuple[int | None, int | None]:

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from fastft.errors import MachineError, Problem, Where
+from fastft.files.atomic import read_json
 from fastft.files.seal import file_sha256
 from fastft.probe.software import package_file
 from fastft.recipe.rules import is_hub_id
 
-HUB_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors", "README.md")
+# All that stands on the Hub beside the weights: a few MB.
+SMALL_HUB_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "README.md")
+HUB_FILES = (*SMALL_HUB_FILES, "*.safetensors")
 # Weights in these forms are pickles: loading them can run code.
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
@@ -36,12 +39,21 @@ class BaseModel:
     @property
     def is_here(self) -> bool:
         """Whether the model can be loaded now, without download or conversion."""
-        return self.folder is not None and (self.folder / "config.json").is_file()
+        return bool(self.config) and self._has_weights
+
+    @property
+    def _has_weights(self) -> bool:
+        """Whether every safetensors file is there: all that an index names, or one where there is no index."""
+        assert self.folder is not None  # noqa: S101 -- only asked where config.json was read
+        index = read_json(self.folder / "model.safetensors.index.json")
+        if index is None:
+            return any(self.folder.glob("*.safetensors"))
+        return all((self.folder / name).is_file() for name in set(index["weight_map"].values()))
 
     @property
     def config(self) -> dict[str, Any]:
-        """config.json, or {} while the model is not on this machine."""
-        if self.folder is None or not self.is_here:
+        """config.json, or {} while it is not on this machine; the weights may be missing still."""
+        if self.folder is None or not (self.folder / "config.json").is_file():
             return {}
         config: dict[str, Any] = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
         return config
@@ -57,6 +69,13 @@ class BaseModel:
 def cache_folder() -> Path:
     """Where fastft keeps what it can make again: converted base models, Unsloth's compiled kernels."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastft"
+
+
+def hub_cache() -> Path:
+    """Where huggingface_hub keeps what it downloads."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
 
 
 def licence(folder: Path) -> str | None:

@@ -12,7 +12,7 @@ from fastft.planning.batching import Batching
 from fastft.planning.fitting import MemoryForecast, UnknownMemory
 from fastft.planning.plan import Plan
 from fastft.planning.timing import Time
-from fastft.report.units import duration, size
+from fastft.report.units import between, size
 
 
 def what_if_page(field: str, plans: Sequence[tuple[str, Plan]]) -> Group:
@@ -35,7 +35,7 @@ def _cells(plan: Plan) -> list[Text]:
         Text("?" if examples is None else f"{examples:g}"),
         Text(f"{batching.padding.padding_share:.1%}" if isinstance(batching, Batching) else "?"),
         _peak(plan.memory),
-        Text(duration(time.seconds) if isinstance(time, Time) else "?"),
+        Text(between(time.seconds.low, time.seconds.high) if isinstance(time, Time) else "?"),
         Text(size(plan.disk.needed_bytes), "" if plan.disk.fits else "bold red"),
     ]
 

@@ -35,7 +35,7 @@ def score(plan: Plan, measured: Measured) -> dict[str, Score]:
     A run that stopped early is scored on the steps it was planned for, so its error shows it.
     """
     peak = None if isinstance(plan.memory, UnknownMemory) else plan.memory.peak.peak_bytes
-    seconds = None if isinstance(plan.time, UnknownTime) else plan.time.seconds
+    seconds = None if isinstance(plan.time, UnknownTime) else plan.time.seconds.likely
     pairs: dict[str, tuple[float | None, float | None]] = {
         "optimizer_steps": (plan.schedule.optimizer_steps, measured.optimizer_steps),
         "tokens": (plan.time.tokens, measured.tokens),

@@ -12,7 +12,7 @@ from fastft.data.prepare import Prepared, prepare
 from fastft.data.tokenizer import load_tokenizer
 from fastft.errors import MachineError, Problem, Where
 from fastft.probe.base_model import BaseModel, cache_folder, find_base_model
-from fastft.probe.hub import fetch
+from fastft.probe.hub import fetch_small_files
 from fastft.recipe.loader import LoadedRecipe
 
 
@@ -58,13 +58,14 @@ def prepare_rows(
 
 
 def fetch_tokenizer(loaded: LoadedRecipe, say: Say) -> Path:
-    """The folder of the base model for commands that only read rows, downloaded or convert when it must be.
+    """The folder of the base model for commands that only read rows; downloads no weights, converts a package model.
 
     Raises:
         MachineError: it cannot be had.
     """
     wanted, where = loaded.recipe.model, loaded.where("model.id")
-    model = fetch(find_base_model(wanted.id, wanted.revision, loaded.folder, where), wanted.revision, where, say)
+    model = find_base_model(wanted.id, wanted.revision, loaded.folder, where)
+    model = fetch_small_files(model, wanted.revision, where)
     if model.is_here:
         return convert(model, where, say)
     with tempfile.TemporaryDirectory() as folder, library_output_to(Path(folder) / "log.txt"):

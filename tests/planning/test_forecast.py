@@ -16,7 +16,8 @@ from fastft.planning.devices import SHEETS, named_device, sheet_of
 from fastft.planning.facts import Facts
 from fastft.planning.fitting import MemoryForecast, UnknownMemory
 from fastft.planning.plan import Plan, make_plan
-from fastft.planning.timing import Time, UnknownTime, work_per_token
+from fastft.planning.timing import Time, UnknownTime
+from fastft.planning.work import work_per_token
 from fastft.probe.architecture import KNOWN
 from fastft.probe.base_model import BaseModel
 from fastft.probe.device import GIB, Device
