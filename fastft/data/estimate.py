@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 # Rows that are looked at; the lengths of more are taken from these.
 ESTIMATED_ROWS = 5000
 # How many tokens off the estimate was at most, as a share, in sixteen texts: English, six other European languages,
-# Russian, Japanese and Chinese prose, Python, JSON, Markdown, short support messages. Greek was off by half with Qwen and
-# Mistral.
+# Russian, Japanese and Chinese prose, Python, JSON, Markdown, short support messages. Greek is off by half with Qwen
+# and Mistral.
 ERROR, ERROR_OF_UNKNOWN = 0.2, 0.3
 
 

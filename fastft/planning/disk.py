@@ -53,6 +53,13 @@ def count_trained_weights(recipe: Recipe, architecture: Architecture) -> int:
     return architecture.adapter_weights(recipe.lora.r, recipe.lora.target_modules)
 
 
+def _download(model: BaseModel, architecture: Architecture | None) -> int | None:
+    """Bytes that the base model adds to its cache: 16 bits a weight, downloaded or converted; None where unknown."""
+    if model.is_here:
+        return 0
+    return None if architecture is None else 2 * architecture.weights + SMALL_MODEL_BYTES
+
+
 def make_disk(
     recipe: Recipe,
     model: BaseModel,
@@ -75,8 +82,7 @@ def make_disk(
         types = recipe.export.quantization or (DEFAULT_QUANTIZATION,)
         bits = sum(QUANTIZATIONS[name].bits for name in types)
         gguf = round(whole * bits / 8) if GGUF in recipe.export.formats else 0
-    # Hub models and converted ones are stored in 16 bits.
-    download = 0 if model.is_here else None if architecture is None else 2 * architecture.weights + SMALL_MODEL_BYTES
+    download = _download(model, architecture)
     parts = (adapter, checkpoints, merged, gguf, download if free_cache_bytes is None else 0)
     return Disk(
         adapter_weights=weights,

@@ -71,11 +71,11 @@ class Facts:
     train_examples: int | None
     eval_examples: int | None
     free_disk_bytes: int
-    free_cache_bytes: int | None = None
     rows: RowFacts | None = None
     rows_missing: str = "the rows are not tokenized yet"
     processes: int = 1
     measured: Measured = field(default_factory=dict)
+    free_cache_bytes: int | None = None
 
     @property
     def lengths(self) -> Sequence[int] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from fastft.planning.batching import (
@@ -25,7 +26,7 @@ from fastft.planning.measured import rate_key
 from fastft.planning.memory import forecast_memory
 from fastft.planning.schedule import Schedule, UnknownSchedule
 from fastft.planning.throughput import kind_of
-from fastft.planning.timing import Interval, Rate, Time, UnknownTime, device_rate, seconds_per_epoch
+from fastft.planning.timing import Interval, Rate, Time, UnknownTime, device_rate, download_seconds, seconds_per_epoch
 from fastft.planning.work import Work, work_per_token
 from fastft.probe.architecture import Architecture
 from fastft.recipe.model import Recipe
@@ -40,6 +41,7 @@ def make_forecast(
     schedule: Schedule | UnknownSchedule,
     model: Architecture | None,
     packed: Sequence[int] | None,
+    download_bytes: int | None,
     price_per_hour: float | None,
 ) -> tuple[Batching | UnknownBatching, MemoryForecast | UnknownMemory, Time | UnknownTime]:
     """The three forecasts; each says what is missing where it cannot be made."""
@@ -70,7 +72,8 @@ def make_forecast(
 
     batching = _batching(recipe, facts, choices, schedule, packed, epoch_seconds)
     memory = _memory(recipe, facts, choices, schedule, model, batching)
-    return batching, memory, _time(facts, schedule, batching, work, rate, epoch_seconds, price_per_hour)
+    download = download_seconds(download_bytes) if download_bytes else None
+    return batching, memory, _time(facts, schedule, batching, work, rate, epoch_seconds, download, price_per_hour)
 
 
 def _batching(
@@ -181,6 +184,7 @@ def _time(
     work: Work | None,
     rate: Rate | None,
     epoch_seconds: Callable[[Padding, float | None], float],
+    download: tuple[float, float] | None,
     price_per_hour: float | None,
 ) -> Time | UnknownTime:
     tokens = None
@@ -194,8 +198,10 @@ def _time(
                 epochs * epoch_seconds(padding, share) for share in (None, rate.share.high, rate.share.low)
             )
             seconds = Interval(least * (1 - error), likely, most * (1 + error))
-            price = None if price_per_hour is None else seconds.times(price_per_hour / 3600, 2)
-            return Time(work, rate, tokens, round(tokens / likely, 1), seconds.times(1, 1), price)
+            fast, slow = download or (0.0, 0.0)
+            paid = Interval(seconds.low + fast, likely + math.sqrt(fast * slow), seconds.high + slow)
+            price = None if price_per_hour is None else paid.times(price_per_hour / 3600, 2)
+            return Time(work, rate, tokens, round(tokens / likely, 1), seconds.times(1, 1), download, price)
     if work is None:
         missing = UNKNOWN_MODEL
     elif rate is None:

@@ -20,8 +20,8 @@ NF4_BYTES_PER_WEIGHT = 0.5159
 # logits, and the copy that TRL takes its accuracy from (measured: benchmarks/forecast_cpu.json).
 PLAIN_HEAD_BYTES = 16.0
 CPU_HEAD_BYTES = 24.0
-# The fused loss makes float32 logits of some rows at a time (unsloth_zoo/fused_losses/fused_linear.py, fused_linear_rows
-# and _budget_bytes): a power of two, at least 512 for a vocabulary of 151,936, at most 4,096, within 2 GiB.
+# Unsloth's fused loss makes float32 logits of some rows at a time (unsloth_zoo/fused_losses/fused_linear.py,
+# fused_linear_rows and _budget_bytes): a power of two, at least 512 and at most 4,096, within 2 GiB.
 FUSED_BYTES, FUSED_LEAST_LOGITS, FUSED_MOST_ROWS, FUSED_BUDGET_BYTES = 4, 512 * 151_936, 4096, 2 * 1024**3
 # CUDA context, cuBLAS, workspaces: with it, the sum meets the published peaks of tests/planning/memory_cases.toml.
 GPU_FRAMEWORK_BYTES = 600_000_000
@@ -129,11 +129,11 @@ def most_tokens(model: Architecture, settings: MemorySettings, limit_bytes: floa
     per_token = _saved_per_token(model, settings, length) + max(_per_token(model, settings))
     # More than fit: what the fused loss works on is not counted in it.
     most = max(0, int((limit_bytes - empty) / per_token))
-    return bisect_right(
-        range(1, most + 1),
-        limit_bytes,
-        key=lambda tokens: forecast_memory(model, settings, tokens, 0, length).peak_bytes,
-    )
+
+    def peak_bytes(tokens: int) -> int:
+        return forecast_memory(model, settings, tokens, 0, length).peak_bytes
+
+    return bisect_right(range(1, most + 1), limit_bytes, key=peak_bytes)
 
 
 def _fused_logits(model: Architecture, settings: MemorySettings, tokens: int) -> int:
@@ -188,7 +188,8 @@ def _per_token(model: Architecture, settings: MemorySettings) -> tuple[float, fl
     Layer, fused (Unsloth's kernels): 16-bit copies of 10 hidden states, twice query, key and value, 4 of the inner
     width. Layer of plain operations (transformers and PEFT): 14, 3 and 7 of them and one float32 hidden state.
     Head, plain: see PLAIN_HEAD_BYTES. Head, fused (cut cross-entropy: Wijmans et al. 2024; TRL 1.15's own kernel):
-    next to nothing, beside what `_fused_logits` counts. Both counts meet the published peaks in tests/planning/memory_cases.toml within 10 %.
+    next to nothing beside what `_fused_logits` counts. Both meet the published peaks in
+    tests/planning/memory_cases.toml within 10 %.
     """
     hidden, inner = model.hidden, model.inner
     attention = model.query_width + 2 * model.key_value_width

@@ -73,8 +73,10 @@ def make_plan(loaded: LoadedRecipe, facts: Facts, run_dir: str, price_per_hour: 
     architecture = architecture_of(recipe.model.id, facts.base_model.config)
     if recipe.train.gradient_checkpointing == "auto":
         choices = _with_checkpointing(recipe, facts, choices, architecture)
-    batching, memory, time = make_forecast(recipe, facts, choices, schedule, architecture, packed, price_per_hour)
     disk = make_disk(recipe, facts.base_model, architecture, facts.free_disk_bytes, facts.free_cache_bytes)
+    batching, memory, time = make_forecast(
+        recipe, facts, choices, schedule, architecture, packed, disk.download_bytes, price_per_hour
+    )
     return Plan(
         recipe=str(loaded.path),
         run_dir=run_dir,

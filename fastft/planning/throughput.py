@@ -63,7 +63,10 @@ class Published:
         return work.total / seconds / self.sheet.flops
 
 
-MODELS = KNOWN | {"qwen-7b": Architecture(32, 4096, 11_008, 32, 32, 128, 151_936, False, has_attention_bias=True)}
+MODELS = {
+    **KNOWN,
+    "qwen-7b": Architecture(32, 4096, 11_008, 32, 32, 128, 151_936, False, has_attention_bias=True),
+}
 PUBLISHED = (
     Published("a100-40gb", "llama-2-7b", "4-bit LoRA", "unsloth", 1024, 2556, LLAMA_FACTORY),
     Published("a100-40gb", "llama-2-7b", "4-bit LoRA", "unsloth", 2048, 3178, LLAMA_FACTORY),

