@@ -195,6 +195,8 @@ def _devices(sight: Sight) -> Iterator[Caution]:
     if device.is_gpu and device.count > processes:
         idle = device.count - processes
         says = f"{idle} of {device.count} GPUs stay idle: this run is {processes} process{'es' * (processes > 1)}"
+        if processes == 1 and sight.choices.engine.value == "transformers":
+            says += " and sees the first GPU alone"
         reason = "each GPU needs a process of its own"
         yield Caution("train.per_device_train_batch_size", says, reason, "unsloth issues 36 and 2435")
 
