@@ -58,8 +58,8 @@ def steps(out: Path, work: Path, wheels: Path | None) -> list[Step]:
     fastft = (python, "-m", "fastft")
     model = f"model.id={work / 'model-8b'}"
     changes = (model, "train.save_strategy=steps", "train.save_steps=5", "train.logging_steps=1")
-    tuned = (*fastft, "run", "recipes/llama31_sft_tuned.toml", "--runs-dir", str(work / "runs"))
-    tuned += tuple(word for change in changes for word in ("--set", change))
+    overrides = (word for change in changes for word in ("--set", change))
+    tuned = (*fastft, "run", "recipes/llama31_sft_tuned.toml", "--runs-dir", str(work / "runs"), *overrides)
     gpu = (python, "benchmarks/gpu.py", "--keep-logs", "--work", str(work))
     tests = (python, "-m", "pytest", "-q", "-p", "no:cacheprovider")
     job = (python, "-m", "benchmarks.gpu_session", "--work", str(work), "--job")

@@ -1,4 +1,4 @@
-"""Plain transformers in one process sees one GPU: its trainer would spread a batch over all of them, which TRL refuses."""
+"""Plain transformers in one process sees one GPU: its trainer would spread a batch over all, which TRL refuses."""
 
 from __future__ import annotations
 

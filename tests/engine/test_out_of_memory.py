@@ -160,8 +160,8 @@ def test_auto_recomputes_activations_before_it_takes_smaller_batches(
     settings = {"train.per_device_train_batch_size": 4, "train.gradient_checkpointing": "auto"}
     retried = run(write_recipe(tmp_path, model, settings, "auto"))
 
-    [event] = events(retried, "out_of_memory")
+    [event] = [event for event in events(retried.folder) if event["event"] == "out_of_memory"]
     assert (event["rows"], event["rows_now"]) == ("4 x 1", "4 x 1 recomputed")
-    plan = json.loads(retried.plan.read_text())
+    plan = json.loads(retried.folder.plan.read_text())
     assert plan["choices"]["train.gradient_checkpointing"]["value"] == "unsloth"
     assert plan["schedule"]["per_device_train_batch_size"] == 4
