@@ -168,7 +168,9 @@ def tear(path: Path, how: str) -> None:
         path.write_bytes(content[: len(content) // 2])
     else:
         middle = len(content) // 2
-        path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+        # Not in a hash: another hash is also one, and the file that it belongs to counts as damaged.
+        place = content.rfind(b"{", 0, middle) if path.suffix == ".json" else middle
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
 
 
 @pytest.mark.parametrize("how", ["missing", "empty", "half", "one bit flipped"])

@@ -182,6 +182,13 @@ def flip_a_bit(folder: Path) -> None:
     path.write_bytes(raw)
 
 
+def change_a_hash_of_the_seal(folder: Path) -> None:
+    path = folder / SEAL
+    sizes = json.loads(path.read_text())
+    sizes["weights.safetensors"]["sha256"] = "0" * 64
+    path.write_text(json.dumps(sizes))
+
+
 def rename_a_key_of_the_seal(folder: Path) -> None:
     path = folder / SEAL
     path.write_text(path.read_text().replace('"sha256"', '"rha256"'))
@@ -198,6 +205,7 @@ def rename_a_key_of_the_seal(folder: Path) -> None:
         (lambda folder: (folder / SEAL).write_text("[]"), "integrity.json is not what was written"),
         (lambda folder: (folder / SEAL).write_bytes(b"\xff"), "integrity.json is not what was written"),
         (rename_a_key_of_the_seal, "integrity.json is not what was written"),
+        (change_a_hash_of_the_seal, "weights.safetensors is not what was written"),
     ],
 )
 def test_damage_is_told(tmp_path: Path, harm: Callable[[Path], None], told: str) -> None:

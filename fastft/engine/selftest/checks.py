@@ -212,9 +212,9 @@ def _quantization(bench: Bench) -> Outcome:
 def _resume(bench: Bench) -> Outcome:
     """Stopped after the first step and resumed, against uninterrupted: the same adapter.
 
-    With Unsloth's checkpointing, which nothing else here tries: on a GPU it moves activations to main memory.
+    With gradient checkpointing, which nothing else here tries: on a GPU, Unsloth's moves activations to main memory.
     """
-    job = bench.job("resumed", gradient_checkpointing="unsloth")
+    job = bench.job("resumed", gradient_checkpointing="unsloth" if bench.engine == "unsloth" else True)
     first = job.train(*job.load(), stop=True)
     checkpoint, _ = newest_checkpoint(job.run)
     if checkpoint is None or len(first) != 1:
