@@ -57,10 +57,11 @@ _FIRST_WIDE = "⺀"
 
 @dataclass(frozen=True)
 class EstimatedRows:
-    """Estimated tokens of each training row that fits, how many do not, and what that stands on."""
+    """Estimated tokens of each training row that fits, what does not, and what that stands on."""
 
     lengths: list[int]
     lost_rows: int
+    lost_tokens: int
     longest: int
     how: str
     error: float
@@ -97,7 +98,8 @@ def estimate_rows(
         whole = list(islice(cycle(whole), examples))
     drops = data.overlong in ("drop", "error")
     kept = [min(tokens, max_seq_length) for tokens in whole if tokens <= max_seq_length or not drops]
-    return EstimatedRows(kept, len(whole) - len(kept), max(whole, default=0), how, error)
+    lost_tokens = sum(whole) - sum(kept)
+    return EstimatedRows(kept, len(whole) - len(kept), lost_tokens, max(whole, default=0), how, error)
 
 
 def rates_for(vocabulary: int | None) -> tuple[TokenRates, float]:

@@ -151,7 +151,7 @@ def with_estimated_rows(facts: Facts, loaded: LoadedRecipe, why: str) -> Facts:
         eval_rows=facts.eval_examples,
         trained_tokens=0,
         lost_rows=found.lost_rows,
-        lost_tokens=0,
+        lost_tokens=found.lost_tokens,
         longest=found.longest,
         overlong=recipe.data.overlong,
         pads_with_end=False,

@@ -23,7 +23,12 @@ def what_if_page(field: str, plans: Sequence[tuple[str, Plan]]) -> Group:
     for value, plan in plans:
         table.add_row(value, *_cells(plan))
     first = plans[0][1]
-    return Group(Text(f"{first.recipe} on {first.memory.device}: {field}", style="bold"), table)
+    title = Text(f"{first.recipe} on {first.memory.device}: {field}", style="bold")
+    if first.estimate is not None:
+        title.append(
+            f"\ntokens are ESTIMATED, ±{first.estimate.error:.0%}: {first.estimate.why}", style="not bold yellow"
+        )
+    return Group(title, table)
 
 
 def _cells(plan: Plan) -> list[Text]:

@@ -383,8 +383,10 @@ def _result(attempt: Attempt, ready: Ready, outcome: Outcome, saved: SavedWeight
 def _keep_throughput(attempt: Attempt, ready: Ready, plan: Plan, totals: Totals) -> None:
     """Keep what this machine reached, for the next plan of such a run; a lost figure is no reason to lose a run."""
     recipe, batching, time = attempt.loaded.recipe, plan.batching, plan.time
-    whole = isinstance(time, Time) and totals.tokens == time.tokens and not totals.out_of_memory
-    if not whole or not isinstance(time, Time) or not isinstance(batching, Batching) or plan.schedule.devices > 1:
+    if not isinstance(time, Time) or not isinstance(batching, Batching) or plan.schedule.devices > 1:
+        return
+    # With max_steps the tokens of the planned epochs are near those that were trained, not equal to them.
+    if abs(totals.tokens - time.tokens) > 0.05 * time.tokens or totals.out_of_memory:
         return
     architecture = architecture_of(recipe.model.id, ready.facts.base_model.config)
     key = rate_key(recipe, ready.facts, plan.choices, architecture, batching.active)

@@ -86,3 +86,17 @@ def test_a_tokenizer_that_is_here_counts_and_needs_no_weights(
     assert made.estimate is None
     assert isinstance(made.batching, Batching)
     assert made.disk.download_bytes is None
+
+
+def test_a_what_if_says_that_its_tokens_are_estimated(tmp_path: Path) -> None:
+    command = ["plan", str(FLAGSHIP), "--device", "a100-80gb", "--what-if", "max_seq_length=1024,2048"]
+    done = CliRunner().invoke(app, [*command, "--runs-dir", str(tmp_path)])
+
+    assert done.exit_code == 0, done.output
+    assert "tokens are ESTIMATED, ±20%" in " ".join(done.output.split())
+
+
+def test_rows_that_would_be_lost_are_a_caution_with_about(tmp_path: Path) -> None:
+    made = plan(FLAGSHIP, ["model.max_seq_length=72"], Question(tmp_path, "a100-80gb"))
+
+    assert any("max_seq_length = 72 loses about " in str(caution) for caution in made.warnings)

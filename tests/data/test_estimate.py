@@ -88,13 +88,13 @@ def test_the_shipped_rows_are_estimated_near_what_llamas_tokenizer_counts() -> N
 
 
 def test_rows_that_are_too_long_are_lost_or_cut_as_the_recipe_says(recipe: Make) -> None:
-    def lengths(overlong: str) -> tuple[int, int]:
+    def lengths(overlong: str) -> tuple[int, int, bool]:
         loaded = recipe(f'overlong = "{overlong}"')
         found = estimate(loaded, 10, vocabulary=None, max_seq_length=5)
-        return len(found.lengths), found.lost_rows
+        return len(found.lengths), found.lost_rows, found.lost_tokens > 0
 
-    assert lengths("drop") == (0, 10)
-    assert lengths("truncate") == (10, 0)
+    assert lengths("drop") == (0, 10, True)
+    assert lengths("truncate") == (10, 0, True)
 
 
 def test_the_models_own_template_is_stood_in_for_and_that_is_said(recipe: Make) -> None:
