@@ -171,7 +171,7 @@ def unsloth(given: dict[str, Any]) -> None:
     from trl import SFTConfig, SFTTrainer
 
     model, tokenizer = FastLanguageModel.from_pretrained(
-        model_name=given["model"], max_seq_length=2048, load_in_4bit=not given["small"]
+        model_name=given["model"], max_seq_length=256 if given["small"] else 2048, load_in_4bit=not given["small"]
     )
     model = FastLanguageModel.get_peft_model(
         model,

@@ -169,9 +169,10 @@ def _data(sight: Sight) -> Iterator[Caution]:
     read = len(rows.lengths) + rows.lost_rows
     if rows.lost_tokens:
         about = "about " if rows.estimate else ""
+        limit = f"max_seq_length = {recipe.model.max_seq_length}"
         says = (
-            f"max_seq_length = {recipe.model.max_seq_length} loses {about}{rows.lost_tokens:,} tokens "
-            f"({rows.overlong}): {rows.lost_rows:,} of {read:,} rows are left out, the longest has {rows.longest:,} tokens"
+            f"{limit} loses {about}{rows.lost_tokens:,} tokens ({rows.overlong}): "
+            f"{rows.lost_rows:,} of {read:,} rows are left out, the longest has {rows.longest:,} tokens"
         )
         yield Caution("model.max_seq_length", says, "what is cut is not learnt", "the rows themselves")
     if rows.pads_with_end:
