@@ -5,8 +5,8 @@
 #       -v fastft-models:/models fastft run recipes/llama31_sft.toml
 #
 # The driver comes from the host, the CUDA libraries come with torch. PyPI's torch is built for CUDA 13.0, which needs
-# driver 580 or newer. For a driver of CUDA 12.8, build with --build-arg TORCH_INDEX=<PyTorch's index of builds for CUDA
-# 12.8>. The container's user has uid 1000 and must be able to write to runs/. For a gated base model pass HF_TOKEN with
+# driver 580 or newer. For an older driver of CUDA 12, build with --build-arg TORCH_INDEX=<PyTorch's index of builds for
+# CUDA 12.6>: this torch has no build for CUDA 12.8, and bitsandbytes has a library for 12.6. The container's user has uid 1000 and must be able to write to runs/. For a gated base model pass HF_TOKEN with
 # `docker run -e HF_TOKEN`; no secret is ever part of the image.
 FROM python:3.11.13-slim-bookworm
 

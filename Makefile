@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # A GPU host is one where the driver answers.
 LIST := $(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu)
 
-.PHONY: quickstart test light lint docs golden clean
+.PHONY: quickstart test light lint docs golden gpu clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/fastft run recipes/quickstart.toml --resume
@@ -33,6 +33,11 @@ docs: $(VENV)/installed
 # The plan of each shipped recipe: a test fails when it changes, so that reviewers see the effect of a default.
 golden: $(VENV)/installed
 	$(BIN)/python -m tests.golden
+
+# On a host with a GPU and PyTorch of its own: all that waits for one, under 9 minutes a call, until nothing is left.
+# WHEELS names a folder of carried wheels (benchmarks/fetch_wheels.sh) where no package index can be reached.
+gpu:
+	$(PYTHON) -m benchmarks.gpu_session
 
 # torch first, with its dependencies; then pinned lists without dependencies: see requirements/cpu.txt.
 $(VENV)/installed: requirements/$(LIST).txt requirements/cpu.txt requirements/dev.txt pyproject.toml

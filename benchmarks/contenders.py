@@ -148,20 +148,30 @@ def plain(given: dict[str, Any]) -> None:
         model=model,
         processing_class=AutoTokenizer.from_pretrained(given["model"]),
         train_dataset=_dataset(rows),
-        args=SFTConfig(**_shared(given), learning_rate=2e-5),
+        # The rows are ready: TRL's own preparation would look for text in them.
+        args=SFTConfig(
+            **_shared(given),
+            learning_rate=2e-5,
+            dataset_kwargs={"skip_prepare_dataset": True},
+            max_length=None,
+        ),
         peft_config=LoraConfig(r=16, lora_alpha=16, target_modules=ALL_LINEAR, task_type="CAUSAL_LM"),
     )
-    _train(trainer, given, "16-bit weights (no 4-bit on a processor)" if given["small"] else "4-bit, padded rows")
+    _train(trainer, given, "16-bit weights (no 4-bit on a processor)" if given["small"] else "4-bit")
 
 
 def unsloth(given: dict[str, Any]) -> None:
-    """Contender 2: Unsloth as its Llama 3.1 notebook writes it, with its default checkpointing and no packing."""
+    """Contender 2: Unsloth as its Llama 3.1 notebook writes it: its checkpointing, and padding-free as by default.
+
+    Rows are given as ids and labels, which its trainer takes as they are. `dataset_kwargs` and `max_length` are left to
+    it: with them it would pad each batch, because it cannot know that no row is too long.
+    """
     rows = rows_of(given["recipe"], given["model"])
     from unsloth import FastLanguageModel  # noqa: I001 -- before transformers, as Unsloth asks
     from trl import SFTConfig, SFTTrainer
 
     model, tokenizer = FastLanguageModel.from_pretrained(
-        model_name=given["model"], max_seq_length=2048, load_in_4bit=not given["small"]
+        model_name=given["model"], max_seq_length=256 if given["small"] else 2048, load_in_4bit=not given["small"]
     )
     model = FastLanguageModel.get_peft_model(
         model,
@@ -186,7 +196,7 @@ def unsloth(given: dict[str, Any]) -> None:
 
 
 def _shared(given: dict[str, Any]) -> dict[str, Any]:
-    """The settings of both hand-written contenders: batch, number of steps, a line a step, and prepared rows."""
+    """The settings of both hand-written contenders: batch, number of steps and a line a step."""
     return {
         "output_dir": given["runs"],
         "per_device_train_batch_size": given["batch"],
@@ -196,8 +206,6 @@ def _shared(given: dict[str, Any]) -> dict[str, Any]:
         "save_strategy": "no",
         "report_to": "none",
         "seed": SEED,
-        "dataset_kwargs": {"skip_prepare_dataset": True},
-        "max_length": None,
         **({"bf16": False} if given["small"] else {}),
     }
 
@@ -213,16 +221,19 @@ def _train(trainer: Any, given: dict[str, Any], settings: str) -> None:
     from transformers import TrainerCallback
 
     report = Report(given)
-    report.values |= {"batch": f"{given['batch']} x {given['accumulation']}", "settings": settings}
+    # What the trainer made of its arguments, which it changes silently.
+    rows = "padding-free rows" if trainer.args.padding_free else "padded rows"
+    report.values |= {"batch": f"{given['batch']} x {given['accumulation']}", "settings": f"{settings}, {rows}"}
     tokens: list[Any] = []
     examples: list[int] = []
     take = trainer.training_step
 
     def counted(model: Any, inputs: dict[str, Any], *rest: Any, **values: Any) -> Any:
-        # Padding carries no attention; without a mask nothing is padded. Starts of rows are examples.
-        mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
+        # Padding carries no attention; without a mask nothing is padded.
+        mask, lengths = inputs.get("attention_mask"), inputs.get("packed_seq_lengths")
         tokens.append(inputs["input_ids"].numel() if mask is None else mask.sum())
-        examples.append(len(inputs["input_ids"]) if positions is None else int((positions == 0).sum()))
+        # A shape: reading the positions would make the GPU wait.
+        examples.append(len(inputs["input_ids"]) if lengths is None else lengths.numel())
         return take(model, inputs, *rest, **values)
 
     class Lines(TrainerCallback):  # type: ignore[misc]

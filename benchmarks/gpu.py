@@ -31,7 +31,7 @@ from typing import Any
 
 from fastft.data.prepare import Prepared
 from fastft.planning.batching import describe, packed_rows
-from fastft.planning.timing import work_per_token
+from fastft.planning.work import work_per_token
 from fastft.probe.architecture import Architecture, architecture_of
 from fastft.probe.device import GIB, find_device
 from fastft.probe.software import installed

@@ -22,6 +22,11 @@ def selected() -> str:
     return os.environ.get(ENGINE_VARIABLE, "unsloth")
 
 
+def first_gpu(visible: str | None) -> str:
+    """CUDA_VISIBLE_DEVICES for one GPU: the first of those that it names, or of all where it is not set."""
+    return "0" if visible is None else visible.split(",")[0].strip()
+
+
 def started() -> str | None:
     """The engine that this process has imported, which it keeps to its end; None before it needs one."""
     if "fastft.engine" not in sys.modules:

@@ -13,6 +13,7 @@ from fastft.cli import app
 from fastft.data.template import TEMPLATES
 from fastft.exports.gguf.architectures import ARCHITECTURES
 from fastft.planning.devices import MIB, SHEETS
+from fastft.planning.throughput import PUBLISHED
 from fastft.recipe.data_formats import DATA_FORMATS
 from fastft.recipe.export_formats import FOLDER_FORMATS
 from fastft.recipe.optimizers import OPTIMIZERS
@@ -59,6 +60,19 @@ def tables_page() -> str:
         )
         for name, row in SHEETS.items()
     ]
+    rates = [
+        (
+            row.card,
+            row.model,
+            row.kind,
+            row.engine,
+            f"{row.tokens:,}",
+            f"{row.tokens_per_second:,.0f}",
+            f"{row.utilisation:.0%}",
+            row.source,
+        )
+        for row in PUBLISHED
+    ]
     parts = [
         "# Tables",
         "Made by `make docs`; do not edit. What recipes and options can name, and what fastft knows of each.",
@@ -84,6 +98,11 @@ def tables_page() -> str:
         "## Devices",
         "`--device`, besides `cpu`: figures of the maker's data sheets, TFLOP/s of dense 16-bit products and TB/s.",
         _table(("name", "device", "memory", "TFLOP/s", "TB/s", "bfloat16"), devices),
+        "## Published training rates",
+        "What the forecast of time stands on until this machine has measured one of its own. Tokens: of a micro-batch."
+        " Reached: the share of the card's 16-bit peak that the arithmetic takes, recomputation included and expanding"
+        " 4-bit weights left out. No such rate was published for the other cards; their intervals are wider.",
+        _table(("card", "model", "trained", "with", "tokens", "tokens/s", "reached", "source"), rates),
     ]
     return "\n\n".join(parts) + "\n"
 

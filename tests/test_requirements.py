@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import tomllib
+from importlib.metadata import PackageNotFoundError, distribution
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -43,9 +45,49 @@ def test_every_file_that_installs_torch_installs_the_tested_one(name: str) -> No
 @pytest.mark.parametrize("text", EXTRAS["train"] + EXTRAS["hygiene"] + EXTRAS["quickstart"])
 def test_the_ranges_allow_what_was_tested(text: str) -> None:
     requirement = Requirement(text)
-    gpu_only = {"xformers": pins("gpu.txt")["xformers"], "torch": TESTED["torch"]}
 
-    assert ({**pins("cpu.txt"), **gpu_only})[canonicalize_name(requirement.name)] in requirement.specifier
+    assert ({**pins("cpu.txt"), "torch": TESTED["torch"]})[canonicalize_name(requirement.name)] in requirement.specifier
+
+
+# What a package asks for in vain, because its other versions cannot be had everywhere; see requirements/cpu.txt.
+NOT_SATISFIED = {("unsloth", "certifi"), ("unsloth-zoo", "certifi")}
+
+
+@pytest.mark.parametrize("name", pins("cpu.txt"))
+def test_the_pins_are_what_the_pinned_packages_ask_for(name: str) -> None:
+    """By the metadata of the installed packages: `--no-deps` checks nothing."""
+    pinned = {**pins("cpu.txt"), **pins("gpu.txt"), "torch": TESTED["torch"]}
+    try:
+        package = distribution(name)
+    except PackageNotFoundError:
+        pytest.skip(f"{name} is not installed")
+    if package.version != pinned[name]:
+        pytest.skip(f"{name} is installed in version {package.version}")
+    wanted = [Requirement(text) for text in package.requires or ()]
+    unmet = [
+        str(requirement)
+        for requirement in wanted
+        if (other := canonicalize_name(requirement.name)) in pinned
+        and (requirement.marker is None or requirement.marker.evaluate({"extra": ""}))
+        and (name, other) not in NOT_SATISFIED
+        and pinned[other] not in requirement.specifier
+    ]
+
+    assert unmet == []
+
+
+def test_each_pin_for_gpus_alone_has_its_reason_above_it() -> None:
+    lines = (ROOT / "requirements" / "gpu.txt").read_text().splitlines()
+    bare = [line for above, line in pairwise(["", *lines]) if "==" in line and line[0] != "#" and above[:1] != "#"]
+
+    assert bare == []
+
+
+def test_nothing_is_pinned_that_was_built_for_another_torch() -> None:
+    # The wheels of both name the torch that they were built for: 2.10 and CUDA 12.8 (xformers' cpp_lib.json).
+    pinned = {**pins("cpu.txt"), **pins("gpu.txt")}
+
+    assert pinned.keys() & {"xformers", "torchao", "flash-attn"} == set()
 
 
 @pytest.mark.parametrize("text", EXTRAS["train"])

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fastft.errors import Problem, UsageError, Where, nearest
+from fastft.errors import MachineError, Problem, UsageError, Where, nearest
 from fastft.planning.check import check
 from fastft.planning.devices import named_device
-from fastft.planning.facts import Facts, find_facts, with_rows
+from fastft.planning.facts import Facts, find_facts, with_estimated_rows, with_rows
 from fastft.planning.plan import Plan, make_plan
+from fastft.probe.hub import fetch_small_files
 from fastft.recipe.loader import LoadedRecipe, load
 from fastft.recipe.reference import fields
 from fastft.report.plan import plan_page
@@ -37,7 +38,7 @@ class Question:
 
 
 def plan(recipe: Path, overrides: Sequence[str], question: Question) -> Plan:
-    """The plan of a recipe, with real token lengths if the tokenizer is on this machine.
+    """The plan of a recipe, with real token lengths if the tokenizer is here or on the Hub, else with estimated ones.
 
     Raises:
         FastftError: the recipe, the device, the data, the template or the base model cannot be used.
@@ -64,15 +65,25 @@ def compare(loaded: LoadedRecipe, text: str, question: Question) -> tuple[str, l
 
 
 def _facts(loaded: LoadedRecipe, question: Question) -> Facts:
-    """With the real lengths, if tokenizer and rows are on this machine; otherwise with the reason why not."""
+    """With real or estimated lengths of the rows; without rows on this machine, with the reason why not."""
     facts = find_facts(loaded, question.runs_dir)
     facts = dataclasses.replace(facts, device=named_device(question.device, question.memory, facts.device))
-    folder = facts.base_model.folder
-    if folder is None or not (folder / "tokenizer.json").is_file():
-        return dataclasses.replace(facts, rows_missing=f"the tokenizer of {facts.base_model.id} is not on this machine")
+    return _tokenized(loaded, facts)
+
+
+def _tokenized(loaded: LoadedRecipe, facts: Facts) -> Facts:
+    """`facts` with real lengths, if the tokenizer is here or can be downloaded; otherwise with estimated ones."""
     if facts.train_examples is None:
         return dataclasses.replace(facts, rows_missing="the training rows are on the Hub: the run reads them")
-    return with_rows(facts, loaded.recipe, prepare_rows(loaded, folder))
+    wanted = loaded.recipe.model
+    try:
+        model = fetch_small_files(facts.base_model, wanted.revision, loaded.where("model.id"))
+    except MachineError as error:
+        return with_estimated_rows(facts, loaded, f"{wanted.id} {error.problems[0].wrong}")
+    facts = dataclasses.replace(facts, base_model=model)
+    if model.folder is None or not (model.folder / "tokenizer.json").is_file():
+        return with_estimated_rows(facts, loaded, f"the tokenizer of {wanted.id} is not on this machine")
+    return with_rows(facts, loaded.recipe, prepare_rows(loaded, model.folder))
 
 
 def _plan(loaded: LoadedRecipe, facts: Facts, question: Question) -> Plan:

@@ -97,7 +97,7 @@ class Filler:
             if times:
                 receiver.account.read += 1
                 try:
-                    example = _parsed(row, where, data_format, self.data)
+                    example = parse_row(row, where, data_format, self.data)
                 except DataError as error:
                     receiver.account.rejected.append(error.problems[0])
                 else:
@@ -181,7 +181,12 @@ def format_of(source: Source, data: DataSection, recipe_dir: Path) -> str:
     raise DataError(broken[:LISTED_PROBLEMS])
 
 
-def _parsed(row: dict[str, Any] | Problem, where: Where, data_format: str, data: DataSection) -> Example:
+def parse_row(row: dict[str, Any] | Problem, where: Where, data_format: str, data: DataSection) -> Example:
+    """The example in a row that was read.
+
+    Raises:
+        DataError: the row cannot be read, or is not of this format.
+    """
     if isinstance(row, Problem):
         raise DataError(row)
     return to_example(rename(row, data.columns, where), data_format, where, rules_of(data))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 
-from fastft.engine_choice import selected
+from fastft.engine_choice import first_gpu, selected
 from fastft.files.cache import cache_folder
 
 _kernels = cache_folder() / "unsloth_compiled"
@@ -24,6 +24,10 @@ if os.getloadavg()[0] >= (os.cpu_count() or 1):
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+# In one process the trainer of transformers spreads a batch over all visible GPUs (DataParallel), which TRL refuses.
+# Under torchrun each GPU has its process, and Unsloth's trainer takes one by itself.
+if selected() == "transformers" and "WORLD_SIZE" not in os.environ:
+    os.environ["CUDA_VISIBLE_DEVICES"] = first_gpu(os.environ.get("CUDA_VISIBLE_DEVICES"))
 if selected() == "unsloth":
     early = [name for name in ("trl", "transformers", "peft") if name in sys.modules]
     if early:

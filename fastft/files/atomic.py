@@ -109,10 +109,20 @@ def staged_file(out: Path, needed_bytes: int) -> Iterator[Path]:
 
 def free_bytes(path: Path) -> int:
     """The free bytes for this user on the disk of `path`, which need not exist yet."""
+    return shutil.disk_usage(_existing(path)).free
+
+
+def on_one_disk(one: Path, other: Path) -> bool:
+    """Whether two paths, which need not exist yet, are on one file system."""
+    return _existing(one).stat().st_dev == _existing(other).stat().st_dev
+
+
+def _existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that exists."""
     existing = path.absolute()
     while not existing.exists():
         existing = existing.parent
-    return shutil.disk_usage(existing).free
+    return existing
 
 
 def _flush(path: Path) -> None:

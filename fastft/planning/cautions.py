@@ -169,8 +169,10 @@ def _data(sight: Sight) -> Iterator[Caution]:
         return
     read = len(rows.lengths) + rows.lost_rows
     if rows.lost_tokens:
+        about = "about " if rows.estimate else ""
+        limit = f"max_seq_length = {recipe.model.max_seq_length}"
         says = (
-            f"max_seq_length = {recipe.model.max_seq_length} loses {rows.lost_tokens:,} tokens ({rows.overlong}): "
+            f"{limit} loses {about}{rows.lost_tokens:,} tokens ({rows.overlong}): "
             f"{rows.lost_rows:,} of {read:,} rows are left out, the longest has {rows.longest:,} tokens"
         )
         yield Caution("model.max_seq_length", says, "what is cut is not learnt", "the rows themselves")
@@ -209,6 +211,8 @@ def _devices(sight: Sight) -> Iterator[Caution]:
     if device.is_gpu and device.count > processes:
         idle = device.count - processes
         says = f"{idle} of {device.count} GPUs stay idle: this run is {processes} process{'es' * (processes > 1)}"
+        if processes == 1 and sight.choices.engine.value == "transformers":
+            says += " and sees the first GPU alone"
         reason = "each GPU needs a process of its own"
         yield Caution("train.per_device_train_batch_size", says, reason, "unsloth issues 36 and 2435")
 

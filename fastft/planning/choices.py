@@ -138,6 +138,9 @@ OFFLOADED_FROM_TOKENS = 512
 def choose_checkpointing(recipe: Recipe, engine: str, device: Device) -> Choice[CheckpointingMode]:
     """How activations are kept: `"unsloth"` is only known to Unsloth, and is plain recomputation on a processor."""
     asked = recipe.train.gradient_checkpointing
+    if asked == "auto":
+        # Until the memory is forecast (planning/fitting.py, fit_checkpointing).
+        asked = "unsloth"
     if asked == "unsloth" and engine != "unsloth":
         return Choice(True, 'plain recomputation: "unsloth" checkpointing belongs to Unsloth')
     if asked == "unsloth" and device.is_gpu and recipe.model.max_seq_length < OFFLOADED_FROM_TOKENS:

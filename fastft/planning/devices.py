@@ -9,9 +9,6 @@ from fastft.errors import Problem, UsageError, Where, nearest
 from fastft.probe.device import GIB, Device, processor
 
 MIB = 1024**2
-# The share of the data-sheet peak that a GPU-bound LoRA step reaches: Unsloth's own measured figure for an A100
-# (unsloth/utils/padding_choice.py, _EFFICIENCY); LLaMA-Factory's published runs with Unsloth reach 42 to 74 %.
-GPU_UTILISATION = 0.5
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING
 
 from fastft.data.sources import count_training_rows, evaluation_source
 from fastft.data.unused import unused_notes
-from fastft.files.atomic import free_bytes
-from fastft.probe.base_model import BaseModel, find_base_model
+from fastft.files.atomic import free_bytes, on_one_disk
+from fastft.files.cache import cache_folder
+from fastft.planning.measured import Measured, measured_shares, throughput_file
+from fastft.probe.architecture import architecture_of
+from fastft.probe.base_model import BaseModel, find_base_model, hub_cache
 from fastft.probe.device import Device, find_device
 from fastft.probe.software import installed
 from fastft.probe.world import world_size
@@ -22,6 +25,18 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Estimate:
+    """How token lengths were estimated where the tokenizer is not here. `error`: as a share, 0.2 is a fifth either way.
+
+    `why`: what is missing.
+    """
+
+    how: str
+    error: float
+    why: str
+
+
+@dataclass(frozen=True)
 class RowFacts:
     """What is known of the training rows after tokenizing, and of the tokenizer.
 
@@ -30,6 +45,7 @@ class RowFacts:
     `notes`: what the rows say and has no effect.
     `split_rows`: conversations that became one row an answer, with `extra_tokens` more. `dropped`: how many rows lost
     what data.may_drop allows, by its name. `written_date`: the date that the chat template writes, if it does.
+    `estimate`: None if the tokenizer counted; otherwise no count of tokens is exact, and `trained_tokens` is 0.
     """
 
     lengths: Sequence[int]
@@ -46,6 +62,7 @@ class RowFacts:
     extra_tokens: int = 0
     dropped: Mapping[str, int] = field(default_factory=dict)
     written_date: str | None = None
+    estimate: Estimate | None = None
 
 
 @dataclass(frozen=True)
@@ -53,8 +70,9 @@ class Facts:
     """The inputs of a plan besides the recipe.
 
     `train_examples`, `eval_examples`: rows in the data, None where they cannot be counted here. `rows`: what is known
-    once they are tokenized, else None and `rows_missing` says why. `free_disk_bytes`: free space where runs are
-    written. `processes`: how many this run is made of, one a GPU (see probe/world.py).
+    once they are tokenized or estimated, else None and `rows_missing` says why. `free_disk_bytes`: free space where
+    runs are written; `free_cache_bytes`: where base models are kept, None if that is the same disk. `measured`: the
+    rates of earlier runs here. `processes`: how many this run is made of, one a GPU (see probe/world.py).
     """
 
     device: Device
@@ -66,6 +84,8 @@ class Facts:
     rows: RowFacts | None = None
     rows_missing: str = "the rows are not tokenized yet"
     processes: int = 1
+    measured: Measured = field(default_factory=dict)
+    free_cache_bytes: int | None = None
 
     @property
     def lengths(self) -> Sequence[int] | None:
@@ -82,14 +102,18 @@ def find_facts(loaded: LoadedRecipe, runs_dir: Path) -> Facts:
     """
     recipe = loaded.recipe
     train_examples, eval_examples = example_counts(loaded)
+    base = find_base_model(recipe.model.id, recipe.model.revision, loaded.folder, loaded.where("model.id"))
+    cache = hub_cache() if base.source == "hub" else cache_folder()
     return Facts(
         device=find_device(),
         installed=installed(),
-        base_model=find_base_model(recipe.model.id, recipe.model.revision, loaded.folder, loaded.where("model.id")),
+        base_model=base,
         train_examples=train_examples,
         eval_examples=eval_examples,
         free_disk_bytes=free_bytes(runs_dir),
+        free_cache_bytes=None if on_one_disk(runs_dir, cache) else free_bytes(cache),
         processes=world_size(),
+        measured=measured_shares(throughput_file()),
     )
 
 
@@ -116,6 +140,40 @@ def with_rows(facts: Facts, recipe: Recipe, prepared: Prepared) -> Facts:
         written_date=None if prepared.template is None else prepared.template.written_date,
     )
     return replace(facts, train_examples=len(lengths), eval_examples=rows.eval_rows, rows=rows)
+
+
+def with_estimated_rows(facts: Facts, loaded: LoadedRecipe, why: str) -> Facts:
+    """`facts` with lengths estimated from the text of the rows, because `why`; unchanged where none can be read.
+
+    Raises:
+        DataError: the data cannot be read.
+        RecipeError: the chat template is unknown.
+    """
+    from fastft.data.estimate import estimate_rows
+
+    recipe, architecture = loaded.recipe, architecture_of(loaded.recipe.model.id, facts.base_model.config)
+    found = estimate_rows(
+        recipe.data,
+        loaded.folder,
+        vocabulary=None if architecture is None else architecture.vocabulary,
+        max_seq_length=recipe.model.max_seq_length,
+        seed=recipe.train.seed,
+        examples=facts.train_examples or 0,
+        locate=loaded.where,
+    )
+    rows = RowFacts(
+        lengths=found.lengths,
+        eval_rows=facts.eval_examples,
+        trained_tokens=0,
+        lost_rows=found.lost_rows,
+        lost_tokens=found.lost_tokens,
+        longest=found.longest,
+        overlong=recipe.data.overlong,
+        pads_with_end=False,
+        template=None,
+        estimate=Estimate(found.how, found.error, why),
+    )
+    return replace(facts, train_examples=len(found.lengths), rows=rows) if found.lengths else facts
 
 
 def example_counts(loaded: LoadedRecipe) -> tuple[int | None, int | None]:

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from fastft.planning.choices import Choices
+from fastft.planning.choices import CheckpointingMode, Choice, Choices
 from fastft.planning.memory import (
     CPU_HEAD_BYTES,
     PLAIN_HEAD_BYTES,
@@ -16,7 +16,7 @@ from fastft.planning.memory import (
     most_tokens,
 )
 from fastft.probe.architecture import Architecture
-from fastft.probe.device import Device
+from fastft.probe.device import GIB, Device
 from fastft.recipe.model import Recipe
 
 # The rest stays free for fragmentation and for errors of the formulas; they meet published peaks within a tenth.
@@ -130,6 +130,24 @@ def memory_settings(recipe: Recipe, device: Device, choices: Choices) -> MemoryS
         holds_gradients=(choices.gradient_accumulation_steps.value or 1) > 1,
         **({} if device.is_gpu else {"framework_bytes": CPU_FRAMEWORK_BYTES}),
     )
+
+
+def fit_checkpointing(
+    choices: Choices, device: Device, model: Architecture | None, settings: MemorySettings, batch: int, row_tokens: int
+) -> Choice[CheckpointingMode]:
+    """What "auto" is: activations are kept where a micro-batch of `batch` full rows then stays within 90 % of memory.
+
+    `settings`: those of `choices`, with recomputation.
+    """
+    on = choices.gradient_checkpointing
+    if model is None:
+        return replace(on, reason="the sizes of the base model are unknown, so activations are recomputed")
+    kept = replace(settings, checkpointing="none")
+    peak = forecast_memory(model, kept, batch * row_tokens, device.memory_bytes, row_tokens).peak_bytes
+    needed = f"{peak / GIB:.1f} of {device.memory_bytes / GIB:.1f} GiB"
+    if peak <= TARGET_SHARE * device.memory_bytes:
+        return Choice(False, f"activations fit: {needed} with {batch} x {row_tokens:,} tokens; faster than recomputing")
+    return replace(on, reason=f"keeping activations would take {needed}, more than {TARGET_SHARE:.0%}")
 
 
 def find_fitting(

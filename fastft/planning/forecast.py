@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from fastft.planning.batching import (
@@ -21,9 +22,12 @@ from fastft.planning.choices import Choices, choose_packing
 from fastft.planning.disk import count_trained_weights
 from fastft.planning.facts import Facts
 from fastft.planning.fitting import MemoryForecast, UnknownMemory, find_fitting, memory_settings
+from fastft.planning.measured import rate_key
 from fastft.planning.memory import forecast_memory
 from fastft.planning.schedule import Schedule, UnknownSchedule
-from fastft.planning.timing import Rate, Time, UnknownTime, Work, device_rate, seconds_per_epoch, work_per_token
+from fastft.planning.throughput import kind_of
+from fastft.planning.timing import Interval, Rate, Time, UnknownTime, device_rate, download_seconds, seconds_per_epoch
+from fastft.planning.work import Work, work_per_token
 from fastft.probe.architecture import Architecture
 from fastft.recipe.model import Recipe
 
@@ -37,10 +41,18 @@ def make_forecast(
     schedule: Schedule | UnknownSchedule,
     model: Architecture | None,
     packed: Sequence[int] | None,
+    download_bytes: int | None,
     price_per_hour: float | None,
 ) -> tuple[Batching | UnknownBatching, MemoryForecast | UnknownMemory, Time | UnknownTime]:
     """The three forecasts; each says what is missing where it cannot be made."""
-    rate = device_rate(facts.device)
+    batch, mode = recipe.train.per_device_train_batch_size, _active(choices, facts)[0]
+    row_tokens = recipe.model.max_seq_length
+    if facts.lengths and mode != "packing":
+        row_tokens = round(describe(facts.lengths).mean)
+    key = rate_key(recipe, facts, choices, model, mode)
+    rate = device_rate(
+        facts.device, model, kind_of(recipe), choices.engine.value, batch * row_tokens, facts.measured.get(key, ())
+    )
     tokens, work = sum(facts.lengths or ()), None
     if model is not None:
         work = work_per_token(
@@ -51,15 +63,17 @@ def make_forecast(
             span=describe(facts.lengths).mean_span if facts.lengths else recipe.model.max_seq_length,
         )
 
-    def epoch_seconds(padding: Padding) -> float:
-        """What an epoch takes; in computed tokens where model or device are not known."""
+    def epoch_seconds(padding: Padding, share: float | None = None) -> float:
+        """What an epoch takes at a share of the peak; in computed tokens where model or device are not known."""
         if model is None or work is None or rate is None:
             return tokens / (1 - padding.padding_share)
-        return seconds_per_epoch(padding, tokens, work, rate, model, load_in_4bit=recipe.model.load_in_4bit)
+        in_4bit = recipe.model.load_in_4bit
+        return seconds_per_epoch(padding, tokens, work, rate, model, load_in_4bit=in_4bit, share=share)
 
     batching = _batching(recipe, facts, choices, schedule, packed, epoch_seconds)
     memory = _memory(recipe, facts, choices, schedule, model, batching)
-    return batching, memory, _time(facts, schedule, batching, work, rate, epoch_seconds, price_per_hour)
+    download = download_seconds(download_bytes) if download_bytes else None
+    return batching, memory, _time(facts, schedule, batching, work, rate, epoch_seconds, download, price_per_hour)
 
 
 def _batching(
@@ -68,7 +82,7 @@ def _batching(
     choices: Choices,
     schedule: Schedule | UnknownSchedule,
     packed: Sequence[int] | None,
-    epoch_seconds: Callable[[Padding], float],
+    epoch_seconds: Callable[[Padding, float | None], float],
 ) -> Batching | UnknownBatching:
     active, because = _active(choices, facts)
     available, rows = _available(recipe, choices, facts), facts.rows
@@ -84,7 +98,7 @@ def _batching(
         rows_per_step=batch * (schedule.gradient_accumulation_steps or 1),
     )
     padding = next(entry for entry in table if (entry.mode, entry.batch) == (active, batch))
-    seconds = {(entry.mode, entry.batch): epoch_seconds(entry) for entry in table}
+    seconds = {(entry.mode, entry.batch): epoch_seconds(entry, None) for entry in table}
     recommended, speed_up = recommend(table, padding, available, seconds)
     share = f"{padding.padding_share:.1%} of the computed tokens are padding"
     return Batching(
@@ -169,16 +183,25 @@ def _time(
     batching: Batching | UnknownBatching,
     work: Work | None,
     rate: Rate | None,
-    epoch_seconds: Callable[[Padding], float],
+    epoch_seconds: Callable[[Padding, float | None], float],
+    download: tuple[float, float] | None,
     price_per_hour: float | None,
 ) -> Time | UnknownTime:
     tokens = None
     if isinstance(schedule, Schedule) and isinstance(batching, Batching):
         tokens = round(batching.lengths.tokens * schedule.num_train_epochs)
         if work is not None and rate is not None:
-            seconds = epoch_seconds(batching.padding) * schedule.num_train_epochs / facts.processes
-            price = None if price_per_hour is None else round(price_per_hour * seconds / 3600, 2)
-            return Time(work, rate, tokens, round(tokens / seconds, 1), round(seconds, 1), price)
+            epochs, padding = schedule.num_train_epochs / facts.processes, batching.padding
+            # Where the tokens are estimated, the time is as uncertain as they are.
+            error = facts.rows.estimate.error if facts.rows and facts.rows.estimate else 0.0
+            likely, least, most = (
+                epochs * epoch_seconds(padding, share) for share in (None, rate.share.high, rate.share.low)
+            )
+            seconds = Interval(least * (1 - error), likely, most * (1 + error))
+            fast, slow = download or (0.0, 0.0)
+            paid = Interval(seconds.low + fast, likely + math.sqrt(fast * slow), seconds.high + slow)
+            price = None if price_per_hour is None else paid.times(price_per_hour / 3600, 2)
+            return Time(work, rate, tokens, round(tokens / likely, 1), seconds.times(1, 1), download, price)
     if work is None:
         missing = UNKNOWN_MODEL
     elif rate is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +20,9 @@ NF4_BYTES_PER_WEIGHT = 0.5159
 # logits, and the copy that TRL takes its accuracy from (measured: benchmarks/forecast_cpu.json).
 PLAIN_HEAD_BYTES = 16.0
 CPU_HEAD_BYTES = 24.0
+# Unsloth's fused loss makes float32 logits of some rows at a time (unsloth_zoo/fused_losses/fused_linear.py,
+# fused_linear_rows and _budget_bytes): a power of two, at least 512 and at most 4,096, within 2 GiB.
+FUSED_BYTES, FUSED_LEAST_LOGITS, FUSED_MOST_ROWS, FUSED_BUDGET_BYTES = 4, 512 * 151_936, 4096, 2 * 1024**3
 # CUDA context, cuBLAS, workspaces: with it, the sum meets the published peaks of tests/planning/memory_cases.toml.
 GPU_FRAMEWORK_BYTES = 600_000_000
 
@@ -98,7 +102,7 @@ def forecast_memory(
     layers, head = _per_token(model, settings)
     # What the output layer needs beyond a layer counts as logits.
     activations = tokens * (_saved_per_token(model, settings, length) + layers)
-    logits = tokens * max(0.0, head - layers)
+    logits = max(0.0, tokens * (head - layers) + _fused_logits(model, settings, tokens))
     size = settings.weight_bytes
     head_size = 4 if settings.keeps_head_in_float32 and settings.load_in_4bit else size
     trained = model.weights if settings.full_finetuning else model.adapter_weights(settings.rank, settings.targets)
@@ -123,7 +127,31 @@ def most_tokens(model: Architecture, settings: MemorySettings, limit_bytes: floa
     """The largest number of tokens, in rows of `length`, whose peak stays within `limit_bytes`; 0 if nothing fits."""
     empty = forecast_memory(model, settings, 0, 0).peak_bytes
     per_token = _saved_per_token(model, settings, length) + max(_per_token(model, settings))
-    return max(0, int((limit_bytes - empty) / per_token))
+    # More than fit: what the fused loss works on is not counted in it.
+    most = max(0, int((limit_bytes - empty) / per_token))
+
+    def peak_bytes(tokens: int) -> int:
+        return forecast_memory(model, settings, tokens, 0, length).peak_bytes
+
+    return bisect_right(range(1, most + 1), limit_bytes, key=peak_bytes)
+
+
+def _fused_logits(model: Architecture, settings: MemorySettings, tokens: int) -> int:
+    """Bytes of the logits that Unsloth's fused loss works on at once, however many tokens there are.
+
+    TRL's own kernel, which plain transformers take, keeps none.
+    """
+    if settings.head != "fused" or not settings.fused_layers:
+        return 0
+    least = min(max(_power_of_two(FUSED_LEAST_LOGITS / model.vocabulary), 512), FUSED_MOST_ROWS)
+    rows = max(_power_of_two(tokens * model.hidden / model.vocabulary), least)
+    rows = min(rows, FUSED_MOST_ROWS, FUSED_BUDGET_BYTES // (model.vocabulary * FUSED_BYTES), tokens)
+    return rows * model.vocabulary * FUSED_BYTES
+
+
+def _power_of_two(value: float) -> int:
+    """The largest power of two that is at most `value`, and 1 for less."""
+    return 1 << max(0, int(value).bit_length() - 1)
 
 
 def _saved_per_token(model: Architecture, settings: MemorySettings, length: int) -> float:
@@ -160,7 +188,8 @@ def _per_token(model: Architecture, settings: MemorySettings) -> tuple[float, fl
     Layer, fused (Unsloth's kernels): 16-bit copies of 10 hidden states, twice query, key and value, 4 of the inner
     width. Layer of plain operations (transformers and PEFT): 14, 3 and 7 of them and one float32 hidden state.
     Head, plain: see PLAIN_HEAD_BYTES. Head, fused (cut cross-entropy: Wijmans et al. 2024; TRL 1.15's own kernel):
-    next to nothing. Both counts meet the published peaks in tests/planning/memory_cases.toml within 10 %.
+    next to nothing beside what `_fused_logits` counts. Both meet the published peaks in
+    tests/planning/memory_cases.toml within 10 %.
     """
     hidden, inner = model.hidden, model.inner
     attention = model.query_width + 2 * model.key_value_width

@@ -107,7 +107,10 @@ def _memory(loaded: LoadedRecipe, device: Device, model: BaseModel) -> Iterator[
 
 
 def _disk(loaded: LoadedRecipe, disk: Disk) -> Iterator[Problem]:
-    if disk.fits:
+    if not disk.download_fits:
+        sizes = f"{(disk.download_bytes or 0) / GIB:.2f} GiB, {(disk.free_cache_bytes or 0) / GIB:.2f} GiB are free"
+        yield loaded.problem("model.id", f"its download takes {sizes}", "free some space, or set HF_HOME elsewhere")
+    if disk.needed_bytes <= disk.free_bytes:
         return
     wrong = f"the run writes up to {disk.needed_bytes / GIB:.2f} GiB, {disk.free_bytes / GIB:.2f} GiB are free"
     instead = "free some space, name another --runs-dir, keep fewer checkpoints or export less"

@@ -13,13 +13,13 @@ from fastft.planning.calls import Calls, adapter_call, load_call, trainer_call
 from fastft.planning.cautions import Caution, Sight, find_cautions
 from fastft.planning.choices import Choices, choose_engine, choose_packing, make_choices
 from fastft.planning.disk import Disk, make_disk
-from fastft.planning.facts import Facts
-from fastft.planning.fitting import MemoryForecast, UnknownMemory
+from fastft.planning.facts import Estimate, Facts
+from fastft.planning.fitting import MemoryForecast, UnknownMemory, fit_checkpointing, memory_settings
 from fastft.planning.forecast import make_forecast
 from fastft.planning.obstacles import find_obstacles
 from fastft.planning.schedule import Schedule, UnknownSchedule, make_schedule, unknown_schedule
 from fastft.planning.timing import Time, UnknownTime
-from fastft.probe.architecture import architecture_of
+from fastft.probe.architecture import Architecture, architecture_of
 from fastft.probe.software import TESTED, release
 from fastft.recipe.loader import LoadedRecipe
 from fastft.recipe.model import Recipe
@@ -27,13 +27,17 @@ from fastft.recipe.model import Recipe
 
 @dataclass(frozen=True)
 class Plan:
-    """What will happen. `obstacles` are what stops this machine from running it; the recipe itself is sound."""
+    """What will happen. `obstacles` are what stops this machine from running it; the recipe itself is sound.
+
+    `estimate`: how token lengths were estimated, None where they were counted or are unknown.
+    """
 
     recipe: str
     run_dir: str
     engine: str
     device: str
     base_model: str
+    estimate: Estimate | None
     schedule: Schedule | UnknownSchedule
     batching: Batching | UnknownBatching
     memory: MemoryForecast | UnknownMemory
@@ -67,14 +71,19 @@ def make_plan(loaded: LoadedRecipe, facts: Facts, run_dir: str, price_per_hour: 
     choices = make_choices(recipe, device, facts.processes, engine, packing, per_row)
     schedule = _schedule(recipe, facts, choices, packed)
     architecture = architecture_of(recipe.model.id, facts.base_model.config)
-    batching, memory, time = make_forecast(recipe, facts, choices, schedule, architecture, packed, price_per_hour)
-    disk = make_disk(recipe, facts.base_model, architecture, facts.free_disk_bytes)
+    if recipe.train.gradient_checkpointing == "auto":
+        choices = _with_checkpointing(recipe, facts, choices, architecture)
+    disk = make_disk(recipe, facts.base_model, architecture, facts.free_disk_bytes, facts.free_cache_bytes)
+    batching, memory, time = make_forecast(
+        recipe, facts, choices, schedule, architecture, packed, disk.download_bytes, price_per_hour
+    )
     return Plan(
         recipe=str(loaded.path),
         run_dir=run_dir,
         engine=engine.value,
         device=str(device),
         base_model=recipe.model.id,
+        estimate=None if facts.rows is None else facts.rows.estimate,
         schedule=schedule,
         batching=batching,
         memory=memory,
@@ -87,21 +96,42 @@ def make_plan(loaded: LoadedRecipe, facts: Facts, run_dir: str, price_per_hour: 
     )
 
 
-def with_smaller_batch(loaded: LoadedRecipe, plan: Plan) -> LoadedRecipe:
-    """The recipe of `plan` with half the batch (an odd one: its largest divisor), the accumulation grown to match.
+def with_less_memory(loaded: LoadedRecipe, plan: Plan) -> LoadedRecipe | None:
+    """The recipe of `plan` after memory ran out; None where nothing is left to try.
 
-    The order of the rows depends on the product alone, so each optimizer step has the very rows that it had. The batch
-    must be larger than 1.
+    First "auto" recomputes what it kept. Then half the batch (an odd one: its largest divisor), and the accumulation
+    grows to match: the order of the rows depends on the product alone, so each optimizer step keeps its rows.
     """
     batch, accumulation = plan.schedule.per_device_train_batch_size, plan.schedule.gradient_accumulation_steps or 1
-    smaller = next(size for size in range(batch // 2, 0, -1) if batch % size == 0)
-    changes = {
-        "per_device_train_batch_size": smaller,
-        "gradient_accumulation_steps": accumulation * (batch // smaller),
-        "effective_batch_size": None,
-    }
+    changes: dict[str, object] = {}
+    if loaded.recipe.train.gradient_checkpointing == "auto":
+        # The forecast was wrong once: what it says of a smaller batch decides nothing.
+        changes["gradient_checkpointing"] = "unsloth" if plan.engine == "unsloth" else True
+    if plan.choices.recomputes or not changes:
+        if batch == 1:
+            return None
+        smaller = next(size for size in range(batch // 2, 0, -1) if batch % size == 0)
+        changes |= {
+            "per_device_train_batch_size": smaller,
+            "gradient_accumulation_steps": accumulation * (batch // smaller),
+            "effective_batch_size": None,
+        }
+    else:
+        changes |= {"gradient_accumulation_steps": accumulation, "effective_batch_size": None}
     train = loaded.recipe.train.model_copy(update=changes)
     return dataclasses.replace(loaded, recipe=loaded.recipe.model_copy(update={"train": train}))
+
+
+def _with_checkpointing(recipe: Recipe, facts: Facts, choices: Choices, model: Architecture | None) -> Choices:
+    """`choices` with gradient checkpointing by the forecast, for the largest micro-batch that there can be."""
+    rows, row_tokens = facts.rows, recipe.model.max_seq_length
+    if rows is not None and rows.lengths and not choices.packing.value:
+        error = rows.estimate.error if rows.estimate else 0.0
+        row_tokens = min(row_tokens, round(max(rows.lengths) * (1 + error)))
+    settings = memory_settings(recipe, facts.device, choices)
+    batch = recipe.train.per_device_train_batch_size
+    decided = fit_checkpointing(choices, facts.device, model, settings, batch, row_tokens)
+    return dataclasses.replace(choices, gradient_checkpointing=decided)
 
 
 def _schedule(

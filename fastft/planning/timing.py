@@ -3,85 +3,97 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fastft.planning.batching import Padding
-from fastft.planning.devices import GPU_UTILISATION, sheet_of
+from fastft.planning.devices import sheet_of
+from fastft.planning.throughput import Kind, Share, published_share
+from fastft.planning.work import Work, expand_seconds
 from fastft.probe.architecture import Architecture
 from fastft.probe.device import Device
 
-# Each micro-batch expands the 4-bit weights once in each pass: reads 0.516 bytes a weight, writes 2.
-EXPANDED_BYTES_PER_WEIGHT = 2.516
 # What training reaches of a processor's peak: the quickstart took 0.31 of it beside other work, 0.52 on a free machine.
-CPU_UTILISATION = 0.4
+CPU_SHARE = Share(0.31, 0.52, "the quickstart's on two processors")
+# Runs of one kind on one machine differ by less, and other rows of the same length hardly matter.
+MEASURED_MARGIN = 0.1
+# Bits a second of a fast and of a slow line to the Hub, for the download of the weights.
+LINES = (1000e6, 100e6)
 
 
 @dataclass(frozen=True)
-class Work:
-    """Floating-point operations per token. `recompute`: what checkpointing adds; `attention`: a part of the rest."""
+class Interval:
+    """A figure that is not known exactly: its likely value between `low` and `high`."""
 
-    forward: float
-    backward: float
-    recompute: float
-    attention: float
+    low: float
+    likely: float
+    high: float
 
-    @property
-    def total(self) -> float:
-        return self.forward + self.backward + self.recompute
-
-    @property
-    def attention_share(self) -> float:
-        return self.attention / self.total
-
-    def as_json(self) -> dict[str, Any]:
-        """Operations per token, and the share of attention in them."""
-        return {"flops_per_token": self.total, "attention_share": round(self.attention_share, 4)}
+    def times(self, factor: float, digits: int) -> Interval:
+        """Each figure times `factor`, rounded."""
+        return Interval(*(round(value * factor, digits) for value in (self.low, self.likely, self.high)))
 
 
 @dataclass(frozen=True)
 class Rate:
-    """What a device computes: its peak in FLOP/s, the share assumed to be reached, its memory's bytes/s if known."""
+    """What a device computes: its peak in FLOP/s, the share of it that training reaches, its memory's bytes/s if known.
+
+    `source`: where the peak comes from.
+    """
 
     peak: float
-    utilisation: float
+    share: Share
     bandwidth: float | None
     source: str
 
+    def flops(self, share: float | None = None) -> float:
+        """FLOP/s at the likely share of the peak, or at another one."""
+        return self.peak * (self.share.middle if share is None else share)
+
     @property
-    def flops(self) -> float:
-        return self.peak * self.utilisation
+    def assumption(self) -> str:
+        return f"{self.source}, {self.share.low:.0%} to {self.share.high:.0%} of it reached: {self.share.source}"
 
     def as_json(self) -> dict[str, Any]:
-        """The peak in FLOP/s, and the share assumed to be reached."""
-        return {"peak_flops": self.peak, "utilisation": self.utilisation}
+        """The peak in FLOP/s, and the share of it that is reached."""
+        low, high = round(self.share.low, 4), round(self.share.high, 4)
+        return {
+            "peak_flops": self.peak,
+            "utilisation": round(self.share.middle, 4),
+            "utilisation_low": low,
+            "utilisation_high": high,
+        }
 
 
 @dataclass(frozen=True)
 class Time:
     """The time forecast of the training itself; loading, evaluation and export come on top.
 
-    `tokens`: of all epochs, padding not counted. `price`: None where no price of an hour is given.
+    `tokens`: of all epochs, padding not counted. `download`: seconds before it on a fast and on a slow line, None where
+    the model is here. `price`: of both, None where no price of an hour is given.
     """
 
     work: Work
     rate: Rate
     tokens: int
     tokens_per_second: float
-    seconds: float
-    price: float | None
+    seconds: Interval
+    download: tuple[float, float] | None
+    price: Interval | None
 
     def as_json(self) -> dict[str, Any]:
         """Every figure, and the assumption behind the rate."""
         return {
             **self.work.as_json(),
             **self.rate.as_json(),
-            "assumption": self.rate.source,
+            "assumption": self.rate.assumption,
             "tokens": self.tokens,
             "tokens_per_second": self.tokens_per_second,
-            "seconds": self.seconds,
-            "price": self.price,
+            **_of_interval("seconds", self.seconds),
+            "download_seconds": self.download,
+            **_of_interval("price", self.price),
         }
 
 
@@ -97,41 +109,39 @@ class UnknownTime:
     def as_json(self) -> dict[str, Any]:
         """What is known under the names of `Time.as_json`, null for the rest."""
         work = self.work.as_json() if self.work else {"flops_per_token": None, "attention_share": None}
-        rate = self.rate.as_json() if self.rate else {"peak_flops": None, "utilisation": None}
-        unknown = dict.fromkeys(("tokens_per_second", "seconds", "price"))
+        shares = ("peak_flops", "utilisation", "utilisation_low", "utilisation_high")
+        rate = self.rate.as_json() if self.rate else dict.fromkeys(shares)
+        unknown: dict[str, float | None] = dict.fromkeys(("tokens_per_second", "download_seconds"))
+        unknown |= {**_of_interval("seconds", None), **_of_interval("price", None)}
         return {**work, **rate, "assumption": self.missing, "tokens": self.tokens, **unknown}
 
 
-def work_per_token(
-    model: Architecture, *, adapter_weights: int, full_finetuning: bool, recomputes: bool, span: float
-) -> Work:
-    """Operations for one token that attends to `span` / 2 others on average (causal).
+def _of_interval(name: str, interval: Interval | None) -> dict[str, float | None]:
+    keys = (name, f"{name}_low", f"{name}_high")
+    values = (None,) * 3 if interval is None else (interval.likely, interval.low, interval.high)
+    return dict(zip(keys, values, strict=True))
 
-    Forward: two operations a weight, 2 T q for scores and values in each layer over half the span. Backward with LoRA:
-    only input gradients of the frozen base (2 a weight) and both of the adapter (4 a weight); with full fine-tuning 4 a
-    weight; attention twice its forward. Checkpointing computes the layers' forward pass once more; the output layer is
-    not recomputed (Kaplan et al. 2020, section 2.1; Chen et al. 2016; NVIDIA's Megatron-Bridge counts 3.94 N for
-    Llama-3-70B LoRA).
+
+def device_rate(
+    device: Device, model: Architecture | None, kind: Kind, engine: str, tokens: float, measured: Sequence[float]
+) -> Rate | None:
+    """The rate of a device: a GPU by its data sheet, a processor by cores, clock and vector width; None if unknown.
+
+    The share of it is that of earlier runs of this kind here where there are any (`measured`), else a published one,
+    for `tokens` in a micro-batch.
     """
-    base = model.body_weights + model.embedding_weights
-    adapter = 0 if full_finetuning else adapter_weights
-    attention = 2.0 * span * model.query_width * model.layers
-    forward = 2.0 * (base + adapter) + attention
-    backward = (4.0 if full_finetuning else 2.0) * base + 4.0 * adapter + 2 * attention
-    recompute = 2.0 * (model.body_weights + adapter) + attention if recomputes else 0.0
-    return Work(forward, backward, recompute, attention * (4 if recomputes else 3))
-
-
-def device_rate(device: Device) -> Rate | None:
-    """The rate of a device: a GPU by its data sheet, a processor by cores, clock and vector width; None if unknown."""
+    own = None
+    if measured:
+        low, high = min(measured) * (1 - MEASURED_MARGIN), max(measured) * (1 + MEASURED_MARGIN)
+        own = Share(low, high, f"measured here in {len(measured)} run{'s' * (len(measured) > 1)}")
     sheet = sheet_of(device)
-    if sheet is not None:
-        source = f"{sheet.flops / 1e12:g} TFLOP/s of its data sheet, {GPU_UTILISATION:.0%} of it assumed"
-        return Rate(sheet.flops, GPU_UTILISATION, sheet.bandwidth, source)
-    return None if device.is_gpu else _processor_rate(device)
+    if sheet is not None and model is not None:
+        share = own or published_share(sheet, model, kind, engine, tokens)
+        return Rate(sheet.flops, share, sheet.bandwidth, f"{sheet.flops / 1e12:g} TFLOP/s of its data sheet")
+    return None if device.is_gpu else _processor_rate(own or CPU_SHARE, device)
 
 
-def _processor_rate(device: Device) -> Rate | None:
+def _processor_rate(share: Share, device: Device) -> Rate | None:
     """Cores x clock x float32 operations a cycle: two fused multiply-adds on 8 (AVX2) or 16 (AVX-512) numbers."""
     cores = re.search(r"(\d+) cores?\)", device.name)
     try:
@@ -145,18 +155,24 @@ def _processor_rate(device: Device) -> Rate | None:
     width = 16 if "avx512f" in flags else 8 if "avx2" in flags else 4
     peak = int(cores[1]) * float(clock[1]) * 1e6 * width * 4
     vectors = f"{cores[1]} x {float(clock[1]) / 1000:.1f} GHz x {width * 4} operations"
-    source = f"{peak / 1e9:.0f} GFLOP/s ({vectors}), {CPU_UTILISATION:.0%} of it assumed"
-    return Rate(peak, CPU_UTILISATION, None, source)
+    return Rate(peak, share, None, f"{peak / 1e9:.0f} GFLOP/s ({vectors})")
 
 
 def seconds_per_epoch(
-    row: Padding, tokens: int, work: Work, rate: Rate, model: Architecture, *, load_in_4bit: bool
+    row: Padding, tokens: int, work: Work, rate: Rate, model: Architecture, *, load_in_4bit: bool, share: float | None
 ) -> float:
-    """What `tokens` real tokens take in one mode: their share of padded work, and expanding weights per micro-batch."""
+    """What `tokens` real tokens take in one mode: their share of padded work, and expanding weights per micro-batch.
+
+    `share`: of the device's peak that is reached, None for the likely one.
+    """
     computed = tokens / (1 - row.padding_share)
-    seconds = computed * work.total / rate.flops
+    seconds = computed * work.total / rate.flops(share)
     if load_in_4bit and rate.bandwidth is not None:
-        passes = 3 if work.recompute else 2
-        expand = passes * model.body_weights * EXPANDED_BYTES_PER_WEIGHT / rate.bandwidth
-        seconds += tokens / row.useful_tokens * expand
+        seconds += tokens / row.useful_tokens * expand_seconds(model, work, rate.bandwidth)
     return seconds
+
+
+def download_seconds(count: int) -> tuple[float, float]:
+    """What a download of `count` bytes takes on a fast and on a slow line."""
+    fast, slow = LINES
+    return round(8 * count / fast, 1), round(8 * count / slow, 1)

@@ -11,11 +11,13 @@ from typing import Any
 from fastft.errors import MachineError, Problem, Where
 from fastft.files.cache import cache_folder
 from fastft.files.seal import file_sha256
-from fastft.probe.model_config import read_model_config
+from fastft.probe.model_config import read_model_config, read_object
 from fastft.probe.software import package_file
 from fastft.recipe.rules import is_hub_id
 
-HUB_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors", "README.md")
+# All that stands on the Hub beside the weights: a few MB.
+SMALL_HUB_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "README.md")
+HUB_FILES = (*SMALL_HUB_FILES, "*.safetensors")
 # Weights in these forms are pickles: loading them can run code.
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
@@ -37,12 +39,23 @@ class BaseModel:
     @property
     def is_here(self) -> bool:
         """Whether the model can be loaded now, without download or conversion."""
-        return self.folder is not None and (self.folder / "config.json").is_file()
+        return bool(self.config) and self._has_weights
+
+    @property
+    def _has_weights(self) -> bool:
+        """Whether every safetensors file is there: all that an index names, or one where there is no index."""
+        assert self.folder is not None  # noqa: S101 -- only asked where config.json was read
+        try:
+            index = read_object(self.folder / "model.safetensors.index.json")
+            return all((self.folder / name).is_file() for name in set(index["weight_map"].values()))
+        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+            # Without an index one file is all; a damaged one is refused, with its fault, where the weights are opened.
+            return any(self.folder.glob("*.safetensors"))
 
     @property
     def config(self) -> dict[str, Any]:
-        """config.json, or {} while the model is not on this machine."""
-        if self.folder is None or not self.is_here:
+        """config.json, or {} while it is not on this machine; the weights may be missing still."""
+        if self.folder is None or not (self.folder / "config.json").is_file():
             return {}
         return read_model_config(self.folder / "config.json")
 
@@ -52,6 +65,13 @@ class BaseModel:
         if self.folder is None or not self.is_here:
             return None
         return sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
+
+
+def hub_cache() -> Path:
+    """The folder of huggingface_hub's downloads."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
 
 
 def licence(folder: Path) -> str | None:

@@ -1,21 +1,28 @@
-"""Download a Hub model; without a network, fail within seconds."""
+"""Download a Hub model, or only its small files; without a network, fail within seconds."""
 
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fastft.console import Say
-from fastft.errors import MachineError, Where
-from fastft.probe.base_model import HUB_FILES, BaseModel, check_config, unusable
+from fastft.errors import Where
+from fastft.probe.base_model import HUB_FILES, SMALL_HUB_FILES, BaseModel, check_config, unusable
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import ModelInfo
 
 TIMEOUT_SECONDS = 8.0
 PROXIES = ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY")
 ELSEWHERE = "name a local folder, or download the model on a machine with a network and copy its folder"
+# Errors of this machine's disk, not of the Hub.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def fetch(model: BaseModel, revision: str | None, where: Where, say: Say) -> BaseModel:
@@ -26,24 +33,58 @@ def fetch(model: BaseModel, revision: str | None, where: Where, say: Say) -> Bas
     """
     if model.source != "hub" or model.is_here:
         return model
-    from huggingface_hub import constants, snapshot_download
-
     say(f"downloading {model.id}")
-    refuse = partial(unusable, model.id, where)
-    if constants.HF_HUB_OFFLINE:
-        raise refuse("is not on this machine, and HF_HUB_OFFLINE forbids asking the Hub", ELSEWHERE)
-    info = _ask_hub(model.id, revision, refuse)
+    info = _ask_hub(model, revision, where)
     files = [sibling.rfilename for sibling in info.siblings or []]
     if not any(name.endswith(".safetensors") for name in files):
-        raise refuse("has no safetensors weights; pickles can run code and are not loaded", "use a safetensors model")
-    folder = Path(snapshot_download(model.id, revision=info.sha, allow_patterns=list(HUB_FILES)))
+        wrong = "has no safetensors weights; pickles can run code and are not loaded"
+        raise unusable(model.id, where, wrong, "use a safetensors model")
+    return _download(model, info, HUB_FILES, where)
+
+
+def fetch_small_files(model: BaseModel, revision: str | None, where: Where) -> BaseModel:
+    """Download config, tokenizer and chat template of a Hub model, and no weights. Returns the base model with them.
+
+    Raises:
+        MachineError: as `fetch`.
+    """
+    if model.source != "hub" or (model.folder is not None and (model.folder / "tokenizer.json").is_file()):
+        return model
+    return _download(model, _ask_hub(model, revision, where), SMALL_HUB_FILES, where)
+
+
+def _ask_hub(model: BaseModel, revision: str | None, where: Where) -> ModelInfo:
+    """What the Hub says of a model.
+
+    Raises:
+        MachineError: offline, unknown, gated or unreachable.
+    """
+    from huggingface_hub import HfApi, constants
+
+    if constants.HF_HUB_OFFLINE:
+        raise unusable(model.id, where, "is not on this machine, and HF_HUB_OFFLINE forbids asking the Hub", ELSEWHERE)
+    with _refusals(model.id, revision, where):
+        return HfApi().model_info(model.id, revision=revision, timeout=TIMEOUT_SECONDS)
+
+
+def _download(model: BaseModel, info: ModelInfo, files: Sequence[str], where: Where) -> BaseModel:
+    """The base model with the folder of its `files`.
+
+    Raises:
+        MachineError: gated, unreachable, or with a config.json that is damaged. Anybody may ask the Hub about a gated
+            model, and not download it.
+    """
+    from huggingface_hub import snapshot_download
+
+    with _refusals(model.id, info.sha, where):
+        folder = Path(snapshot_download(model.id, revision=info.sha, allow_patterns=list(files)))
     check_config(folder, where, model.id)
     return dataclasses.replace(model, folder=folder)
 
 
-def _ask_hub(model_id: str, revision: str | None, refuse: Callable[[str, str], MachineError]) -> Any:
-    """What the Hub says of a model (huggingface_hub's ModelInfo); raises what `refuse` gives."""
-    from huggingface_hub import HfApi
+@contextmanager
+def _refusals(model_id: str, revision: str | None, where: Where) -> Iterator[None]:
+    """Raise what the Hub refuses as a MachineError that says what to do."""
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -52,8 +93,9 @@ def _ask_hub(model_id: str, revision: str | None, refuse: Callable[[str, str], M
         RevisionNotFoundError,
     )
 
+    refuse = partial(unusable, model_id, where)
     try:
-        return HfApi().model_info(model_id, revision=revision, timeout=TIMEOUT_SECONDS)
+        yield
     except GatedRepoError:
         instead = f"accept its licence on https://huggingface.co/{model_id}, then `hf auth login`"
         raise refuse("is gated", instead) from None
@@ -70,6 +112,8 @@ def _ask_hub(model_id: str, revision: str | None, refuse: Callable[[str, str], M
         # The client's own errors: huggingface_hub 1.x brings httpx, 2.x httpx2, and neither is a dependency of ours.
         client = type(error).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore", "h11")
         if not client and not isinstance(error, (OfflineModeIsEnabled, HfHubHTTPError, OSError)):
+            raise
+        if isinstance(error, OSError) and error.errno in _DISK:
             raise
         wrong = f"is not on this machine, and the Hub cannot be reached ({type(error).__name__})"
         raise refuse(wrong, ELSEWHERE) from None

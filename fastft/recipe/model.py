@@ -468,9 +468,10 @@ class TrainSection(Section):
     Off: examples come in random order.
     Upstream: SFTConfig(group_by_length=) before transformers 5, then SFTConfig(train_sampling_strategy=)"""
 
-    gradient_checkpointing: Literal["unsloth"] | bool = "unsloth"
+    gradient_checkpointing: Literal["auto", "unsloth"] | bool = "auto"
     """Recompute activations in the backward pass instead of keeping them. "unsloth" also moves them to main memory;
-    true is the plain form; false keeps them.
+    true is the plain form; false keeps them. "auto" keeps them where the forecast says that they fit into 90 % of the
+    memory, else it is "unsloth", or true with plain transformers.
     On: far less memory for about a third more work.
     Off: fastest where the activations fit.
     Upstream: FastLanguageModel.get_peft_model(use_gradient_checkpointing=), SFTConfig(gradient_checkpointing=)"""

@@ -15,7 +15,7 @@ from fastft.planning.memory import PeakMemory
 from fastft.planning.plan import Plan
 from fastft.planning.schedule import UnknownSchedule
 from fastft.planning.timing import UnknownTime
-from fastft.report.units import duration, size
+from fastft.report.units import between, duration, size
 
 BAR = 16
 # The memory parts that have another name on the screen.
@@ -59,15 +59,22 @@ def _steps(plan: Plan) -> Text:
         return Text(f"{first}\n{held}\nan unknown number of rows{of}, {held_out}; {warmup}")
     epochs, per_epoch = schedule.num_train_epochs, schedule.optimizer_steps_per_epoch
     passes = "1 epoch" if epochs == 1 else f"{epochs:.4g} epochs"
+    estimate = plan.estimate
     first = f"{schedule.optimizer_steps:,} = {passes} x {per_epoch:,} steps of "
     first += f"{schedule.examples_per_optimizer_step:g} examples"
+    about = ""
+    if estimate is not None:
+        about = "about "
+        # Without packing, steps follow from the examples, which are counted.
+        first = about + first if plan.choices.packing.value else first
     if schedule.tokens_per_optimizer_step is not None:
-        held += f", {schedule.tokens_per_optimizer_step:,} tokens a step"
+        held += f", {about}{schedule.tokens_per_optimizer_step:,} tokens a step"
     of = "" if schedule.train_rows == schedule.train_examples else f" from {schedule.train_examples:,} examples"
     ends = [warmup]
     ends += [f"{schedule.evaluations} evaluations"] if schedule.evaluations else []
     ends += [f"{schedule.checkpoints} checkpoints"] if schedule.checkpoints else []
-    return Text(f"{first}\n{held}\n{schedule.train_rows:,} rows{of}, {held_out}; {', '.join(ends)}")
+    rows = f"{about if of else ''}{schedule.train_rows:,} rows"
+    return Text(f"{first}\n{held}\n{rows}{of}, {held_out}; {', '.join(ends)}")
 
 
 def _padding(plan: Plan) -> Group:
@@ -90,12 +97,17 @@ def _padding(plan: Plan) -> Group:
         )
     shares = [f"{row.batch}: {row.padding_share:.0%}" for row in batching.table if row.mode == "random"]
     lengths = batching.lengths
-    note = f"rows of {lengths.median} tokens (median), 90 % up to {lengths.p90}, longest {lengths.longest}; "
+    about = "" if plan.estimate is None else "about "
+    note = f"rows of {about}{lengths.median} tokens (median), 90 % up to {lengths.p90}, longest {lengths.longest}; "
     if batching.recommended == batching.active:
         note += batching.active_because
     else:
         note += f"{batching.recommended} would be {batching.speed_up:.2f} times as fast"
-    return Group(grid, Text(f"random by batch: {', '.join(shares)}", "dim"), Text(note, "dim"))
+    parts: list[Any] = [grid, Text(f"random by batch: {', '.join(shares)}", "dim"), Text(note, "dim")]
+    if plan.estimate is not None:
+        why = f"tokens are ESTIMATED, ±{plan.estimate.error:.0%}: {plan.estimate.why}"
+        parts.append(Text.assemble((why, "yellow"), (f"; {plan.estimate.how}", "dim")))
+    return Group(*parts)
 
 
 def _memory(plan: Plan) -> Group:
@@ -138,10 +150,17 @@ def _time(plan: Plan) -> Text:
     time = plan.time
     if isinstance(time, UnknownTime):
         return Text(f"unknown: {time.missing}")
-    price = "" if time.price is None else f", costs {time.price:,.2f}"
+    seconds, price = time.seconds, time.price
+    costs = "" if price is None else f", costs {price.low:,.2f} to {price.high:,.2f}"
+    costs += " with the download" if costs and time.download else ""
     work = f"{time.work.total / 1e9:.3g} GFLOP a token ({round(time.work.attention_share, 4):.0%} attention)"
-    head = f"about {duration(time.seconds)} of training at {time.tokens_per_second:,.0f} tokens/s{price}"
-    return Text.assemble(head, "\n", (f"{work}; {time.rate.source}", "dim"))
+    head = f"{between(seconds.low, seconds.high)} of training at about {time.tokens_per_second:,.0f} tokens/s{costs}"
+    download = ""
+    if time.download:
+        fast, slow = map(duration, time.download)
+        download = f"\nbefore it {size(plan.disk.download_bytes or 0)} to download: "
+        download += f"{fast} at 1 Gbit/s, {slow} at 100 Mbit/s"
+    return Text.assemble(head, download, "\n", (f"{work}; {time.rate.assumption}", "dim"))
 
 
 def _disk(plan: Plan) -> Text:
@@ -151,6 +170,7 @@ def _disk(plan: Plan) -> Text:
         "adapter": disk.adapter_bytes,
         "merged": disk.merged_bytes,
         "GGUF": disk.gguf_bytes,
+        "download": disk.download_bytes,
     }
     shown = ", ".join(f"{name} {size(value)}" for name, value in parts.items() if value)
     extent = "more than" if None in parts.values() else "up to"

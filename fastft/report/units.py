@@ -30,6 +30,12 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def between(low: float, high: float) -> str:
+    """Two durations for people, once where they read the same: 2 h 10 min to 3 h 20 min."""
+    one, other = duration(low), duration(high)
+    return one if one == other else f"{one} to {other}"
+
+
 def size(count: float) -> str:
     """Bytes with a binary unit: 512 B, 84 MiB, 5.70 GiB."""
     step, unit, digits = _unit(count)

@@ -12,7 +12,7 @@ from fastft.planning.batching import Batching
 from fastft.planning.fitting import MemoryForecast, UnknownMemory
 from fastft.planning.plan import Plan
 from fastft.planning.timing import Time
-from fastft.report.units import duration, size
+from fastft.report.units import between, size
 
 
 def what_if_page(field: str, plans: Sequence[tuple[str, Plan]]) -> Group:
@@ -23,7 +23,12 @@ def what_if_page(field: str, plans: Sequence[tuple[str, Plan]]) -> Group:
     for value, plan in plans:
         table.add_row(value, *_cells(plan))
     first = plans[0][1]
-    return Group(Text(f"{first.recipe} on {first.memory.device}: {field}", style="bold"), table)
+    title = Text(f"{first.recipe} on {first.memory.device}: {field}", style="bold")
+    if first.estimate is not None:
+        title.append(
+            f"\ntokens are ESTIMATED, ±{first.estimate.error:.0%}: {first.estimate.why}", style="not bold yellow"
+        )
+    return Group(title, table)
 
 
 def _cells(plan: Plan) -> list[Text]:
@@ -35,7 +40,7 @@ def _cells(plan: Plan) -> list[Text]:
         Text("?" if examples is None else f"{examples:g}"),
         Text(f"{batching.padding.padding_share:.1%}" if isinstance(batching, Batching) else "?"),
         _peak(plan.memory),
-        Text(duration(time.seconds) if isinstance(time, Time) else "?"),
+        Text(between(time.seconds.low, time.seconds.high) if isinstance(time, Time) else "?"),
         Text(size(plan.disk.needed_bytes), "" if plan.disk.fits else "bold red"),
     ]
 

@@ -32,7 +32,7 @@ def score(
     A run that stopped early is scored on its planned steps, so its error shows the early stop.
     """
     peak = None if isinstance(plan.memory, UnknownMemory) else plan.memory.peak.peak_bytes
-    seconds = None if isinstance(plan.time, UnknownTime) else plan.time.seconds
+    seconds = None if isinstance(plan.time, UnknownTime) else plan.time.seconds.likely
     pairs: dict[str, tuple[float | None, float | None]] = {
         "optimizer_steps": (plan.schedule.optimizer_steps, optimizer_steps),
         "tokens": (plan.time.tokens, tokens),

@@ -30,8 +30,12 @@ from fastft.errors import (
     Where,
 )
 from fastft.files.atomic import write_json, write_text
+from fastft.planning.batching import Batching
 from fastft.planning.facts import Facts, with_rows
-from fastft.planning.plan import Plan, make_plan, with_smaller_batch
+from fastft.planning.measured import keep_share, rate_key, throughput_file
+from fastft.planning.plan import Plan, make_plan, with_less_memory
+from fastft.planning.timing import Time
+from fastft.probe.architecture import architecture_of
 from fastft.recipe.loader import LoadedRecipe
 from fastft.redaction import redact_value
 from fastft.report.live import LiveView
@@ -40,7 +44,7 @@ from fastft.runs.checkpoints import checkpoints, evaluations_at, newest_checkpoi
 from fastft.runs.directory import RunDir, locked, new_attempt, run_name
 from fastft.runs.held_out import HeldOut, Untrained
 from fastft.runs.manifest import Manifest, changes, make_manifest
-from fastft.runs.metrics import MetricsFile, OutOfMemory, StepMetrics
+from fastft.runs.metrics import MetricsFile, OutOfMemory, StepMetrics, Totals
 from fastft.runs.result import ExportedFile, Result, SavedWeights, Trained, make_result
 from fastft.stages.faults import explain
 from fastft.stages.inputs import convert, prepare_rows
@@ -160,6 +164,7 @@ def _run(attempt: Attempt) -> None:
     checkpoint = _begin(attempt, ready)
     outcome, model, tokenizer = _train(attempt, ready, checkpoint)
     totals, seconds = MetricsFile(attempt.run.metrics).totals(), time.perf_counter() - started
+    _keep_throughput(attempt, ready, outcome.plan, totals)
     result = make_result(outcome.plan, ready.rows, outcome.trained, ready.prompts, outcome.saved, totals, seconds)
     if ready.job.kinds:
         from fastft.engine.export import load_trained, trained_reference
@@ -270,15 +275,16 @@ def _accept_changes(attempt: Attempt, before: Manifest, now: Manifest) -> Manife
 
 
 def _train(attempt: Attempt, ready: Ready, checkpoint: Path | None) -> tuple[Outcome, Model, Tokenizer]:
-    """(outcome, model, tokenizer); with smaller batches for the same optimizer steps while memory runs out."""
+    """(outcome, model, tokenizer); while memory runs out, with less of it for the same optimizer steps."""
     plan = ready.plan
     while True:
         try:
             return _train_once(attempt, ready, plan, checkpoint)
         except OutOfMemoryError:
-            if plan.schedule.per_device_train_batch_size == 1 or plan.schedule.devices > 1:
+            less = with_less_memory(attempt.loaded, plan)
+            if less is None or plan.schedule.devices > 1:
                 raise
-        plan, checkpoint = _with_smaller_batch(attempt, ready, plan)
+        plan, checkpoint = _with_less_memory(attempt, ready, plan, less)
 
 
 def _train_once(
@@ -332,22 +338,38 @@ def _train_once(
     return Outcome(plan, trained, SavedWeights(trained_count, total, str(folder), size)), model, tokenizer
 
 
-def _with_smaller_batch(attempt: Attempt, ready: Ready, plan: Plan) -> tuple[Plan, Path | None]:
-    """After memory ran out: a plan with smaller batches for the same optimizer steps, and its checkpoint."""
+def _with_less_memory(attempt: Attempt, ready: Ready, plan: Plan, less: LoadedRecipe) -> tuple[Plan, Path | None]:
+    """After memory ran out: the plan of `less`, with the same optimizer steps, and its checkpoint."""
     from fastft.engine.memory import free_memory
 
     free_memory()
-    smaller = make_plan(with_smaller_batch(attempt.loaded, plan), ready.facts, plan.run_dir)
+    smaller = make_plan(less, ready.facts, plan.run_dir)
     checkpoint, _ = newest_checkpoint(attempt.run)
     before, after = (
         f"{each.schedule.per_device_train_batch_size} x {each.schedule.gradient_accumulation_steps}"
         for each in (plan, smaller)
     )
+    if smaller.choices.recomputes and not plan.choices.recomputes:
+        after += " recomputed"
     begins = f"from step {step_of(checkpoint)}" if checkpoint else "from the start"
     attempt.view.note(f"out of memory with {before} rows; {begins} with {after}, the same rows in each optimizer step")
     MetricsFile(attempt.run.metrics).append(OutOfMemory(step_of(checkpoint), before, after))
     write_json(attempt.run.plan, redact_value("", smaller.as_json()))
     return smaller, checkpoint
+
+
+def _keep_throughput(attempt: Attempt, ready: Ready, plan: Plan, totals: Totals) -> None:
+    """Keep the rate of this run for the next plan of such a run; a lost figure is no reason to lose a run."""
+    recipe, batching, time = attempt.loaded.recipe, plan.batching, plan.time
+    if not isinstance(time, Time) or not isinstance(batching, Batching) or plan.schedule.devices > 1:
+        return
+    # With max_steps the tokens of the planned epochs are near those that were trained, not equal to them.
+    if abs(totals.tokens - time.tokens) > 0.05 * time.tokens or totals.out_of_memory:
+        return
+    architecture = architecture_of(recipe.model.id, ready.facts.base_model.config)
+    key = rate_key(recipe, ready.facts, plan.choices, architecture, batching.active)
+    with contextlib.suppress(OSError):
+        keep_share(throughput_file(), key, time, batching.padding, totals.seconds)
 
 
 def _export(attempt: Attempt, ready: Ready, reference: Reference | None, result: Result) -> tuple[ExportedFile, ...]:

@@ -13,7 +13,7 @@ from fastft.data.tokenizer import load_tokenizer
 from fastft.errors import MachineError, Problem, Where
 from fastft.files.cache import cache_folder
 from fastft.probe.base_model import BaseModel, find_base_model
-from fastft.probe.hub import fetch
+from fastft.probe.hub import fetch_small_files
 from fastft.recipe.loader import LoadedRecipe
 
 
@@ -60,12 +60,13 @@ def prepare_rows(
 
 
 def fetch_tokenizer(loaded: LoadedRecipe, say: Say) -> Path:
-    """The folder of the base model, for commands that only read rows; downloads or converts it first if needed.
+    """The folder of the base model, for commands that only read rows; downloads no weights, converts a package model.
 
     Raises:
         MachineError: it cannot be downloaded or converted.
     """
     wanted, where = loaded.recipe.model, loaded.where("model.id")
-    model = fetch(find_base_model(wanted.id, wanted.revision, loaded.folder, where), wanted.revision, where, say)
+    model = find_base_model(wanted.id, wanted.revision, loaded.folder, where)
+    model = fetch_small_files(model, wanted.revision, where)
     with tempfile.TemporaryDirectory() as folder, library_output_to(Path(folder) / "log.txt"):
         return convert(model, where, say)

@@ -142,3 +142,26 @@ def test_another_error_of_the_device_is_not_retried(model: Path, tmp_path: Path,
 
     with pytest.raises(TrainingError, match="illegal memory access"):
         run(write_recipe(tmp_path, model))
+
+
+def test_auto_recomputes_activations_before_it_takes_smaller_batches(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward, failed = LlamaModel.forward, []
+
+    def limited(self: LlamaModel, *rest: Any, **values: Any) -> Any:
+        if self.training and not failed:
+            failed.append(True)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return forward(self, *rest, **values)
+
+    monkeypatch.setattr(LlamaModel, "forward", limited)
+
+    settings = {"train.per_device_train_batch_size": 4, "train.gradient_checkpointing": "auto"}
+    retried = run(write_recipe(tmp_path, model, settings, "auto"))
+
+    [event] = [event for event in events(retried.folder) if event["event"] == "out_of_memory"]
+    assert (event["rows"], event["rows_now"]) == ("4 x 1", "4 x 1 recomputed")
+    plan = json.loads(retried.folder.plan.read_text())
+    assert plan["choices"]["train.gradient_checkpointing"]["value"] == "unsloth"
+    assert plan["schedule"]["per_device_train_batch_size"] == 4

@@ -16,7 +16,8 @@ from fastft.planning.devices import SHEETS, named_device, sheet_of
 from fastft.planning.facts import Facts
 from fastft.planning.fitting import MemoryForecast, UnknownMemory
 from fastft.planning.plan import Plan, make_plan
-from fastft.planning.timing import Time, UnknownTime, work_per_token
+from fastft.planning.timing import Time, UnknownTime
+from fastft.planning.work import work_per_token
 from fastft.probe.architecture import KNOWN
 from fastft.probe.base_model import BaseModel
 from fastft.probe.device import GIB, Device
@@ -88,8 +89,13 @@ def test_time_follows_from_tokens_and_the_price_from_time(llama: Make) -> None:
     assert isinstance(one, Time)
     assert isinstance(two, Time)
     assert (one.tokens, two.tokens) == (144_000, 288_000)
-    assert two.seconds == pytest.approx(2 * one.seconds, rel=0.01)
-    assert two.price == pytest.approx(2.0 * two.seconds / 3600, abs=0.01)
+    assert two.seconds.likely == pytest.approx(2 * one.seconds.likely, rel=0.01)
+    assert two.seconds.low < two.seconds.likely < two.seconds.high
+    assert two.download is not None
+    fast, slow = two.download
+    assert two.price is not None
+    assert two.price.low == pytest.approx(2.0 * (two.seconds.low + fast) / 3600, abs=0.01)
+    assert two.price.high == pytest.approx(2.0 * (two.seconds.high + slow) / 3600, abs=0.01)
 
 
 def test_a_gpu_that_is_not_listed_has_no_forecast_of_time(llama: Make) -> None:

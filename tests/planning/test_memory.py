@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fastft.planning.memory import MemorySettings, PeakMemory, forecast_memory, most_tokens
+from fastft.planning.memory import MemorySettings, PeakMemory, _per_token, forecast_memory, most_tokens
 from fastft.probe.architecture import KNOWN, PROJECTIONS, Architecture
 
 GB = 1e9
@@ -111,3 +111,33 @@ def test_what_saves_memory_is_forecast_to_save_it(cheaper: MemorySettings, deare
     model = KNOWN["llama-3.1-8b"]
 
     assert forecast_memory(model, cheaper, 8192, 0).peak_bytes < forecast_memory(model, dearer, 8192, 0).peak_bytes
+
+
+@pytest.mark.parametrize(
+    ("model", "tokens", "rows"),
+    [
+        # The sources' own figures: 512 rows at least (0.26 GB of Llama 3's logits), 4,096 or 2 GiB at most.
+        ("llama-3.1-8b", 4096, 512),
+        ("llama-3.1-8b", 65_536, 2048),
+        ("llama-3.1-8b", 1_000_000, 4096),
+        ("gemma-2-9b", 1_000_000, 2097),
+        ("llama-3.2-1b", 256, 256),
+    ],
+)
+def test_the_fused_loss_works_on_a_part_of_the_logits_of_any_batch(model: str, tokens: int, rows: int) -> None:
+    # Without layers to work on beside it, the head is all that is left.
+    sizes = replace(KNOWN[model], layers=0)
+    with_loss, without = (
+        forecast_memory(sizes, replace(UNSLOTH, fused_layers=fused), tokens, 0) for fused in (True, False)
+    )
+    spare = tokens * (max(_per_token(sizes, UNSLOTH)) - min(_per_token(sizes, UNSLOTH)))
+
+    assert without.logits_bytes == 0
+    assert with_loss.logits_bytes == pytest.approx(max(0, rows * KNOWN[model].vocabulary * 4 - spare), abs=1)
+
+
+def test_a_short_micro_batch_of_a_small_model_pays_for_the_loss_and_a_long_one_does_not() -> None:
+    short, long = (peak("unsloth", "llama-3.2-1b", tokens) for tokens in (512, 32_768))
+
+    assert short.logits_bytes > 0.2 * GB
+    assert long.logits_bytes == 0

