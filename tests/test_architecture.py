@@ -43,7 +43,6 @@ AT_A_JSON_EDGE = {
     "as_json": "writes a record",
     "from_json": "reads a record",
     "read_json": "any JSON file",
-    "read_object": "any JSON file",
     "write_json": "any JSON file",
     "reject_record": "a line of rejects.jsonl",
     "schema": "the JSON schema of a recipe",
