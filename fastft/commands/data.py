@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastft.data.held_out import held_out_rows
 from fastft.data.hygiene import examine
 from fastft.data.tokenizer import load_tokenizer
 from fastft.errors import MachineError
@@ -28,7 +29,9 @@ def data_in_terminal(recipe: Path, overrides: Sequence[str], *, as_json: bool, p
     """
     loaded = load(recipe, overrides)
     check(loaded)
-    found = examine(loaded.recipe.data, loaded.folder, tokenizer=_tokenizer(loaded), personal=personal)
+    data, seed = loaded.recipe.data, loaded.recipe.train.seed
+    chosen = held_out_rows(data, seed, loaded.folder, loaded.where)
+    found = examine(data, loaded.folder, tokenizer=_tokenizer(loaded), personal=personal, chosen=chosen)
     if as_json:
         print(json.dumps(dataclasses.asdict(found), indent=2, ensure_ascii=False))
     else:

@@ -10,6 +10,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from statistics import quantiles
 from typing import TYPE_CHECKING, Literal
@@ -99,9 +100,16 @@ class _Seen:
 
 
 def examine(
-    data: DataSection, recipe_dir: Path, *, tokenizer: Tokenizer | None = None, personal: bool = True
+    data: DataSection,
+    recipe_dir: Path,
+    *,
+    tokenizer: Tokenizer | None = None,
+    personal: bool = True,
+    chosen: frozenset[int] = frozenset(),
 ) -> Hygiene:
     """The report on the rows of `[data]`, with counts of tokens when there is a `tokenizer`.
+
+    `chosen`: the numbers, from 0 over all sources, of the training rows that `eval_fraction` holds out.
 
     Raises:
         DataError: a source cannot be read.
@@ -112,9 +120,12 @@ def examine(
     collector = Collector(tokenizer, personal)
     by_source = {}
     findings: list[Finding] = []
+    numbers = count()
     for source in training_sources(data):
         before = len(seen.where)
-        for example in _examples(source, data, recipe_dir, seen):
+        for number, example in _examples(source, data, recipe_dir, seen, numbers):
+            if number in chosen:
+                continue
             _remember(seen, example)
             sketch = near.sketch(example)
             if (found := near.first_like(sketch)) is not None:
@@ -124,13 +135,11 @@ def examine(
             collector.add(example, source.name)
         collector.count_tokens(source.name)
         by_source[source.name] = len(seen.where) - before
-    evaluation = evaluation_source(data)
-    if evaluation is not None:
-        for example in _examples(evaluation, data, recipe_dir, held_out):
-            _remember(held_out, example)
-            if (found := near.first_like(near.sketch(example))) is not None:
-                note = "an evaluation row is nearly the same as a trained one"
-                findings.append(Finding("leaked_rows", (found, example.where), note))
+    for example in _held_out_examples(data, recipe_dir, held_out, chosen):
+        _remember(held_out, example)
+        if (found := near.first_like(near.sketch(example))) is not None:
+            note = "an evaluation row is nearly the same as a trained one"
+            findings.append(Finding("leaked_rows", (found, example.where), note))
     findings = [*_repeats(seen), *findings, *_leaks(seen, held_out), *_contradictions(seen)]
     labels = _labels(seen)
     findings += [*([] if labels else _repeated_answers(seen)), *_outliers(seen), *_collected(collector)]
@@ -180,16 +189,31 @@ def _compared(asked: Example, answer: Message) -> tuple[bytes, bytes, bytes]:
     return _digest(question), _digest("\n".join(same)), _digest(_plain(answer.said))
 
 
-def _examples(source: Source, data: DataSection, recipe_dir: Path, seen: _Seen) -> Iterator[Example]:
-    """The examples of the valid rows; counts the others, which `fastft check --data` lists."""
+def _held_out_examples(data: DataSection, recipe_dir: Path, seen: _Seen, chosen: frozenset[int]) -> Iterator[Example]:
+    """The valid rows of the evaluation source, or the training rows in `chosen`, which are read a second time."""
+    evaluation = evaluation_source(data)
+    if evaluation is not None:
+        yield from (example for _, example in _examples(evaluation, data, recipe_dir, seen, count()))
+    numbers, counted = count(), _Seen()  # broken rows were counted at the first reading
+    for source in training_sources(data) if chosen else ():
+        for number, example in _examples(source, data, recipe_dir, counted, numbers):
+            if number in chosen:
+                yield example
+
+
+def _examples(
+    source: Source, data: DataSection, recipe_dir: Path, seen: _Seen, numbers: Iterator[int]
+) -> Iterator[tuple[int, Example]]:
+    """(number, example) of the valid rows; counts the others, which `fastft check --data` lists."""
     found = data.format
     for where, row in source.rows(recipe_dir):
+        number = next(numbers)
         try:
             if isinstance(row, Problem):
                 raise DataError(row)  # noqa: TRY301 -- so that all broken rows are counted in one place
             renamed = rename(row, data.columns, where)
             found = detect_or_fail(renamed, where, found) if found == "auto" else found
-            yield to_example(renamed, found, where, rules_of(data))
+            yield number, to_example(renamed, found, where, rules_of(data))
         except DataError:
             seen.unreadable += 1
 

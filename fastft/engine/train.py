@@ -27,7 +27,7 @@ from fastft.runs.directory import RunDir
 from fastft.runs.held_out import Evaluation, Untrained
 from fastft.runs.result import Trained
 
-# How memory that runs out is told: by torch, CUDA's own calls and Triton; by cuBLAS; by torch on a processor.
+# How libraries report that memory ran out: torch, CUDA and Triton; cuBLAS; torch on a processor.
 OUT_OF_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")
 
 

@@ -56,7 +56,7 @@ def load_call(recipe: Recipe, model_path: str, choices: Choices) -> Call:
                 "load_in_4bit": model.load_in_4bit,
                 "full_finetuning": model.full_finetuning,
                 "use_gradient_checkpointing": choices.gradient_checkpointing.value,
-                # Unsloth swaps a model name for its own 4-bit upload unless told to take the name as it stands.
+                # Unsloth swaps a model name for its own 4-bit upload unless asked to take the name as it is.
                 "use_exact_model_name": True,
                 **revision,
                 **attention,

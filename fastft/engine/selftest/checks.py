@@ -45,7 +45,7 @@ class Check:
 
 
 def examine(folder: Path, engine: str, say: Callable[[str], None]) -> list[Diagnosis]:
-    """Each promise of training, tried with `engine` in `folder`; `say` is told what is tried next.
+    """Each promise of training, tried with `engine` in `folder`; `say` is called with what is tried next.
 
     Where the device is not reached, or the model cannot be trained at all, the checks that stand on it are left out.
     """
