@@ -324,10 +324,6 @@ def table(found: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _size(count: int | None) -> str:
-    return f"{count / GIB:.1f} GiB" if count else "-"
-
-
 def main() -> None:
     """Run the comparison."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -14,10 +14,10 @@ from typing import Annotated, TypeVar
 import typer
 
 from fastft import __version__
+from fastft.console import redact
 from fastft.errors import FastftError, MachineError, Problem, UsageError, Where
 from fastft.files.cache import cache_folder
 from fastft.probe.software import INSTALL, NEEDED_TO_CHAT, NEEDED_TO_EXPORT, require
-from fastft.redaction import redact
 
 # The value of `--resume` without a folder. No folder has an empty name.
 NEWEST = ""

@@ -48,7 +48,7 @@ class Problem:
 
     # The imports are late because `import fastft` loads this module alone.
     def __str__(self) -> str:
-        from fastft.redaction import redact, redact_value
+        from fastft.console import redact, redact_value
 
         place = f"{redact(str(self.where))}: {self.field}" if self.field else redact(str(self.where))
         got = "" if self.got is None else f" (got {redact_value(self.field, self.got)})"
@@ -57,7 +57,7 @@ class Problem:
 
     def as_json(self) -> dict[str, object]:
         """The parts under their names in `--json`, without secrets."""
-        from fastft.redaction import redact, redact_value
+        from fastft.console import redact, redact_value
 
         return {
             "file": redact(self.where.path),

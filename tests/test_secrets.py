@@ -12,11 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from fastft.console import library_output_to, say
+from fastft.console import library_output_to, redact, redact_value, say
 from fastft.errors import Problem, RecipeError, Where
 from fastft.exports.card import CardFacts, model_card
 from fastft.recipe.loader import load
-from fastft.redaction import redact, redact_value
 from fastft.runs.directory import create_run_dir, differences
 
 # No key of anybody: each has "canary" in it.

@@ -7,14 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastft.console import Say, Writing, library_output_to, private_console, write_silently
+from fastft.console import Say, Writing, library_output_to, private_console, redact, write_silently
 from fastft.engine_choice import select
 from fastft.errors import Problem, UsageError, Where, nearest
 from fastft.exports.card import card_facts
 from fastft.exports.job import ADAPTER, MERGED, Job, rehearse, wanted_kinds
 from fastft.exports.push import push
 from fastft.recipe.export_formats import GGUF, export_formats
-from fastft.redaction import redact
 from fastft.report.export import print_exports
 from fastft.report.units import size
 from fastft.report.written import show_bytes

@@ -8,11 +8,11 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fastft.console import redact
 from fastft.exports.parity import Verdict
 from fastft.probe.base_model import licence
 from fastft.recipe.export_formats import FOLDER_FORMATS, GGUF
 from fastft.recipe.rules import is_hub_id
-from fastft.redaction import redact
 
 
 @dataclass(frozen=True)

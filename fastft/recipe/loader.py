@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from fastft.console import redact_value
 from fastft.errors import Problem, RecipeError, Where, nearest
 from fastft.recipe.locate import line_of, line_of_nearest, line_of_statement
 from fastft.recipe.model import Recipe
@@ -19,7 +20,6 @@ from fastft.recipe.paths import unreachable_paths
 from fastft.recipe.reference import fields
 from fastft.recipe.rules import violations
 from fastft.recipe.wording import describe, find_fault, shown
-from fastft.redaction import redact_value
 
 # A recipe is a page of text. Without a limit a hostile file costs seconds in the TOML parser.
 MAX_BYTES = 64 * 1024

@@ -14,8 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from fastft.console import BytesWritten
-from fastft.redaction import redact
+from fastft.console import BytesWritten, redact
 from fastft.report.units import duration, size, sparkline
 from fastft.report.written import show_bytes
 from fastft.runs.metrics import StepMetrics

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol, TypeVar
 
+from fastft.console import redact
 from fastft.errors import MachineError, Problem, Where
 from fastft.files.atomic import write_text
 from fastft.files.records import Record, read_record, write_record
 from fastft.recipe.loader import LoadedRecipe, Setting
-from fastft.redaction import redact
 from fastft.runs.result import Result
 
 

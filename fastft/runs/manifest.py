@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from fastft import __version__
+from fastft.console import redact, redact_value
 from fastft.data.prepare import Prepared
 from fastft.planning.facts import Facts
 from fastft.planning.plan import Plan
 from fastft.probe.hashes import sha256_of_files
 from fastft.recipe.loader import LoadedRecipe
-from fastft.redaction import redact, redact_value
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from fastft.console import library_output_to
+from fastft.console import library_output_to, redact_value
 from fastft.data.prepare import Prepared
 from fastft.data.render import Prompt, render_prompt
 from fastft.engine_choice import select
@@ -37,7 +37,6 @@ from fastft.planning.plan import Plan, make_plan, with_less_memory
 from fastft.planning.timing import Time
 from fastft.probe.architecture import architecture_of
 from fastft.recipe.loader import LoadedRecipe
-from fastft.redaction import redact_value
 from fastft.report.live import LiveView
 from fastft.report.rows import accounts, reject_lines
 from fastft.runs.checkpoints import checkpoints, evaluations_at, newest_checkpoint, set_aside, step_of
