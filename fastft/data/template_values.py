@@ -10,10 +10,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import date
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastft.data.template import ChatTemplate
 from fastft.errors import Problem, RecipeError, Where, nearest
+
+if TYPE_CHECKING:
+    from jinja2 import nodes
 
 KWARGS_FIELD = "data.chat_template_kwargs"
 # What every program gives a template itself, or jinja2 does.
@@ -21,6 +24,7 @@ _GIVEN = frozenset({"messages", "tools", "documents", "add_generation_prompt", "
 _NOT_ARGUMENTS = frozenset(
     {"raise_exception", "range", "dict", "lipsum", "cycler", "joiner", "namespace", "pad_token", "unk_token"}
 )
+_ASK = ("defined", "undefined", "default", "d")
 _FORMAT = re.compile(r"%-?[A-Za-z]")
 
 
@@ -34,8 +38,12 @@ def with_values(template: ChatTemplate, day: str, kwargs: Mapping[str, Any], whe
 
     tree = template.compiled.environment.parse(template.source)
     read = meta.find_undeclared_variables(tree)
-    _refuse_unknown(kwargs, read - _GIVEN - _NOT_ARGUMENTS, template.name, where)
-    start = "".join(f"{{%- set {name} = {json.dumps(value, ensure_ascii=False)} %}}" for name, value in kwargs.items())
+    assigned = {one.name for one in tree.find_all(nodes.Name) if one.ctx == "store"} - _asked_for(tree)
+    _refuse_unknown(kwargs, read - assigned - _GIVEN - _NOT_ARGUMENTS, template.name, where)
+    values = {name: json.dumps(value, ensure_ascii=False) for name, value in kwargs.items()}
+    if "date_string" in read and "date_string" not in values:  # llama.cpp passes today's: without a value as in training
+        values["date_string"] = "no_date_string"
+    start = "".join(f"{{%- set {name} = {value} %}}" for name, value in values.items())
     if "strftime_now" in read:
         texts = dict.fromkeys(one.value for one in tree.find_all(nodes.Const) if isinstance(one.value, str))
         formats = [text for text in texts if _FORMAT.search(text)]
@@ -45,6 +53,14 @@ def with_values(template: ChatTemplate, day: str, kwargs: Mapping[str, Any], whe
     # jinja2 leaves out this line break; without it, white space before a tag would stay that it leaves out.
     between = "\n" if template.source[:1].isspace() else ""
     return replace(template, source=f"{start}{between}{template.source}", today=day)
+
+
+def _asked_for(tree: nodes.Template) -> set[str]:
+    """The variables that a template asks for before it sets them: `x is defined`, `x | default(...)`."""
+    from jinja2 import nodes
+
+    asked = (one for kind in (nodes.Test, nodes.Filter) for one in tree.find_all(kind) if one.name in _ASK)
+    return {one.node.name for one in asked if isinstance(one.node, nodes.Name)}
 
 
 def _date_macro(day: date, formats: list[str]) -> str:
