@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 KWARGS_FIELD = "data.chat_template_kwargs"
 # What every program gives a template itself, or jinja2 does.
-_GIVEN = frozenset({"messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token", "strftime_now"})
+_GIVEN = frozenset(
+    {"messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token", "strftime_now"}
+)
 _NOT_ARGUMENTS = frozenset(
     {"raise_exception", "range", "dict", "lipsum", "cycler", "joiner", "namespace", "pad_token", "unk_token"}
 )
@@ -41,7 +43,9 @@ def with_values(template: ChatTemplate, day: str, kwargs: Mapping[str, Any], whe
     assigned = {one.name for one in tree.find_all(nodes.Name) if one.ctx == "store"} - _asked_for(tree)
     _refuse_unknown(kwargs, read - assigned - _GIVEN - _NOT_ARGUMENTS, template.name, where)
     values = {name: json.dumps(value, ensure_ascii=False) for name, value in kwargs.items()}
-    if "date_string" in read and "date_string" not in values:  # llama.cpp passes today's: without a value as in training
+    if (
+        "date_string" in read and "date_string" not in values
+    ):  # llama.cpp passes today's: without a value as in training
         values["date_string"] = "no_date_string"
     start = "".join(f"{{%- set {name} = {value} %}}" for name, value in values.items())
     if "strftime_now" in read:

@@ -22,6 +22,7 @@ _OTHER_NAMES = {
 }
 # Formats with whole conversations: there, an `input` only describes the row.
 _INPUT_DESCRIBES = ("messages", "sharegpt", "text")
+_WITH_THOUGHTS = tuple(name for name, columns in OPTIONAL_COLUMNS.items() if "reasoning_content" in columns)
 # Columns that change what is learnt, in the formats that do not read them: what to do with each.
 _INSTEAD = {
     **dict.fromkeys(MEDIA, "remove the row, because the model would learn to invent what it does not see"),
@@ -31,6 +32,9 @@ _INSTEAD = {
     "input": "write it into the question",
 }
 _PREFERENCES = ("chosen", "rejected", "kto_tag", "preferred")
+_VERDICTS = ("label", "desirable", "is_desirable", "kto_label")
+_THOUGHTS = ("cot", "chain_of_thought", "thought", "thoughts", "think", "reasoning_text")
+_ARGUMENTS = ("chat_template_kwargs", "enable_thinking")
 
 
 def check_columns(row: Mapping[str, Any], data_format: str, ignored: Iterable[str], where: Where) -> set[str]:
@@ -57,8 +61,14 @@ def _refused(name: str, value: object, data_format: str) -> tuple[str, str] | No
         return f"has no effect under this name: did you mean {known}?", f'write columns = {{ {known} = "{name}" }}'
     if name in MARKS:
         return None if value == 1 else ("weights of rows have no effect", "use data.sources with a weight each")
-    if (name.startswith(_PREFERENCES) and not isinstance(value, int | float)) or (name == "label" and _is_truth(value)):
+    if (name.startswith(_PREFERENCES) and not isinstance(value, int | float)) or (
+        name in _VERDICTS and _is_truth(value)
+    ):
         return "preferences are not trained: bad answers would count as good", "keep only the answers to learn"
+    if name in _THOUGHTS and data_format in _WITH_THOUGHTS:
+        return "has no effect under this name", f'write columns = {{ reasoning_content = "{name}" }}'
+    if name in _ARGUMENTS and data_format != "text":
+        return "arguments of the chat template are the same for all rows", "write them as data.chat_template_kwargs"
     if data_format in _INPUT_DESCRIBES and name == "input":
         return None
     instead = _INSTEAD.get(name)

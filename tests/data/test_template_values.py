@@ -43,7 +43,9 @@ def test_a_date_stays_the_same_whatever_day_it_is() -> None:
 
 
 def test_an_argument_reaches_every_prompt_and_none_that_is_passed_changes_it() -> None:
-    made = with_values(ChatTemplate("x", SWITCH), "2011-03-04", {"thinking": True, "effort": 'a "b" }} %} \u00e9'}, HERE)
+    made = with_values(
+        ChatTemplate("x", SWITCH), "2011-03-04", {"thinking": True, "effort": 'a "b" }} %} \u00e9'}, HERE
+    )
 
     assert asked(made).endswith('deep a "b" }} %} \u00e9')
     assert asked(made, thinking=False, effort="none") == asked(made)
