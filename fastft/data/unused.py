@@ -31,8 +31,8 @@ _INSTEAD = {
     "history": "write it as turns",
     "input": "write it into the question",
 }
-_PREFERENCES = ("chosen", "rejected", "kto_tag", "preferred")
-_VERDICTS = ("label", "desirable", "is_desirable", "kto_label")
+_PREFERENCES = ("chosen", "rejected", "preferred")
+_VERDICTS = ("label", "desirable", "is_desirable", "kto_label", "kto_tag")
 _THOUGHTS = ("cot", "chain_of_thought", "thought", "thoughts", "think", "reasoning_text")
 _ARGUMENTS = ("chat_template_kwargs", "enable_thinking")
 
@@ -61,9 +61,7 @@ def _refused(name: str, value: object, data_format: str) -> tuple[str, str] | No
         return f"has no effect under this name: did you mean {known}?", f'write columns = {{ {known} = "{name}" }}'
     if name in MARKS:
         return None if value == 1 else ("weights of rows have no effect", "use data.sources with a weight each")
-    if (name.startswith(_PREFERENCES) and not isinstance(value, int | float)) or (
-        name in _VERDICTS and _is_truth(value)
-    ):
+    if _is_preference(name, value):
         return "preferences are not trained: bad answers would count as good", "keep only the answers to learn"
     if name in _THOUGHTS and data_format in _WITH_THOUGHTS:
         return "has no effect under this name", f'write columns = {{ reasoning_content = "{name}" }}'
@@ -73,6 +71,13 @@ def _refused(name: str, value: object, data_format: str) -> tuple[str, str] | No
         return None
     instead = _INSTEAD.get(name)
     return None if instead is None else (f"has no effect in the {data_format} format", instead)
+
+
+def _is_preference(name: str, value: object) -> bool:
+    """Whether the column says which of two answers is better, or whether this one is good."""
+    if name in _VERDICTS:
+        return _is_truth(value)
+    return name.startswith(_PREFERENCES) and not isinstance(value, int | float)
 
 
 def unused_notes(rows: str, counts: Counter[str]) -> list[str]:

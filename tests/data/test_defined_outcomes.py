@@ -29,6 +29,7 @@ def chat(*turns: Any, **columns: Any) -> dict[str, Any]:
         (chat(ASKED, SAID, chat_template_kwargs={"x": 1}), "data.chat_template_kwargs"),
         (chat(ASKED, SAID, enable_thinking=False), "data.chat_template_kwargs"),
         (chat(ASKED, SAID, desirable=False), "preferences are not trained"),
+        (chat(ASKED, SAID, kto_tag=True), "preferences are not trained"),
         (chat(ASKED, {**SAID, "training": False}), '"weight": 0'),
         (chat(ASKED, {**SAID, "masked": True}), '"weight": 0'),
         (chat(ASKED, {**SAID, "reasoning_details": [{"text": "hm"}]}), "reasoning_content"),
