@@ -97,7 +97,7 @@ def _add_part(parts: ContentParts, part: Mapping[str, Any], where: Where, name: 
 def _no_text(part: Mapping[str, Any], where: Where, name: str) -> Problem:
     kind = part.get("type")
     got = str(kind) if kind is not None else ", ".join(map(str, part)) or "an empty object"
-    near = nearest("text", part) if kind in _TEXT_KINDS else None
+    near = nearest("text", part.keys() - {"text"}) if kind in _TEXT_KINDS else None
     instead = f'no "text" in it; did you mean "{near}"?' if near else _A_TEXT_PART
     return Problem(where, name, "only text parts can be trained on", instead, got)
 

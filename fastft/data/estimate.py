@@ -13,6 +13,7 @@ from fastft.data.filling import format_of, parse_row
 from fastft.data.held_out import held_out_rows
 from fastft.data.sources import copies, evaluation_source, training_sources
 from fastft.data.template import ChatTemplate, load_template
+from fastft.data.template_values import KWARGS_FIELD, with_values
 from fastft.errors import DataError, Where
 
 if TYPE_CHECKING:
@@ -90,6 +91,8 @@ def estimate_rows(
     if name == "model":
         name, error, how = "chatml", ERROR_OF_UNKNOWN, f"{how}, in ChatML for the model's own template"
     template = load_template(name, recipe_dir, None, locate("data.chat_template"))
+    if data.chat_template != "model":
+        template = with_values(template, data.template_date, data.chat_template_kwargs, locate(KWARGS_FIELD))
     held_out = held_out_rows(data, seed, recipe_dir, locate) if evaluation_source(data) is None else frozenset()
     found = list(islice(_texts(data, recipe_dir, seed, held_out, template), ESTIMATED_ROWS))
     whole = [count_tokens(text, rates) for text in found]

@@ -170,7 +170,7 @@ def _from_prompt_completion(row: Columns, where: Where, turns: Turns) -> None:
     turns.messages += _history(row, where)
     for name, role in (("prompt", "user"), ("completion", "assistant")):
         value = row[name]
-        if not isinstance(value, str):
+        if value is not None and not isinstance(value, str):
             read_turns(value, where, name, turns)
         elif role == "assistant":
             turns.messages.append(_answer(as_text(value, where, name), row, where))

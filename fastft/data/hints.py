@@ -53,6 +53,8 @@ def is_column_wise(row: Mapping[str, Any]) -> bool:
     values = list(row.values())
     if all(isinstance(value, Mapping) and "0" in value for value in values):
         return bool(values)
+    if row.keys() & {"messages", "conversations"}:
+        return False
     return all(isinstance(value, list) and value and not isinstance(value[0], Mapping) for value in values)
 
 

@@ -13,6 +13,7 @@ from fastft.data.formats import rules_of, to_example
 from fastft.data.readers import find_files, is_hub_data, read_file
 from fastft.data.sources import Source, evaluation_source, training_sources
 from fastft.data.template import load_template
+from fastft.data.template_values import KWARGS_FIELD, with_values
 from fastft.errors import DataError, FastftError, Problem, Where
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ def inspect(data: DataSection, recipe_dir: Path, locate: Callable[[str], Where])
             wrong_data.extend(replace(problem, where=locate(source.key)) for problem in error.problems)
     if data.chat_template != "model":
         try:
-            load_template(data.chat_template, recipe_dir, None, locate("data.chat_template"))
+            template = load_template(data.chat_template, recipe_dir, None, locate("data.chat_template"))
+            with_values(template, data.template_date, data.chat_template_kwargs, locate(KWARGS_FIELD))
         except FastftError as error:
             wrong_recipe.extend(error.problems)
     return Inspection(tuple(sources), tuple(wrong_recipe), tuple(wrong_data))

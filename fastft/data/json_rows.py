@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import IO, Any
 
-from fastft.data.lines import MAX_ROW_BYTES, lines_of, too_large
+from fastft.data.lines import MAX_ROW_BYTES, lines_of, mebibytes, too_large
 from fastft.errors import DataError, Problem, Where
 
 Row = tuple[Where, "dict[str, Any] | Problem"]
@@ -27,7 +27,7 @@ def read_json_lines(
     Raises:
         DataError: the lines are those of a JSON array.
     """
-    for number, raw in enumerate(lines_of(stream, max_row_bytes, head), start=1):
+    for number, raw in enumerate(lines_of(stream, max_row_bytes, shown, head), start=1):
         line = raw.removeprefix(UTF8_BOM) if number == 1 else raw
         if len(raw) <= max_row_bytes and (line.isspace() or not line):
             continue
@@ -126,11 +126,19 @@ class _Text:
 
     def skip(self, pattern: re.Pattern[str]) -> None:
         """Skip what `pattern` matches here."""
+        skipped = 0
         while self.peek():
+            if skipped > self._max_value_bytes:
+                wrong = f"{mebibytes(skipped)} of white space follow each other"
+                raise DataError(
+                    Problem(Where(self._shown, self.line), "", wrong, "remove it, if this is the right file")
+                )
             found = pattern.match(self._buffer, self._position)
             end = found.end() if found else self._position
+            skipped += end - self._position
+            whole = end == len(self._buffer)
             self._go_to(end)
-            if end < len(self._buffer):
+            if not whole:
                 return
 
     def value(self) -> Any:
@@ -227,6 +235,8 @@ def _not_json(where: Where, error: ValueError | RecursionError) -> Problem:
     if isinstance(error, json.JSONDecodeError):
         wrong = f"not valid JSON: {error.msg} at column {error.colno}"
         return Problem(where, "", wrong, "write one complete JSON object a line")
+    if str(error).startswith("Exceeds the limit"):
+        return Problem(where, "", "a number has more than 4,300 digits", "write it as text")
     return Problem(where, "", str(error), "write standard JSON, with each key once")
 
 

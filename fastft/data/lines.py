@@ -8,10 +8,14 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import IO
 
-from fastft.errors import Problem, Where
+from fastft.errors import DataError, Problem, Where
 
 MAX_ROW_BYTES = 8 * 2**20
 _SKIPPED_BYTES = 2**20
+# A file with a row of this many times the limit, or with this many empty lines together, is damaged, or made to take
+# hours: it is not read to its end.
+_HOPELESS_ROWS = 16
+_HOPELESS_LINES = 1_000_000
 # How a file begins that is not what its name says, and what to do with it. The longest that fits is right.
 _BEGINNINGS = {
     b"\x1f\x8b": ("is compressed with gzip", "add .gz to its name"),
@@ -32,19 +36,32 @@ _BEGINNINGS = {
 LONGEST_BEGINNING = max(map(len, _BEGINNINGS))
 
 
-def lines_of(stream: IO[bytes], limit: int, head: bytes = b"") -> Iterator[bytes]:
+def lines_of(stream: IO[bytes], limit: int, shown: str, head: bytes = b"") -> Iterator[bytes]:
     """Each line of `head` and then of `stream`; of a line with more than `limit` bytes only the first of them.
 
     Such a line has more than `limit` bytes here too, so that a reader sees that it is not whole.
+
+    Raises:
+        DataError: a line has no end within reach, or a million lines together are empty.
     """
     lines = io.BytesIO(head).readlines()
     if lines and not lines[-1].endswith(b"\n"):
         lines[-1] += stream.readline(limit + 1)
-    for line in chain(lines, iter(lambda: stream.readline(limit + 1), b"")):
+    empty = 0
+    for number, line in enumerate(chain(lines, iter(lambda: stream.readline(limit + 1), b"")), start=1):
         yield line if len(line) <= limit else line[: limit + 1]
-        rest = line
+        rest, skipped = line, 0
         while len(line) > limit and rest and not rest.endswith(b"\n"):
             rest = stream.readline(_SKIPPED_BYTES)
+            skipped += len(rest)
+            if skipped > _HOPELESS_ROWS * limit:
+                wrong = f"the row takes more than data.max_row_bytes ({mebibytes(limit)}), and has no end within"
+                wrong += f" {mebibytes(skipped)}"
+                raise DataError(Problem(Where(shown, number), "", wrong, "is this the right file? write it again"))
+        empty = empty + 1 if len(line) < 3 and line.isspace() else 0
+        if empty == _HOPELESS_LINES:
+            wrong = f"{_HOPELESS_LINES:,} empty lines follow each other"
+            raise DataError(Problem(Where(shown, number), "", wrong, "remove them, if this is the right file"))
 
 
 def wrong_kind(head: bytes, where: Where) -> Problem | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from fastft.data.render import Renderer, make_renderer
 from fastft.data.rows import RowSet, RowWriter
 from fastft.data.sources import evaluation_source, training_sources
 from fastft.data.template import ChatTemplate, load_template
+from fastft.data.template_values import KWARGS_FIELD, with_values
 from fastft.data.tokenizer import TokenizerFacts
 from fastft.errors import DataError, MachineError, Problem, Where
 
@@ -103,7 +104,7 @@ def _open(
     template = None
     if "text" not in formats:
         template = load_template(data.chat_template, recipe_dir, tokenizer.chat_template, where)
-        template = replace(template, today=data.template_date)
+        template = with_values(template, data.template_date, data.chat_template_kwargs, locate(KWARGS_FIELD))
     renderer = make_renderer(template, tokenizer, data.train_on, where, data.turns, data.may_drop)
     return " + ".join(dict.fromkeys(formats[:-1] if held_out else formats)), renderer
 

@@ -15,6 +15,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -131,7 +132,7 @@ def count_rows(
             total += arrow("Parquet files").parquet.ParquetFile(file).metadata.num_rows
         elif kind in (".jsonl", ".ndjson"):
             with _open(file) as stream:
-                lines = lines_of(stream, max_row_bytes)
+                lines = lines_of(stream, max_row_bytes, _shown(file))
                 total += sum(1 for line in lines if line.strip(b" \t\r\n\xef\xbb\xbf"))
         else:
             total += sum(1 for _ in read_file(file, max_row_bytes))
@@ -166,6 +167,11 @@ def _nothing_found(source: str, path: Path, field: str) -> Problem:
     if not folder.is_dir():
         wrong = f"no such file, and no folder {folder}"
         return Problem(Where(source), field, wrong, "paths are relative to the recipe")
+    if path.is_symlink():
+        return Problem(Where(source), field, "is a link that leads to no file", "correct the link")
+    if path.is_dir():
+        wrong = "the folder has no file of rows"
+        return Problem(Where(source), field, wrong, f"put one of {', '.join(FILE_KINDS)} there")
     near = nearest(path.name, (child.name for child in folder.iterdir()))
     instead = f"did you mean {near}?" if near else f"write the name of a file in {folder}"
     return Problem(Where(source), field, "no such file", instead)
@@ -173,7 +179,10 @@ def _nothing_found(source: str, path: Path, field: str) -> Problem:
 
 def _read_csv(stream: IO[bytes], shown: str, max_row_bytes: int) -> Iterator[Row]:
     csv.field_size_limit(max_row_bytes)  # the default of 128 KiB is shorter than a long document
-    reader = csv.reader(_csv_lines(stream, shown, max_row_bytes), strict=True)
+    lines = _csv_lines(stream, shown, max_row_bytes)
+    header = next(lines, "")
+    _refuse_other_separator(header, shown)
+    reader = csv.reader(chain([header], lines), strict=True)
     columns: list[str] | None = None
     start = 1
     while True:
@@ -194,13 +203,19 @@ def _read_csv(stream: IO[bytes], shown: str, max_row_bytes: int) -> Iterator[Row
             if doubled:
                 wrong, got = "two columns have one name", ", ".join(doubled)
                 raise DataError(Problem(where, "", wrong, "rename one of them", got=got))
-            separator = next((mark for mark in ";\t|" if len(columns) == 1 and mark in columns[0]), None)
-            if separator is not None:
-                wrong = f"the columns are separated by {'a tab' if separator.isspace() else separator}, not by a comma"
-                raise DataError(Problem(where, "", wrong, "save it with commas", got=columns[0][:60]))
             continue
         size = sum(map(len, cells))
         yield where, _csv_row(where, columns, cells) if size <= max_row_bytes else too_large(where, max_row_bytes, size)
+
+
+def _refuse_other_separator(header: str, shown: str) -> None:
+    """Raise DataError where the names in the first line are separated by another sign than a comma."""
+    outside = re.sub(r'"[^"]*"', "", header)
+    separator = next((mark for mark in ";\t|" if mark in outside and "," not in outside), None)
+    if separator is not None:
+        wrong = f"the columns are separated by {'a tab' if separator.isspace() else separator}, not by a comma"
+        got = header.strip()[:60]
+        raise DataError(Problem(Where(shown, 1), "", wrong, "save it with commas", got=got))
 
 
 def _csv_lines(stream: IO[bytes], shown: str, max_row_bytes: int) -> Iterator[str]:
@@ -209,7 +224,7 @@ def _csv_lines(stream: IO[bytes], shown: str, max_row_bytes: int) -> Iterator[st
     Raises:
         DataError: one is too large; where the next row begins is then unknown.
     """
-    for number, line in enumerate(lines_of(stream, max_row_bytes), start=1):
+    for number, line in enumerate(lines_of(stream, max_row_bytes, shown), start=1):
         if len(line) > max_row_bytes:
             raise DataError(too_large(Where(shown, number), max_row_bytes))
         yield (line.removeprefix(UTF8_BOM) if number == 1 else line).decode("utf-8", "surrogateescape")

@@ -19,7 +19,7 @@ Turns = Literal["auto", "whole", "split"]
 TEMPLATE_FIELD = "data.chat_template"
 # Words that no template changes and no real text contains, to find out how a template frames an answer.
 _PROBE = ("fastftquestionone", "fastftanswerone", "fastftquestiontwo", "fastftanswertwo")
-
+_PROBE_SYSTEM = "fastftsystem"
 _PROBE_TOOL = {
     "type": "function",
     "function": {"name": "probe", "description": "none", "parameters": {"type": "object", "properties": {}}},
@@ -156,21 +156,26 @@ def make_renderer(
 def _probed(template: ChatTemplate, tokenizer: TokenizerFacts, where: Where) -> tuple[str, str, str, str]:
     """The text of a question, of the prompt for its answer, with the answer, and of two questions and answers.
 
-    With a tool where the template refuses conversations without.
+    With a tool, or with a system text, where the template refuses conversations without.
     """
     turns = tuple(Message(role, text) for role, text in zip(("user", "assistant") * 2, _PROBE, strict=True))
+    before: Sequence[Message] = ()
+    tools: Sequence[dict[str, Any]] = ()
 
-    def text(count: int, tools: Sequence[dict[str, Any]], *, asked: bool = False) -> str:
-        tokens = tokenizer.template_tokens
-        return template.render(turns[:count], tokens, where=where, tools=tools, add_generation_prompt=asked)
+    def text(count: int, *, asked: bool = False) -> str:
+        messages, tokens = (*before, *turns[:count]), tokenizer.template_tokens
+        return template.render(messages, tokens, where=where, tools=tools, add_generation_prompt=asked)
 
     try:
-        tools: Sequence[dict[str, Any]] = ()
-        question = text(1, tools)
+        question = text(1)
     except DataError:
         tools = (_PROBE_TOOL,)
-        question = text(1, tools)
-    return question, text(1, tools, asked=True), text(2, tools), text(4, tools)
+        try:
+            question = text(1)
+        except DataError:
+            before, tools = (Message("system", _PROBE_SYSTEM),), ()
+            question = text(1)
+    return question, text(1, asked=True), text(2), text(4)
 
 
 def _tokens_inside(

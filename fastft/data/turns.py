@@ -23,7 +23,7 @@ from fastft.errors import DataError, Problem, Where, nearest
 _NAMES = {
     "system": ("system", "developer"),
     "user": ("user", "human"),
-    "assistant": ("assistant", "gpt", "chatgpt", "bot", "model"),
+    "assistant": ("assistant", "gpt", "chatgpt", "bot", "model", "ai", "chatbot"),
     "tool": ("tool", "function", "ipython", "observation", "tool_response"),
     "call": ("function_call", "tool_call"),
 }
@@ -33,19 +33,25 @@ EXTRAS = ("tool_calls", "tool_call_id", "name", "reasoning_content")
 # Other names of a key, which mean the same.
 REASONING = ("reasoning_content", "reasoning", "thinking")
 _CONTENT = ("content", "value", "parts", "text")
+_TEXTS = {"type", "text", "value", "content", "toolResult", "functionResponse"}
 _OF_TOOLS = {"tool_name": "name", "tool_use_id": "tool_call_id"}
 _PLAIN = frozenset({"role", "content", "from", "value"})
 _READ = frozenset({*EXTRAS, *REASONING, *MARKS, "role", "from", "function_call"})
 MEDIA = ("image", "images", "image_url", "audio", "audios", "input_audio", "video", "videos")
+# Marks of a turn under names that no tool reads here: false keeps the turn out of the loss.
+_LOSS_KEYS = ("training", "trained", "is_trained", "compute_loss", "loss_mask")
 # Keys that change what is learnt and that no message has: what to write instead of each.
 _REFUSED = {
     **dict.fromkeys(MEDIA, "only text can be trained: remove the row"),
     **dict.fromkeys(
-        ("thought", "thoughts", "think", "reasoning_text", "reasoningContent"),
+        ("thought", "thoughts", "think", "reasoning_text", "reasoningContent", "reasoning_details"),
         'did you mean "reasoning_content"?',
     ),
     **dict.fromkeys(("toolCalls", "calls", "function_calls"), 'did you mean "tool_calls"?'),
-    **dict.fromkeys(("mask", "train_detail", "training_detail"), 'write "weight": 0 to keep a turn out of the loss'),
+    **dict.fromkeys(
+        ("mask", "masked", "ignore_loss", "no_loss", "train_detail", "training_detail", *_LOSS_KEYS),
+        'write "weight": 0 to keep a turn out of the loss',
+    ),
     **dict.fromkeys(("tool_plan", "prefix"), 'write its text into "content"'),
     **dict.fromkeys(("chosen", "rejected"), "these are preferences: write the answer to learn"),
 }
@@ -84,7 +90,10 @@ def _read_turn(turn: object, where: Where, name: str, turns: Turns) -> None:
         raise DataError(Problem(where, name, "not a message", instead, got=json_kind(turn)))
     role_key = "from" if "from" in turn and not isinstance(turn.get("role"), str) else "role"
     if role_key not in turn:
-        instead = 'name the speaker: {"role": "user", "content": "..."}'
+        near = next((key for key in turn if str(key).lower() in ("role", "from", "speaker", "author")), None)
+        instead = 'name the speaker: {"role": "user", "content": "..."}' + (
+            f' (write "role" for "{near}")' if near else ""
+        )
         raise DataError(Problem(where, name, 'no "role"', instead, got=", ".join(map(str, turn)) or "an empty object"))
     given = turn[role_key]
     role = ROLES.get(given) if isinstance(given, str) else None
@@ -109,6 +118,8 @@ def _messages(
     if content_key not in turn and not calls:
         raise DataError(_no_content(turn, where, name))
     content = turn.get(content_key)
+    if role == "tool" and isinstance(content, Mapping) and not _TEXTS & content.keys():
+        content = json.dumps(content, ensure_ascii=False)  # as results in parts are read
     parts = ContentParts() if content is None and calls else read_content_parts(content, where, f"{name}.{content_key}")
     parts.calls = [*calls, *parts.calls]
     reasoning = _reasoning(turn, parts, where, name)
@@ -228,6 +239,6 @@ def _name_unused(turn: Mapping[str, Any], content_key: str, role: str, where: Wh
         value = turn[key]
         if not says_something(value) or (key in _CONTENT and value == turn.get(content_key)):
             continue
-        if key in _REFUSED and value is not False:
+        if key in _REFUSED and (value != 1 if key in _LOSS_KEYS else value is not False):
             raise DataError(Problem(where, f"{name}.{key}", "cannot be trained", _REFUSED[key], got=json_kind(value)))
         turns.unused.add(key)

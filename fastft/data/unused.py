@@ -22,6 +22,7 @@ _OTHER_NAMES = {
 }
 # Formats with whole conversations: there, an `input` only describes the row.
 _INPUT_DESCRIBES = ("messages", "sharegpt", "text")
+_WITH_THOUGHTS = tuple(name for name, columns in OPTIONAL_COLUMNS.items() if "reasoning_content" in columns)
 # Columns that change what is learnt, in the formats that do not read them: what to do with each.
 _INSTEAD = {
     **dict.fromkeys(MEDIA, "remove the row, because the model would learn to invent what it does not see"),
@@ -30,7 +31,10 @@ _INSTEAD = {
     "history": "write it as turns",
     "input": "write it into the question",
 }
-_PREFERENCES = ("chosen", "rejected", "kto_tag", "preferred")
+_PREFERENCES = ("chosen", "rejected", "preferred")
+_VERDICTS = ("label", "desirable", "is_desirable", "kto_label", "kto_tag")
+_THOUGHTS = ("cot", "chain_of_thought", "thought", "thoughts", "think", "reasoning_text")
+_ARGUMENTS = ("chat_template_kwargs", "enable_thinking")
 
 
 def check_columns(row: Mapping[str, Any], data_format: str, ignored: Iterable[str], where: Where) -> set[str]:
@@ -57,12 +61,23 @@ def _refused(name: str, value: object, data_format: str) -> tuple[str, str] | No
         return f"has no effect under this name: did you mean {known}?", f'write columns = {{ {known} = "{name}" }}'
     if name in MARKS:
         return None if value == 1 else ("weights of rows have no effect", "use data.sources with a weight each")
-    if (name.startswith(_PREFERENCES) and not isinstance(value, int | float)) or (name == "label" and _is_truth(value)):
+    if _is_preference(name, value):
         return "preferences are not trained: bad answers would count as good", "keep only the answers to learn"
+    if name in _THOUGHTS and data_format in _WITH_THOUGHTS:
+        return "has no effect under this name", f'write columns = {{ reasoning_content = "{name}" }}'
+    if name in _ARGUMENTS and data_format != "text":
+        return "arguments of the chat template are the same for all rows", "write them as data.chat_template_kwargs"
     if data_format in _INPUT_DESCRIBES and name == "input":
         return None
     instead = _INSTEAD.get(name)
     return None if instead is None else (f"has no effect in the {data_format} format", instead)
+
+
+def _is_preference(name: str, value: object) -> bool:
+    """Whether the column says which of two answers is better, or whether this one is good."""
+    if name in _VERDICTS:
+        return _is_truth(value)
+    return name.startswith(_PREFERENCES) and not isinstance(value, int | float)
 
 
 def unused_notes(rows: str, counts: Counter[str]) -> list[str]:

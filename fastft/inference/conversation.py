@@ -11,7 +11,7 @@ import numpy as np
 
 from fastft.data.example import Message
 from fastft.data.template import ChatTemplate
-from fastft.errors import Problem, RecipeError, Where
+from fastft.errors import FastftError, Problem, RecipeError, Where
 from fastft.files.tensors import Floats
 
 ChatMessage = dict[str, str]
@@ -129,3 +129,16 @@ def render_chat(template: str, messages: Sequence[ChatMessage], special_tokens: 
     turns = [Message(message["role"], message["content"]) for message in messages]
     chat = ChatTemplate("chat template", template)
     return chat.render(turns, special_tokens, where=Where("chat template"), add_generation_prompt=True)
+
+
+def asks_for_reasoning(template: str) -> bool:
+    """Whether `template` asks as with `enable_thinking` true when it gets no value, as in training and in a chat.
+
+    llama.cpp always passes one. Also true where the template reads none, or refuses a plain question.
+    """
+    question = [{"role": "user", "content": "Question"}]
+    switched = f"{{%- set enable_thinking = true %}}{template}"
+    try:
+        return render_chat(template, question, {}) == render_chat(switched, question, {})
+    except FastftError:
+        return True

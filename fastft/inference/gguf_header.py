@@ -29,6 +29,7 @@ class GgufHeader:
     """The longest conversation that the model was made for; None where the file does not say."""
     cache_bytes: int | None
     """Keys and values of one token of a conversation, in 16 bits; None where layers keep only a window of them."""
+    chat_template: str | None
 
 
 def read_gguf_header(file: Path) -> GgufHeader:
@@ -50,7 +51,9 @@ def read_gguf_header(file: Path) -> GgufHeader:
     kind = values.get("general.architecture")
     found = {key.removeprefix(f"{kind}."): value for key, value in values.items() if key.startswith(f"{kind}.")}
     context = found.get("context_length")
-    return GgufHeader(context if type(context) is int else None, _cache_bytes(found))
+    template = values.get("tokenizer.chat_template")
+    written = template if isinstance(template, str) else None
+    return GgufHeader(context if type(context) is int else None, _cache_bytes(found), written)
 
 
 def fit_context(file: Path, wanted: int | None) -> int:

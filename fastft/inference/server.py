@@ -10,7 +10,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from fastft.errors import MachineError, Problem, UsageError, Where
-from fastft.inference.gguf_header import fit_context
+from fastft.inference.conversation import asks_for_reasoning
+from fastft.inference.gguf_header import fit_context, read_gguf_header
 from fastft.inference.proxy import Access, Proxy
 
 
@@ -34,6 +35,8 @@ def serve(
     parameters.hostnames = ["127.0.0.1"]
     parameters.port = 0
     parameters.verbosity = -1
+    thinks = asks_for_reasoning(read_gguf_header(file).chat_template or "")
+    parameters.default_template_kwargs = {"enable_thinking": str(thinks).lower()}
     # Behind the proxy nobody may pass: a web page could find this port too.
     parameters.cors_origins, parameters.cors_credentials = "", False
     key = access.api_key or secrets.token_urlsafe()

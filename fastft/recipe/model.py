@@ -284,9 +284,16 @@ class DataSection(Section):
 
     template_date: str = TEMPLATE_DATE
     """The date that a chat template writes which asks for today's, such as Llama 3.2's: a fixed one, so that the rows
-    are the same tomorrow. Exact match and the export gate ask with it too.
+    are the same tomorrow. It is written into the template that is saved with the weights: every program then asks with
+    the date that was trained.
     Unit: YYYY-MM-DD
     Upstream: strftime_now in the chat template"""
+
+    chat_template_kwargs: dict[str, bool | int | float | str] = {}
+    """Values for variables that the chat template reads: `chat_template_kwargs = { enable_thinking = false }` (Qwen3,
+    SmolLM3). They are written into the template that is saved with the weights, so that every program asks as was
+    trained, whatever value it passes itself.
+    Upstream: tokenizer.apply_chat_template(chat_template_kwargs)"""
 
     train_on: Literal["assistant", "last", "all"] = "assistant"
     """Which tokens carry loss. "assistant": the assistant's answers and the token that ends each of them, in every

@@ -16,6 +16,7 @@ ELSEWHERE = {
     "datasets": "data.train",
     "dropout": "lora.lora_dropout",
     "epochs": "train.num_train_epochs",
+    "enable_thinking": "data.chat_template_kwargs",
     "eval_dataset": "data.eval",
     "finetuning_type": "model.full_finetuning",
     "flash_attention": "model.attn_implementation",

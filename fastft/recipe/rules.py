@@ -105,7 +105,10 @@ _NEEDS = (
         ("eval.exact_match",),
     ),
     _Need(
-        ("data.chat_template", "data.train_on", "data.turns", "data.may_drop", "data.template_date"),
+        (
+            *("data.chat_template", "data.chat_template_kwargs", "data.train_on", "data.turns", "data.may_drop"),
+            "data.template_date",
+        ),
         lambda recipe: recipe.data.format != "text",
         'data.format = "text" has no messages: every token is trained',
         "remove the line, or use a format with messages",

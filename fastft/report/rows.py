@@ -18,7 +18,8 @@ def accounts(prepared: Prepared) -> list[tuple[str, list[str]]]:
 
 def _account(name: str, rows: RowSet, data_format: str) -> tuple[str, list[str]]:
     tokens, trained = rows.rows.tokens, rows.rows.trained_tokens
-    summary = f"{len(rows.rows)} {name} rows ({data_format}), {tokens} tokens, {trained} carry loss"
+    count = f"{len(rows.rows)} {name} row{'' if len(rows.rows) == 1 else 's'}"
+    summary = f"{count} ({data_format}), {tokens} tokens, {trained} carry loss"
     dropped = [row for row in rows.overlong if not row.kept_tokens]
     kept = [row for row in rows.overlong if row.kept_tokens]
     reasons = [

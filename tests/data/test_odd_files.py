@@ -45,6 +45,9 @@ def problems(path: Path) -> list[str]:
         ("a.json", "\n<!DOCTYPE html><html>", "is a web page"),
         ("a.csv", "prompt;completion\nq;a\n", "separated by ;, not by a comma"),
         ("a.csv", "prompt\tcompletion\nq\ta\n", "separated by a tab, not by a comma"),
+        ("a.csv", '"prompt";"completion"\n"q, r";"a"\n', "separated by ;, not by a comma"),
+        ("a.jsonl", "\n" * 1_000_001, "1,000,000 empty lines"),
+        ("a.jsonl", '{"text": ' + "9" * 5000 + "}", "more than 4,300 digits"),
         ("a.json", json.dumps({"data": [ROW, ROW]}), 'the rows seem to be inside "data"'),
         ("a.json", json.dumps({"version": "1", "rows": [ROW]}), 'the rows seem to be inside "rows"'),
         ("a.json", json.dumps({"data": [ROW, ROW]}, indent=2), 'over several lines, with its rows inside "data"'),
@@ -94,7 +97,7 @@ def test_a_large_row_after_which_no_row_can_be_found_ends_the_file(write: Write,
 @pytest.mark.parametrize("cut", range(0, 40, 3))
 def test_lines_are_the_lines_of_the_file_wherever_its_head_ends(size: int, cut: int) -> None:
     content = b"one\n" + b"x" * size + b"\r\n\ntwo\nlast"
-    lines = list(lines_of(io.BytesIO(content[cut:]), 10, content[:cut]))
+    lines = list(lines_of(io.BytesIO(content[cut:]), 10, "x", content[:cut]))
     assert lines == [line if len(line) <= 10 else line[:11] for line in io.BytesIO(content).readlines()]
 
 

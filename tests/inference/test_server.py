@@ -13,13 +13,22 @@ import httpx
 import pytest
 
 from fastft.commands.chat import ChatRequest, open_chat
-from fastft.errors import FastftError, MachineError, UsageError
+from fastft.data.example import Message
+from fastft.data.template import ChatTemplate
+from fastft.data.template_values import with_values
+from fastft.errors import FastftError, MachineError, UsageError, Where
 from fastft.exports.gguf.writer import write_gguf
 from fastft.inference.gguf_header import fit_context, read_gguf_header
 from fastft.inference.proxy import MAX_BODY_BYTES, Access
 from fastft.inference.server import serve
 from tests.exports.tiny import write_base
 
+_TURNS = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
+_THOUGHTS = "{% if enable_thinking is defined and not enable_thinking %}no thoughts{% endif %}"
+TEMPLATES = {
+    "dated": "{{ date_string or strftime_now('%d %b %Y') }}" + _TURNS + _THOUGHTS,
+    "thinking": _TURNS + "{% if add_generation_prompt %}<|im_start|>" + _THOUGHTS + "{% endif %}",
+}
 QUESTION = {"messages": [{"role": "user", "content": "the fox"}], "max_tokens": 4, "temperature": 0}
 FRIEND, STRANGER = "https://friend.example", "https://evil.example"
 KEY = "a-key-of-our-own"
@@ -54,6 +63,24 @@ def test_a_program_is_answered(open_to_all: str) -> None:
     assert answer.status_code == 200
     assert answer.json()["choices"][0]["message"]["role"] == "assistant"
     assert "access-control-allow-origin" not in answer.headers
+
+
+@pytest.mark.parametrize(("kwargs", "day"), [({}, "2011-03-04"), ({"enable_thinking": False}, "2011-03-04")])
+@pytest.mark.parametrize("template", ["dated", "thinking"])
+def test_llama_cpp_asks_with_the_prompt_of_training(
+    gguf: Path, tmp_path: Path, template: str, kwargs: dict[str, bool], day: str
+) -> None:
+    here = Where("recipe.toml")
+    made = with_values(ChatTemplate(template, TEMPLATES[template]), day, kwargs, here)
+    file = write_gguf(gguf.parent / "base", None, tmp_path / "out.gguf", "f32", chat_template=made.source).file
+    question = [{"role": "user", "content": "the fox"}]
+    with serve(file, port=0) as address:
+        asked = httpx.post(f"{address}/apply-template", json={"messages": question}, timeout=60).json()["prompt"]
+
+    trained = made.render([Message("user", "the fox")], {}, where=here, add_generation_prompt=True)
+    assert asked == trained
+    assert ("04 Mar 2011" in asked) == (template == "dated")
+    assert ("no thoughts" in asked) == bool(kwargs)
 
 
 def test_a_stream_is_passed_on_piece_by_piece(open_to_all: str) -> None:
