@@ -18,7 +18,7 @@ from fastft.planning.batching import (
     packed_rows,
     recommend,
 )
-from fastft.planning.choices import Choices, choose_packing
+from fastft.planning.choices import Choices, can_flatten, choose_packing
 from fastft.planning.disk import count_trained_weights
 from fastft.planning.facts import Facts
 from fastft.planning.fitting import MemoryForecast, UnknownMemory, find_fitting, memory_settings
@@ -127,14 +127,9 @@ def _active(choices: Choices, facts: Facts) -> tuple[Mode, str]:
     return "random", "examples come in random order, padded to the longest of each micro-batch"
 
 
-# Models whose examples Unsloth keeps apart in neither way (unsloth/trainer.py, PADDING_FREE_BLOCKLIST).
-NOT_FLATTENED = ("gemma2", "gpt_oss")
-
-
 def _flattens(choices: Choices, facts: Facts) -> bool:
     """Whether micro-batches are flattened: by Unsloth on a GPU, where its attention for the model can."""
-    can = facts.base_model.config.get("model_type") not in NOT_FLATTENED
-    return can and facts.device.is_gpu and choices.engine.value == "unsloth"
+    return can_flatten(facts.base_model) and facts.device.is_gpu and choices.engine.value == "unsloth"
 
 
 def _available(recipe: Recipe, choices: Choices, facts: Facts) -> tuple[Mode, ...]:
@@ -142,7 +137,7 @@ def _available(recipe: Recipe, choices: Choices, facts: Facts) -> tuple[Mode, ..
     if _flattens(choices, facts):
         return ("padding_free", "packing")
     with_packing = recipe.model_copy(update={"train": recipe.train.model_copy(update={"packing": True})})
-    if choose_packing(with_packing, choices.engine.value, facts.device).value:
+    if choose_packing(with_packing, choices.engine.value, facts.device, flat=can_flatten(facts.base_model)).value:
         return ("random", "group_by_length", "packing")
     return ("random", "group_by_length")
 

@@ -170,7 +170,7 @@ def _disk(plan: Plan) -> Text:
         "adapter": disk.adapter_bytes,
         "merged": disk.merged_bytes,
         "GGUF": disk.gguf_bytes,
-        "download": disk.download_bytes,
+        "conversion" if plan.base_model.startswith("package:") else "download": disk.download_bytes,
     }
     shown = ", ".join(f"{name} {size(value)}" for name, value in parts.items() if value)
     extent = "more than" if None in parts.values() else "up to"
