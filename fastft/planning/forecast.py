@@ -73,7 +73,11 @@ def make_forecast(
     batching = _batching(recipe, facts, choices, schedule, packed, epoch_seconds)
     memory = _memory(recipe, facts, choices, schedule, model, batching)
     download = download_seconds(download_bytes) if download_bytes else None
-    return batching, memory, _time(facts, schedule, batching, work, rate, epoch_seconds, download, price_per_hour)
+    return (
+        batching,
+        memory,
+        _time(recipe, facts, schedule, batching, work, rate, epoch_seconds, download, price_per_hour),
+    )
 
 
 def _batching(
@@ -173,6 +177,7 @@ def _memory(
 
 
 def _time(
+    recipe: Recipe,
     facts: Facts,
     schedule: Schedule | UnknownSchedule,
     batching: Batching | UnknownBatching,
@@ -203,4 +208,16 @@ def _time(
         missing = f"the rate of {facts.device.name} is not known"
     else:
         missing = facts.rows_missing
-    return UnknownTime(missing, work, rate, tokens)
+    return UnknownTime(missing, work, rate, tokens, _full_step(recipe, schedule, work, rate))
+
+
+def _full_step(
+    recipe: Recipe, schedule: Schedule | UnknownSchedule, work: Work | None, rate: Rate | None
+) -> Interval | None:
+    """Seconds of an optimizer step whose rows all have max_seq_length tokens."""
+    accumulation = schedule.gradient_accumulation_steps
+    if work is None or rate is None or accumulation is None:
+        return None
+    tokens = recipe.train.per_device_train_batch_size * accumulation * recipe.model.max_seq_length
+    low, likely, high = (tokens * work.total / rate.flops(share) for share in (rate.share.high, None, rate.share.low))
+    return Interval(low, likely, high).times(1, 2)

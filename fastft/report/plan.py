@@ -51,10 +51,11 @@ def _steps(plan: Plan) -> Text:
     batch, accumulation = schedule.per_device_train_batch_size, schedule.gradient_accumulation_steps
     held = f"{batch} x {_known(accumulation, 'later')} accumulated x {devices}"
     held_out = f"{_known(schedule.eval_examples, 'none')} held out"
-    warmup = f"{_known(schedule.warmup_steps, '?')} warm-up steps"
+    ratio = "" if schedule.warmup_steps is not None else "warm-up by its share of the steps"
+    warmup = ratio or f"{schedule.warmup_steps} warm-up steps"
     if isinstance(schedule, UnknownSchedule):
-        steps, each = schedule.optimizer_steps, _known(schedule.examples_per_optimizer_step, "?")
-        first = "known when the rows are tokenized" if steps is None else f"{steps:,} of {each} examples"
+        steps, each = schedule.optimizer_steps, _known(schedule.examples_per_optimizer_step, "packed")
+        first = f"{steps:,} of {each} examples" if steps is not None else "known when the rows are tokenized"
         of = "" if schedule.train_examples is None else f" from {schedule.train_examples:,} examples"
         return Text(f"{first}\n{held}\nan unknown number of rows{of}, {held_out}; {warmup}")
     epochs, per_epoch = schedule.num_train_epochs, schedule.optimizer_steps_per_epoch
@@ -149,7 +150,10 @@ def _parts(peak: PeakMemory) -> str:
 def _time(plan: Plan) -> Text:
     time = plan.time
     if isinstance(time, UnknownTime):
-        return Text(f"unknown: {time.missing}")
+        step = ""
+        if time.full_step is not None:
+            step = f"\na step of full rows takes at most {between(time.full_step.low, time.full_step.high)}"
+        return Text(f"unknown: {time.missing}{step}")
     seconds, price = time.seconds, time.price
     costs = "" if price is None else f", costs {price.low:,.2f} to {price.high:,.2f}"
     costs += " with the download" if costs and time.download else ""
