@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Group
+from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from fastft.planning.batching import UnknownBatching
+from fastft.planning.batching import Batching, UnknownBatching
 from fastft.planning.fitting import UnknownMemory
 from fastft.planning.memory import PeakMemory
 from fastft.planning.plan import Plan
@@ -18,6 +19,8 @@ from fastft.planning.timing import UnknownTime
 from fastft.report.units import between, duration, size
 
 BAR = 16
+# The columns that a line of padding takes with its bar.
+WIDE = 68
 # The memory parts that have another name on the screen.
 PARTS = {"base_weights": "base", "kept_weights": "kept in 16 bit"}
 
@@ -82,20 +85,6 @@ def _padding(plan: Plan) -> Group:
     batching, batch = plan.batching, plan.schedule.per_device_train_batch_size
     if isinstance(batching, UnknownBatching):
         return Group(Text(f"{batching.active}: {batching.active_because}"), Text(batching.missing, "dim"))
-    grid = Table.grid(padding=(0, 1))
-    for _ in range(5):
-        grid.add_column(no_wrap=True)
-    for row in (row for row in batching.table if row.batch == batch):
-        active = "◂ active" if row.mode == batching.active else "" if row.mode in batching.available else "not here"
-        useful = round(BAR * (1 - row.padding_share))
-        style = "bold" if row.mode == batching.active else ""
-        grid.add_row(
-            Text(row.mode, style),
-            Text.assemble(("█" * useful, "green"), ("░" * (BAR - useful), "red")),
-            Text(f"{row.padding_share:.1%} padding", style, justify="right"),
-            Text(f"{row.useful_tokens:,.0f} tokens", style, justify="right"),
-            Text(active, "bold" if active.startswith("◂") else "dim"),
-        )
     shares = [f"{row.batch}: {row.padding_share:.0%}" for row in batching.table if row.mode == "random"]
     lengths = batching.lengths
     about = "" if plan.estimate is None else "about "
@@ -104,11 +93,44 @@ def _padding(plan: Plan) -> Group:
         note += batching.active_because
     else:
         note += f"{batching.recommended} would be {batching.speed_up:.2f} times as fast"
-    parts: list[Any] = [grid, Text(f"random by batch: {', '.join(shares)}", "dim"), Text(note, "dim")]
+    parts: list[Any] = [
+        _Modes(batching, batch),
+        Text(f"random by batch: {', '.join(shares)}", "dim"),
+        Text(note, "dim"),
+    ]
     if plan.estimate is not None:
         why = f"tokens are ESTIMATED, ±{plan.estimate.error:.0%}: {plan.estimate.why}"
         parts.append(Text.assemble((why, "yellow"), (f"; {plan.estimate.how}", "dim")))
     return Group(*parts)
+
+
+@dataclass(frozen=True)
+class _Modes:
+    """One line for each mode of batching at the size of a batch; without bars and tokens where the page is narrow."""
+
+    batching: Batching
+    batch: int
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        grid = Table.grid(padding=(0, 1))
+        wide = options.max_width >= WIDE
+        for _ in range(5 if wide else 3):
+            grid.add_column(no_wrap=True)
+        for row in (row for row in self.batching.table if row.batch == self.batch):
+            available = row.mode in self.batching.available
+            active = "◂ active" if row.mode == self.batching.active else "" if available else "not here"
+            useful = round(BAR * (1 - row.padding_share))
+            style = "bold" if row.mode == self.batching.active else ""
+            bar = Text.assemble(("█" * useful, "green"), ("░" * (BAR - useful), "red"))
+            tokens = Text(f"{row.useful_tokens:,.0f} tokens", style, justify="right")
+            grid.add_row(
+                Text(row.mode, style),
+                *([bar] if wide else []),
+                Text(f"{row.padding_share:.1%} padding", style, justify="right"),
+                *([tokens] if wide else []),
+                Text(active, "bold" if active.startswith("◂") else "dim"),
+            )
+        yield grid
 
 
 def _memory(plan: Plan) -> Group:
