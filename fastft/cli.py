@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import itertools
 import json
 import os
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -316,27 +318,49 @@ def _top(
     """Fine-tune language models fast, from one TOML recipe."""
 
 
+# What terminals of other encodings show for the signs of our pages; "?" for all else that they lack.
+_SIGNS = {"█": "#", "░": ".", "◂": "<", "•": "*", "±": "+-", "…": "...", "×": "x", "→": "->", "─": "-", "│": "|"}
+_PLAIN = "fastft-plain"
+
+
+def _plainly(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(_SIGNS.get(sign, "?") for sign in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error(_PLAIN, _plainly)
+
+
 def main() -> None:
     """Run the command line. Exit codes: docs/runs.md."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal of another encoding shows "?" for what it lacks
-            stream.reconfigure(errors="replace")
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_PLAIN)
     try:
         try:
             app(_with_resume_value(sys.argv[1:]), prog_name="fastft")
         finally:
             sys.stdout.flush()
     except FastftError as error:
-        for problem in error.problems:
-            print(problem, file=sys.stderr)
+        _report(error.problems, error.exit_code)
         raise SystemExit(error.exit_code) from None
     except BrokenPipeError:  # the reader has gone, as `| head` does
         _discard_output()
         raise SystemExit(1) from None
     except (OSError, ImportError) as error:
         _discard_output()
-        print(_explain(error), file=sys.stderr)
+        _report([_explain(error)], MachineError.exit_code)
         raise SystemExit(MachineError.exit_code) from None
+
+
+def _report(problems: Sequence[Problem], exit_code: int) -> None:
+    """Each problem on standard error; with --json also on standard output, as docs/runs.md says."""
+    if "--json" in sys.argv[1:]:
+        failure = {"exit_code": exit_code, "problems": [problem.as_json() for problem in problems]}
+        print(json.dumps(failure, indent=2), flush=True)
+    for problem in problems:
+        print(problem, file=sys.stderr)
 
 
 def _discard_output() -> None:

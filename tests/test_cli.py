@@ -155,6 +155,38 @@ def test_plan_reports_in_json_where_the_run_would_be(fastft: Fastft, write_recip
     assert made["schedule"]["optimizer_steps"] == 5
 
 
+@pytest.mark.parametrize("command", ["plan", "preview", "data"])
+def test_a_broken_recipe_is_json_too_where_json_is_asked_for(fastft: Fastft, write_recipe: Write, command: str) -> None:
+    recipe = write_recipe("[train]\nlr = 1\nseed = -1\n")
+
+    outcome = fastft(command, "--json", recipe)
+
+    failure = json.loads(outcome.out)
+    assert failure["exit_code"] == outcome.code == 2
+    assert [problem["field"] for problem in failure["problems"]] == ["train.lr", "train.seed"]
+    assert failure["problems"][0].keys() == {"file", "line", "field", "wrong", "got", "instead"}
+    assert "did you mean learning_rate?" in outcome.err
+
+
+def test_without_json_a_broken_recipe_leaves_standard_output_empty(fastft: Fastft, write_recipe: Write) -> None:
+    assert fastft("plan", write_recipe("[train]\nlr = 1\n")).out == ""
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_a_plan_fits_a_narrow_terminal(
+    fastft: Fastft, write_recipe: Write, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+
+    shown = fastft("plan", write_recipe(), "--device", "h100").out
+
+    # The first line is a path, which is folded.
+    assert max(map(len, shown.splitlines())) <= columns
+    assert "…" not in shown
+    assert "padding_free" in shown
+    assert ("█" in shown.split("random by batch")[0]) is (columns == 80)
+
+
 def test_explain_documents_a_key(fastft: Fastft) -> None:
     assert fastft("explain", "lora.r").out.startswith("lora.r\n\nThe rank of each adapter")
     assert fastft("explain").out.startswith("[model]")

@@ -51,6 +51,9 @@ def test_a_terminal_of_another_encoding_shows_what_it_can(write_recipe: Write, v
 
     assert (done.returncode, done.stderr) == (0, b"")
     assert b"steps" in done.stdout
+    assert b"?" not in done.stdout
+    assert b"####" in done.stdout
+    assert b"< active" in done.stdout
 
 
 def test_a_reader_that_goes_away_ends_the_program_quietly(write_recipe: Write) -> None:
@@ -88,9 +91,9 @@ def test_a_proxy_that_lacks_its_package_is_named_with_what_to_install(write_reci
     [
         ("max_steps=5", "write --set train.max_steps=5"),
         ("lora_alpha=8", "write --set lora.lora_alpha=8"),
-        ("nothing=5", "write --set train.learning_rate=1e-4"),
-        ("max_steps", "write --set train.learning_rate=1e-4"),
-        ("export.formats=gguf", 'write a list of "adapter"'),
+        ("nothing=5", "as in --set train.max_steps=5"),
+        ("max_steps", "write --set train.max_steps=VALUE"),
+        ("export.formats=ggu", 'write a list of "adapter"'),
     ],
 )
 def test_the_hint_of_an_override_is_made_of_what_was_typed(write_recipe: Write, override: str, instead: str) -> None:

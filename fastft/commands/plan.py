@@ -74,7 +74,9 @@ def _facts(loaded: LoadedRecipe, question: Question) -> Facts:
 def _tokenized(loaded: LoadedRecipe, facts: Facts) -> Facts:
     """`facts` with real lengths, if the tokenizer is here or can be downloaded; otherwise with estimated ones."""
     if facts.train_examples is None:
-        return dataclasses.replace(facts, rows_missing="the training rows are on the Hub: the run reads them")
+        return dataclasses.replace(
+            facts, rows_missing="the training rows are on the Hub, and not in the cache: the run reads them"
+        )
     wanted = loaded.recipe.model
     try:
         model = fetch_small_files(facts.base_model, wanted.revision, loaded.where("model.id"))

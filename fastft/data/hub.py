@@ -40,6 +40,23 @@ def hub_sha256(source: str, field: str = "data.train") -> str:
     return hashlib.sha256(f"{source}\n{fingerprint}".encode()).hexdigest()
 
 
+def count_cached_rows(source: str) -> int | None:
+    """How many rows a Hub dataset has in the cache; None where it is not there. Never uses the network."""
+    try:
+        import datasets
+    except ImportError:
+        return None
+    before, datasets.config.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE, True
+    dataset_id, _, split = source.partition(":")
+    organisation, name, *configuration = dataset_id.split("/")
+    try:
+        return len(datasets.load_dataset(f"{organisation}/{name}", *configuration, split=split or "train"))
+    except (datasets.exceptions.DatasetNotFoundError, OSError, ValueError):
+        return None
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
+
+
 @lru_cache(maxsize=16)
 def _loaded(source: str, field: str) -> Any:
     """The mapped dataset. Cached, because its rows are read several times and a branch can move in between."""

@@ -118,13 +118,15 @@ def read_file(file: Path, max_row_bytes: int = MAX_ROW_BYTES) -> Iterator[Row]:
 def count_rows(
     source: str, recipe_dir: Path, field: str = "data.train", max_row_bytes: int = MAX_ROW_BYTES
 ) -> int | None:
-    """How many rows `source` has, with broken ones, without parsing JSON lines; None for a Hub dataset.
+    """How many rows `source` has, broken ones too, without parsing JSON lines; None for Hub data not in the cache.
 
     Raises:
         DataError: as `read_rows`.
     """
     if is_hub_data(source, recipe_dir):
-        return None
+        from fastft.data.hub import count_cached_rows
+
+        return count_cached_rows(source)
     total = 0
     for file in find_files(source, recipe_dir, field):
         kind = file_kind(file.name)

@@ -57,6 +57,12 @@ def find_cautions(sight: Sight) -> tuple[Caution, ...]:
     return tuple(caution for rule in _RULES for caution in rule(sight))
 
 
+def _checkpoints(sight: Sight) -> Iterator[Caution]:
+    if sight.loaded.implies_save_strategy:
+        says = f'save_steps = {sight.loaded.recipe.train.save_steps} alone means save_strategy = "steps"'
+        yield Caution("train.save_strategy", says, "by epochs it would have no effect", "the recipe")
+
+
 def _learning_rate(sight: Sight) -> Iterator[Caution]:
     rate, whole = sight.loaded.recipe.train.learning_rate, sight.loaded.recipe.model.full_finetuning
     low, high = FULL_RATES if whole else LORA_RATES
@@ -218,6 +224,7 @@ def _devices(sight: Sight) -> Iterator[Caution]:
 
 
 _RULES: tuple[Callable[[Sight], Iterator[Caution]], ...] = (
+    _checkpoints,
     _learning_rate,
     _examples_per_step,
     _changed_batch,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
+from fastft.probe.base_model import BaseModel
 from fastft.probe.device import Device
 from fastft.probe.software import NEEDED
 from fastft.recipe.model import ModelSection, Recipe
@@ -67,9 +69,19 @@ def choose_engine(recipe: Recipe, installed: Mapping[str, str]) -> Choice[str]:
 
 
 def make_choices(
-    recipe: Recipe, device: Device, processes: int, engine: Choice[str], packing: Choice[bool], per_row: float | None
+    recipe: Recipe,
+    device: Device,
+    processes: int,
+    engine: Choice[str],
+    packing: Choice[bool],
+    per_row: float | None,
+    *,
+    flat: bool,
 ) -> Choices:
-    """All choices, from the two that the rows depend on; `per_row`: examples in a packed row, None while unknown."""
+    """All choices, from the two that the rows depend on; `per_row`: examples in a packed row, None while unknown.
+
+    `flat`: whether Unsloth can flatten batches of this model (`can_flatten`).
+    """
     bf16 = choose_bf16(recipe, device)
     fp16 = choose_fp16(recipe, device, bf16.value)
     return Choices(
@@ -80,7 +92,7 @@ def make_choices(
         optim=choose_optimizer(recipe, device),
         gradient_checkpointing=choose_checkpointing(recipe, engine.value, device),
         packing=packing,
-        group_by_length=choose_grouping(recipe, engine.value, device, packing.value),
+        group_by_length=choose_grouping(recipe, engine.value, device, packing.value, flat=flat),
         gradient_accumulation_steps=choose_accumulation(recipe, processes, packing.value, per_row),
     )
 
@@ -150,10 +162,29 @@ def choose_checkpointing(recipe: Recipe, engine: str, device: Device) -> Choice[
     return Choice(asked, "as train.gradient_checkpointing says")
 
 
-def choose_packing(recipe: Recipe, engine: str, device: Device) -> Choice[bool]:
-    """Whether `packing` is active: where packed examples stay apart."""
+# Models whose examples Unsloth keeps apart in no batch: unsloth/trainer.py, PADDING_FREE_BLOCKLIST, and those with
+# layers that carry a state from token to token (_HYBRID_CONFIG_MARKERS; with kernels of their own some could).
+_NOT_FLATTENED = ("gemma2", "gpt_oss")
+_HYBRID = ("linear_conv_kernel_dim", "linear_key_head_dim", "linear_value_head_dim", "full_attention_interval")
+# The same models by their Hub ids, before their config.json is here.
+_NAMES_NOT_FLATTENED = re.compile(r"gemma-2-|gpt-oss|qwen3-next|qwen3\.5")
+
+
+def can_flatten(model: BaseModel) -> bool:
+    """Whether Unsloth's attention for this model keeps examples apart in one row, packed or padding-free."""
+    if not model.config:
+        return _NAMES_NOT_FLATTENED.search(model.id.lower()) is None
+    config = model.config.get("text_config") or model.config
+    hybrid = config.keys() & set(_HYBRID) or "linear_attention" in str(config.get("layer_types"))
+    return config.get("model_type") not in _NOT_FLATTENED and not hybrid
+
+
+def choose_packing(recipe: Recipe, engine: str, device: Device, *, flat: bool) -> Choice[bool]:
+    """Whether `packing` is active: where packed examples stay apart; `flat`: see `can_flatten`."""
     if not recipe.train.packing:
         return Choice(False, "not asked for")
+    if engine == "unsloth" and device.is_gpu and not flat:
+        return Choice(False, "Unsloth cannot keep packed examples of this model apart; transformers can")
     if engine == "unsloth" and device.is_gpu:
         return Choice(True, "Unsloth's attention keeps packed examples apart")
     if engine == "unsloth":
@@ -164,13 +195,13 @@ def choose_packing(recipe: Recipe, engine: str, device: Device) -> Choice[bool]:
     return Choice(True, "transformers keeps packed examples apart by their positions")
 
 
-def choose_grouping(recipe: Recipe, engine: str, device: Device, packing: bool) -> Choice[bool]:
-    """Whether `group_by_length` is active: where rows are not packed."""
+def choose_grouping(recipe: Recipe, engine: str, device: Device, packing: bool, *, flat: bool) -> Choice[bool]:
+    """Whether `group_by_length` is active: where rows are not packed; `flat`: see `can_flatten`."""
     if not recipe.train.group_by_length:
         return Choice(False, "not asked for")
     if packing:
         return Choice(False, "packing is active: packed rows are all of one length")
-    if device.is_gpu and engine == "unsloth":
+    if device.is_gpu and engine == "unsloth" and flat:
         return Choice(True, "asked for; Unsloth flattens batches on this GPU, so it saves no padding here")
     return Choice(True, "batches of like length need little padding")
 

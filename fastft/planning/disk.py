@@ -54,10 +54,11 @@ def count_trained_weights(recipe: Recipe, architecture: Architecture) -> int:
 
 
 def _download(model: BaseModel, architecture: Architecture | None) -> int | None:
-    """Bytes that the base model adds to its cache: 16 bits a weight, downloaded or converted; None where unknown."""
+    """Bytes that the base model adds to its cache, None where unknown: 16 bits a weight, converted ones 32."""
     if model.is_here:
         return 0
-    return None if architecture is None else 2 * architecture.weights + SMALL_MODEL_BYTES
+    weight_bytes = 4 if model.source == "package" else 2
+    return None if architecture is None else weight_bytes * architecture.weights + SMALL_MODEL_BYTES
 
 
 def make_disk(

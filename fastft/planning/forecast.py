@@ -18,7 +18,7 @@ from fastft.planning.batching import (
     packed_rows,
     recommend,
 )
-from fastft.planning.choices import Choices, choose_packing
+from fastft.planning.choices import Choices, can_flatten, choose_packing
 from fastft.planning.disk import count_trained_weights
 from fastft.planning.facts import Facts
 from fastft.planning.fitting import MemoryForecast, UnknownMemory, find_fitting, memory_settings
@@ -73,7 +73,11 @@ def make_forecast(
     batching = _batching(recipe, facts, choices, schedule, packed, epoch_seconds)
     memory = _memory(recipe, facts, choices, schedule, model, batching)
     download = download_seconds(download_bytes) if download_bytes else None
-    return batching, memory, _time(facts, schedule, batching, work, rate, epoch_seconds, download, price_per_hour)
+    return (
+        batching,
+        memory,
+        _time(recipe, facts, schedule, batching, work, rate, epoch_seconds, download, price_per_hour),
+    )
 
 
 def _batching(
@@ -127,14 +131,9 @@ def _active(choices: Choices, facts: Facts) -> tuple[Mode, str]:
     return "random", "examples come in random order, padded to the longest of each micro-batch"
 
 
-# Models whose examples Unsloth keeps apart in neither way (unsloth/trainer.py, PADDING_FREE_BLOCKLIST).
-NOT_FLATTENED = ("gemma2", "gpt_oss")
-
-
 def _flattens(choices: Choices, facts: Facts) -> bool:
     """Whether micro-batches are flattened: by Unsloth on a GPU, where its attention for the model can."""
-    can = facts.base_model.config.get("model_type") not in NOT_FLATTENED
-    return can and facts.device.is_gpu and choices.engine.value == "unsloth"
+    return can_flatten(facts.base_model) and facts.device.is_gpu and choices.engine.value == "unsloth"
 
 
 def _available(recipe: Recipe, choices: Choices, facts: Facts) -> tuple[Mode, ...]:
@@ -142,7 +141,7 @@ def _available(recipe: Recipe, choices: Choices, facts: Facts) -> tuple[Mode, ..
     if _flattens(choices, facts):
         return ("padding_free", "packing")
     with_packing = recipe.model_copy(update={"train": recipe.train.model_copy(update={"packing": True})})
-    if choose_packing(with_packing, choices.engine.value, facts.device).value:
+    if choose_packing(with_packing, choices.engine.value, facts.device, flat=can_flatten(facts.base_model)).value:
         return ("random", "group_by_length", "packing")
     return ("random", "group_by_length")
 
@@ -178,6 +177,7 @@ def _memory(
 
 
 def _time(
+    recipe: Recipe,
     facts: Facts,
     schedule: Schedule | UnknownSchedule,
     batching: Batching | UnknownBatching,
@@ -208,4 +208,16 @@ def _time(
         missing = f"the rate of {facts.device.name} is not known"
     else:
         missing = facts.rows_missing
-    return UnknownTime(missing, work, rate, tokens)
+    return UnknownTime(missing, work, rate, tokens, _full_step(recipe, schedule, work, rate))
+
+
+def _full_step(
+    recipe: Recipe, schedule: Schedule | UnknownSchedule, work: Work | None, rate: Rate | None
+) -> Interval | None:
+    """Seconds of an optimizer step whose rows all have max_seq_length tokens."""
+    accumulation = schedule.gradient_accumulation_steps
+    if work is None or rate is None or accumulation is None:
+        return None
+    tokens = recipe.train.per_device_train_batch_size * accumulation * recipe.model.max_seq_length
+    low, likely, high = (tokens * work.total / rate.flops(share) for share in (rate.share.high, None, rate.share.low))
+    return Interval(low, likely, high).times(1, 2)

@@ -11,7 +11,7 @@ from fastft.errors import Problem
 from fastft.planning.batching import Batching, Mode, UnknownBatching, packed_rows
 from fastft.planning.calls import Calls, adapter_call, load_call, trainer_call
 from fastft.planning.cautions import Caution, Sight, find_cautions
-from fastft.planning.choices import Choices, choose_engine, choose_packing, make_choices
+from fastft.planning.choices import Choices, can_flatten, choose_engine, choose_packing, make_choices
 from fastft.planning.disk import Disk, make_disk
 from fastft.planning.facts import Estimate, Facts
 from fastft.planning.fitting import MemoryForecast, UnknownMemory, fit_checkpointing, memory_settings
@@ -65,17 +65,19 @@ def make_plan(loaded: LoadedRecipe, facts: Facts, run_dir: str, price_per_hour: 
     """The plan of a recipe on what `facts` found; writes nothing, asks nothing."""
     recipe, device, lengths = loaded.recipe, facts.device, facts.lengths
     engine = choose_engine(recipe, facts.installed)
-    packing = choose_packing(recipe, engine.value, device)
+    flat = can_flatten(facts.base_model)
+    packing = choose_packing(recipe, engine.value, device, flat=flat)
     packed = packed_rows(lengths, recipe.model.max_seq_length) if packing.value and lengths else None
     per_row = len(lengths) / len(packed) if packed and lengths else None
-    choices = make_choices(recipe, device, facts.processes, engine, packing, per_row)
+    choices = make_choices(recipe, device, facts.processes, engine, packing, per_row, flat=flat)
     schedule = _schedule(recipe, facts, choices, packed)
     architecture = architecture_of(recipe.model.id, facts.base_model.config)
     if recipe.train.gradient_checkpointing == "auto":
         choices = _with_checkpointing(recipe, facts, choices, architecture)
     disk = make_disk(recipe, facts.base_model, architecture, facts.free_disk_bytes, facts.free_cache_bytes)
+    download = disk.download_bytes if facts.base_model.source == "hub" else None
     batching, memory, time = make_forecast(
-        recipe, facts, choices, schedule, architecture, packed, disk.download_bytes, price_per_hour
+        recipe, facts, choices, schedule, architecture, packed, download, price_per_hour
     )
     return Plan(
         recipe=str(loaded.path),

@@ -19,6 +19,9 @@ from fastft.probe.device import Device
 CPU_SHARE = Share(0.31, 0.52, "the quickstart's on two processors")
 # Runs of one kind on one machine differ by less, and other rows of the same length hardly matter.
 MEASURED_MARGIN = 0.1
+# A GPU waits for its kernels to be started where a micro-batch is small: some 300 a layer, forward and backward, at 4
+# to 12 microseconds each. Estimated, not measured.
+LAUNCH_SECONDS_PER_LAYER = 0.002
 # Bits a second of a fast and of a slow line to the Hub, for the download of the weights.
 LINES = (1000e6, 100e6)
 
@@ -99,12 +102,16 @@ class Time:
 
 @dataclass(frozen=True)
 class UnknownTime:
-    """Why there is no forecast of time, and what is known without it."""
+    """Why there is no forecast of time, and what is known without it.
+
+    `full_step`: seconds of an optimizer step whose rows all have max_seq_length tokens, the most that a step can take.
+    """
 
     missing: str
     work: Work | None
     rate: Rate | None
     tokens: int | None
+    full_step: Interval | None = None
 
     def as_json(self) -> dict[str, Any]:
         """What is known under the names of `Time.as_json`, null for the rest."""
@@ -167,9 +174,14 @@ def seconds_per_epoch(
     """
     computed = tokens / (1 - row.padding_share)
     seconds = computed * work.total / rate.flops(share)
-    if load_in_4bit and rate.bandwidth is not None:
-        seconds += tokens / row.useful_tokens * expand_seconds(model, work, rate.bandwidth)
-    return seconds
+    if rate.bandwidth is None:
+        return seconds
+    micro_batches = tokens / row.useful_tokens
+    if load_in_4bit:
+        seconds += micro_batches * expand_seconds(model, work, rate.bandwidth)
+    # As uncertain as the share is.
+    wider = rate.share.middle / (rate.share.middle if share is None else share)
+    return max(seconds, micro_batches * model.layers * LAUNCH_SECONDS_PER_LAYER * wider)
 
 
 def download_seconds(count: int) -> tuple[float, float]:

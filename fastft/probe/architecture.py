@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -134,17 +135,21 @@ KNOWN: Mapping[str, Architecture] = {
 _OWNERS = frozenset({"meta-llama", "mistralai", "qwen", "google", "huggingfacetb", "unsloth", "nousresearch"})
 # Endings of tuned or converted forms with the same sizes.
 _ENDINGS = ("-bnb-4bit", "-unsloth", "-instruct-2507", "-instruct", "-it", "-pt", "-base", "-hf", "-chat", "-chat-hf")
+# Of a GGUF file in a package, such as "SmolLM2-135M-Instruct.Q4_1.gguf".
+_GGUF_ENDING = re.compile(r"([.-](i?q\d\w*|b?f\d+))?\.gguf$")
 
 
 def architecture_of(model_id: str, config: Mapping[str, Any]) -> Architecture | None:
-    """The sizes of a model: those in `config` unless it is empty, else those known for its Hub id, else None."""
+    """The sizes of a model: those in `config` unless it is empty, else those known for its name, else None."""
     return from_config(config) if config else by_hub_id(model_id)
 
 
 def by_hub_id(model_id: str) -> Architecture | None:
-    """The sizes of a well-known model, also under the names of its instruction-tuned and 4-bit forms."""
+    """The sizes of a well-known model, also under the names of its instruction-tuned and 4-bit forms and GGUF files."""
     owner, _, name = model_id.lower().partition("/")
-    if owner not in _OWNERS:
+    if owner.startswith("package:"):
+        name = _GGUF_ENDING.sub("", name)
+    elif owner not in _OWNERS:
         return None
     name = name.replace("meta-llama-", "llama-")
     while name not in KNOWN:

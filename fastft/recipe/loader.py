@@ -17,9 +17,9 @@ from fastft.errors import Problem, RecipeError, Where, nearest
 from fastft.recipe.locate import line_of, line_of_nearest, line_of_statement
 from fastft.recipe.model import Recipe
 from fastft.recipe.paths import unreachable_paths
-from fastft.recipe.reference import fields
+from fastft.recipe.reference import fields, takes_texts
 from fastft.recipe.rules import violations
-from fastft.recipe.wording import describe, find_fault, shown
+from fastft.recipe.wording import describe, find_fault, named_here, shown
 
 # A recipe is a page of text. Without a limit a hostile file costs seconds in the TOML parser.
 MAX_BYTES = 64 * 1024
@@ -28,7 +28,7 @@ MAX_LEVELS = 32
 # Nobody reads more at once, and each costs a search for the nearest name.
 MAX_PROBLEMS = 50
 
-Origin = Literal["default", "recipe", "--set"]
+Origin = Literal["default", "recipe", "--set", "train.save_steps"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,14 @@ class LoadedRecipe:
         """Every `section.key` with its value, without secrets, and its origin."""
         return {field: Setting(redact_value(field, self.value(field)), self._origin(field)) for field in fields()}
 
+    @property
+    def implies_save_strategy(self) -> bool:
+        """Whether save_strategy = "steps" follows from save_steps alone."""
+        return _implies_save_strategy(self.given)
+
     def _origin(self, field: str) -> Origin:
+        if field == "train.save_strategy" and self.implies_save_strategy:
+            return "train.save_steps"
         return "--set" if field in self.overrides else "recipe" if field in self.given else "default"
 
 
@@ -85,19 +92,19 @@ def load(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     text = _read(path)
     tree = _parse(path, text)
     pairs = _parse_overrides(overrides)
-    for field, (_, value) in pairs.items():
-        section, key = field.split(".", 1)
-        table = tree.setdefault(section, {})
-        if isinstance(table, dict):
-            table[key] = value
+    _override(tree, {field: value for field, (_, value) in pairs.items()})
     written = {field: raw for field, (raw, _) in pairs.items()}
 
     def locate(field: str) -> Where:
         return _where(path, text, written, field)
 
+    given = frozenset(f"{section}.{key}" for section, keys in tree.items() if isinstance(keys, dict) for key in keys)
+    if _implies_save_strategy(given):
+        tree["train"]["save_strategy"] = "steps"
     recipe, problems, wrong, more = _make_recipe(tree, locate)
     if recipe is not None:
-        given = frozenset(f"{section}.{key}" for section, keys in tree.items() for key in keys)
+        # What was set aside is not there any more.
+        given &= fields().keys()
         for broken in violations(recipe, given):
             if not {broken.field, *broken.reads} & wrong:
                 problems.append(Problem(locate(broken.field), broken.field, broken.wrong, broken.instead, broken.got))
@@ -112,6 +119,10 @@ def load(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     if more:
         problems.append(Problem(Where(str(path)), "", f"and {more:,} more problems", "correct these first"))
     raise RecipeError(problems)
+
+
+def _implies_save_strategy(given: frozenset[str]) -> bool:
+    return "train.save_steps" in given and "train.save_strategy" not in given
 
 
 def _read(path: Path) -> str:
@@ -150,6 +161,12 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         message = str(error)
+        if path.suffix.lower() in (".yaml", ".yml", ".json", ".ipynb", ".py"):
+            wrong = f"is a {path.suffix.lower()} file; a recipe is TOML"
+            instead = (
+                "`fastft init` writes one; `fastft check` then names the keys of other tools that it does not know"
+            )
+            raise RecipeError(Problem(Where(str(path)), "", wrong, instead)) from None
         place = re.search(r"\(at line (\d+), column \d+\)$", message)
         begins = line_of_statement(text, int(place.group(1)) if place else None)
         line = int(place.group(1)) if place else begins
@@ -193,18 +210,37 @@ def _parse_overrides(overrides: Iterable[str]) -> dict[str, tuple[str, Any]]:
         field, equals, raw = text.partition("=")
         field = field.strip()
         if not equals or not re.fullmatch(r"[A-Za-z_]\w*\.[A-Za-z_]\w*", field):
-            known = [name for name in fields() if name.partition(".")[2] == field]
-            example = f"{known[0]}={raw}" if known and equals else "train.learning_rate=1e-4"
-            problems.append(Problem(Where("--set"), "", "is not section.key=value", f"write --set {example}", text))
+            problems.append(
+                Problem(Where("--set"), "", "is not section.key=value", _as_override(field, equals, raw), text)
+            )
             continue
         try:
             value = raw if _too_deep(raw) else tomllib.loads(f"value = {raw}")["value"]
         except (tomllib.TOMLDecodeError, RecursionError, ValueError):
             value = raw
+        if isinstance(value, str) and takes_texts(field):
+            value = [value]
         pairs[field] = (raw, value)
     if problems:
         raise RecipeError(problems)
     return pairs
+
+
+def _override(tree: dict[str, Any], values: Mapping[str, Any]) -> None:
+    for field, value in values.items():
+        section, key = field.split(".", 1)
+        table = tree.setdefault(section, {})
+        if isinstance(table, dict):
+            table[key] = value
+
+
+def _as_override(field: str, equals: str, raw: str) -> str:
+    """What to write instead of an override that is no section.key=value, made of what was typed."""
+    known = fields() if field in fields() else ()
+    home = field if known else named_here(field.rpartition(".")[2])
+    if home is None:
+        return f"`fastft explain` lists the keys; as in --set train.max_steps={raw or 5}"
+    return f"write --set {home}={raw}" if equals and raw else f"write --set {home}=VALUE"
 
 
 def _make_recipe(

@@ -537,7 +537,8 @@ class TrainSection(Section):
     Upstream: SFTConfig(eval_steps=)"""
 
     save_strategy: Strategy = "epoch"
-    """When to write a checkpoint, for `fastft run --resume`: never, every save_steps, or after each epoch.
+    """When to write a checkpoint, for `fastft run --resume`: never, every save_steps, or after each epoch. Without it,
+    save_steps means "steps".
     Upstream: SFTConfig(save_strategy=)"""
 
     save_steps: int | None = Field(default=None, ge=1)

@@ -7,7 +7,8 @@ import re
 import textwrap
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
@@ -49,6 +50,16 @@ def sections() -> dict[str, type[Section]]:
 def fields() -> dict[str, FieldInfo]:
     """`section.key` -> pydantic field, in the order of the recipe."""
     return {f"{name}.{key}": info for name, section in sections().items() for key, info in section.model_fields.items()}
+
+
+@cache
+def takes_texts(field: str) -> bool:
+    """Whether `section.key` takes a list of texts and no text."""
+    info = fields().get(field)
+    options = (
+        get_args(info.annotation) if info and get_origin(info.annotation) is UnionType else (info and info.annotation,)
+    )
+    return str not in options and any(get_origin(option) is tuple for option in options)
 
 
 @cache

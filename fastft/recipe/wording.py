@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic_core import ErrorDetails
 
 from fastft.errors import Problem, Where, nearest
-from fastft.recipe.names import ELSEWHERE
+from fastft.recipe.names import ELSEWHERE, SECTIONS_ELSEWHERE
 from fastft.recipe.reference import allowed, fields, sections, source_fields
 
 Kind = Literal["missing", "unknown", "table", "value"]
@@ -43,7 +43,8 @@ def describe(fault: Fault, tree: Mapping[str, Any], where: Where) -> Problem:
     field, path = fault.field if len(fault.field) <= 100 else fault.field[:97] + "...", fault.path
     named = ".".join(part for part in path if isinstance(part, str))
     if fault.kind == "unknown":
-        return Problem(where, field, f"there is no such {'section' if len(path) == 1 else 'key'}", _known(path))
+        instead = _known(path) if len(path) > 1 else _known_section(str(path[0]), tree[str(path[0])])
+        return Problem(where, field, f"there is no such {'section' if len(path) == 1 else 'key'}", instead)
     if fault.kind == "missing":
         return Problem(where, field, "is missing", f"add {_EXAMPLES[named]}")
     if fault.kind == "table":
@@ -68,10 +69,8 @@ _EXAMPLES = {
 
 
 def _known(path: tuple[str | int, ...]) -> str:
-    """What to write instead of an unknown section or key: the most likely known one."""
+    """What to write instead of an unknown key: the most likely known one."""
     names = [part for part in path if isinstance(part, str)]
-    if len(names) == 1:
-        return _known_section(names[0])
     section, key = names[0], names[-1]
     here = {field.rsplit(".", 1)[1]: field for field in fields() if field.startswith(section + ".")}
     there = {field.rsplit(".", 1)[1]: field for field in fields()}
@@ -88,7 +87,24 @@ def _known(path: tuple[str | int, ...]) -> str:
     return f"`fastft explain {section}` lists the keys of [{section}]"
 
 
-def _known_section(name: str) -> str:
+def named_here(key: str) -> str | None:
+    """The `section.key` that another tool's name, a key without its section or a misspelled one most likely means."""
+    known = {**ELSEWHERE, **{field.partition(".")[2]: field for field in fields()}}
+    close = key if key in known else nearest(key, known)
+    return known[close] if close else None
+
+
+def _keys_here(section: str, keys: Iterable[str]) -> str:
+    """What the keys of another tool's section are called here, as far as they are called otherwise."""
+    homes = [(key, named_here(key)) for key in keys]
+    moved = [f"{key} as {home}" for key, home in homes if home and home != f"{section}.{key}"]
+    return f" write {', '.join(moved[:6])}" if moved else ""
+
+
+def _known_section(name: str, content: object) -> str:
+    section = SECTIONS_ELSEWHERE.get(name) or nearest(name, sections())
+    if section and isinstance(content, Mapping):
+        return f"did you mean [{section}]?" + _keys_here(section, map(str, content))
     home = ELSEWHERE.get(name) or next((field for field in fields() if field.endswith("." + name)), None)
     if home:
         section, key = home.split(".")

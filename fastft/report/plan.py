@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Group
+from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from fastft.planning.batching import UnknownBatching
+from fastft.planning.batching import Batching, UnknownBatching
 from fastft.planning.fitting import UnknownMemory
 from fastft.planning.memory import PeakMemory
 from fastft.planning.plan import Plan
@@ -18,6 +19,8 @@ from fastft.planning.timing import UnknownTime
 from fastft.report.units import between, duration, size
 
 BAR = 16
+# The columns that a line of padding takes with its bar.
+WIDE = 68
 # The memory parts that have another name on the screen.
 PARTS = {"base_weights": "base", "kept_weights": "kept in 16 bit"}
 
@@ -51,10 +54,11 @@ def _steps(plan: Plan) -> Text:
     batch, accumulation = schedule.per_device_train_batch_size, schedule.gradient_accumulation_steps
     held = f"{batch} x {_known(accumulation, 'later')} accumulated x {devices}"
     held_out = f"{_known(schedule.eval_examples, 'none')} held out"
-    warmup = f"{_known(schedule.warmup_steps, '?')} warm-up steps"
+    ratio = "" if schedule.warmup_steps is not None else "warm-up by its share of the steps"
+    warmup = ratio or f"{schedule.warmup_steps} warm-up steps"
     if isinstance(schedule, UnknownSchedule):
-        steps, each = schedule.optimizer_steps, _known(schedule.examples_per_optimizer_step, "?")
-        first = "known when the rows are tokenized" if steps is None else f"{steps:,} of {each} examples"
+        steps, each = schedule.optimizer_steps, _known(schedule.examples_per_optimizer_step, "packed")
+        first = f"{steps:,} of {each} examples" if steps is not None else "known when the rows are tokenized"
         of = "" if schedule.train_examples is None else f" from {schedule.train_examples:,} examples"
         return Text(f"{first}\n{held}\nan unknown number of rows{of}, {held_out}; {warmup}")
     epochs, per_epoch = schedule.num_train_epochs, schedule.optimizer_steps_per_epoch
@@ -81,20 +85,6 @@ def _padding(plan: Plan) -> Group:
     batching, batch = plan.batching, plan.schedule.per_device_train_batch_size
     if isinstance(batching, UnknownBatching):
         return Group(Text(f"{batching.active}: {batching.active_because}"), Text(batching.missing, "dim"))
-    grid = Table.grid(padding=(0, 1))
-    for _ in range(5):
-        grid.add_column(no_wrap=True)
-    for row in (row for row in batching.table if row.batch == batch):
-        active = "◂ active" if row.mode == batching.active else "" if row.mode in batching.available else "not here"
-        useful = round(BAR * (1 - row.padding_share))
-        style = "bold" if row.mode == batching.active else ""
-        grid.add_row(
-            Text(row.mode, style),
-            Text.assemble(("█" * useful, "green"), ("░" * (BAR - useful), "red")),
-            Text(f"{row.padding_share:.1%} padding", style, justify="right"),
-            Text(f"{row.useful_tokens:,.0f} tokens", style, justify="right"),
-            Text(active, "bold" if active.startswith("◂") else "dim"),
-        )
     shares = [f"{row.batch}: {row.padding_share:.0%}" for row in batching.table if row.mode == "random"]
     lengths = batching.lengths
     about = "" if plan.estimate is None else "about "
@@ -103,11 +93,44 @@ def _padding(plan: Plan) -> Group:
         note += batching.active_because
     else:
         note += f"{batching.recommended} would be {batching.speed_up:.2f} times as fast"
-    parts: list[Any] = [grid, Text(f"random by batch: {', '.join(shares)}", "dim"), Text(note, "dim")]
+    parts: list[Any] = [
+        _Modes(batching, batch),
+        Text(f"random by batch: {', '.join(shares)}", "dim"),
+        Text(note, "dim"),
+    ]
     if plan.estimate is not None:
         why = f"tokens are ESTIMATED, ±{plan.estimate.error:.0%}: {plan.estimate.why}"
         parts.append(Text.assemble((why, "yellow"), (f"; {plan.estimate.how}", "dim")))
     return Group(*parts)
+
+
+@dataclass(frozen=True)
+class _Modes:
+    """One line for each mode of batching at the size of a batch; without bars and tokens where the page is narrow."""
+
+    batching: Batching
+    batch: int
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        grid = Table.grid(padding=(0, 1))
+        wide = options.max_width >= WIDE
+        for _ in range(5 if wide else 3):
+            grid.add_column(no_wrap=True)
+        for row in (row for row in self.batching.table if row.batch == self.batch):
+            available = row.mode in self.batching.available
+            active = "◂ active" if row.mode == self.batching.active else "" if available else "not here"
+            useful = round(BAR * (1 - row.padding_share))
+            style = "bold" if row.mode == self.batching.active else ""
+            bar = Text.assemble(("█" * useful, "green"), ("░" * (BAR - useful), "red"))
+            tokens = Text(f"{row.useful_tokens:,.0f} tokens", style, justify="right")
+            grid.add_row(
+                Text(row.mode, style),
+                *([bar] if wide else []),
+                Text(f"{row.padding_share:.1%} padding", style, justify="right"),
+                *([tokens] if wide else []),
+                Text(active, "bold" if active.startswith("◂") else "dim"),
+            )
+        yield grid
 
 
 def _memory(plan: Plan) -> Group:
@@ -149,7 +172,10 @@ def _parts(peak: PeakMemory) -> str:
 def _time(plan: Plan) -> Text:
     time = plan.time
     if isinstance(time, UnknownTime):
-        return Text(f"unknown: {time.missing}")
+        step = ""
+        if time.full_step is not None:
+            step = f"\na step of full rows takes at most {between(time.full_step.low, time.full_step.high)}"
+        return Text(f"unknown: {time.missing}{step}")
     seconds, price = time.seconds, time.price
     costs = "" if price is None else f", costs {price.low:,.2f} to {price.high:,.2f}"
     costs += " with the download" if costs and time.download else ""
@@ -170,7 +196,7 @@ def _disk(plan: Plan) -> Text:
         "adapter": disk.adapter_bytes,
         "merged": disk.merged_bytes,
         "GGUF": disk.gguf_bytes,
-        "download": disk.download_bytes,
+        "conversion" if plan.base_model.startswith("package:") else "download": disk.download_bytes,
     }
     shown = ", ".join(f"{name} {size(value)}" for name, value in parts.items() if value)
     extent = "more than" if None in parts.values() else "up to"

@@ -88,6 +88,31 @@ def test_a_tokenizer_that_is_here_counts_and_needs_no_weights(
     assert made.disk.download_bytes is None
 
 
+@pytest.mark.parametrize("steps", ["", "max_steps = 100\n"])
+def test_rows_on_the_hub_leave_a_step_of_full_rows(steps: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    flagship = FLAGSHIP.read_text(encoding="utf-8").replace("num_train_epochs = 3\n", steps or "num_train_epochs = 3\n")
+    lines = [line for line in flagship.splitlines() if not line.startswith(("train =", "eval ="))]
+    recipe.write_text("\n".join(lines).replace("[data]", '[data]\ntrain = "org/rows"'), encoding="utf-8")
+    done = CliRunner().invoke(app, ["plan", str(recipe), "--device", "a100-80gb", "--runs-dir", str(tmp_path)])
+    text = " ".join(done.output.split())
+
+    assert done.exit_code == 0, done.output
+    assert "?" not in text
+    assert ("100 of 72 examples" if steps else "known when the rows are tokenized") in text
+    # 2 x 36 rows of 2,048 tokens at 2,700 to 4,300 tokens a second.
+    assert "a step of full rows takes at most 35 s to 55 s" in text
+
+
+def test_a_small_model_waits_for_its_kernels_to_start(tmp_path: Path) -> None:
+    made = plan(ROOT / "recipes" / "quickstart.toml", [], Question(tmp_path, "a100-80gb"))
+
+    assert isinstance(made.time, Time)
+    # 130 micro-batches of 30 layers, 2 ms each; the arithmetic alone would take 0.2 s.
+    assert made.time.seconds.likely == pytest.approx(130 * 30 * 0.002, rel=0.01)
+    assert made.time.seconds.low < made.time.seconds.likely < made.time.seconds.high
+
+
 def test_a_what_if_says_that_its_tokens_are_estimated(tmp_path: Path) -> None:
     command = ["plan", str(FLAGSHIP), "--device", "a100-80gb", "--what-if", "max_seq_length=1024,2048"]
     done = CliRunner().invoke(app, [*command, "--runs-dir", str(tmp_path)])

@@ -12,6 +12,7 @@ import pytest
 from fastft.data import hub
 from fastft.data.hub import hub_sha256, read_hub_rows
 from fastft.data.prepare import prepare
+from fastft.data.readers import count_rows
 from fastft.data.tokenizer import TokenizerFacts
 from fastft.errors import DataError, MachineError, Where
 from fastft.recipe.model import DataSection
@@ -74,6 +75,14 @@ def test_what_is_not_there_is_named(cached: Cached, source: str, error: type[Exc
     with pytest.raises(error, match=f"^{source}: data.eval: ") as caught:
         list(read_hub_rows(source, "data.eval"))
     assert expected in str(caught.value)
+
+
+def test_rows_in_the_cache_are_counted_without_a_network(cached: Cached, tmp_path: Path) -> None:
+    cached(ROWS)
+
+    assert count_rows("org/name", tmp_path) == 30
+    assert count_rows("org/name:test", tmp_path) == 3
+    assert count_rows("org/missing", tmp_path) is None
 
 
 def test_the_digest_follows_revision_and_split(cached: Cached) -> None:

@@ -50,6 +50,7 @@ CHANGES: list[tuple[list[str], str, str]] = [
     (["train.effective_batch_size=2"], "train.effective_batch_size", "mostly noise; adam_beta2 = 0.99994"),
     (["train.warmup_steps=500"], "train.warmup_steps", "warm-up of 500 steps is as long as the run of 30 steps"),
     (["train.save_strategy=steps", "train.save_steps=500"], "train.save_steps", "save_steps = 500 is never reached"),
+    (["train.save_steps=10"], "train.save_strategy", "save_steps = 10 alone means"),
     (["train.num_train_epochs=8"], "train.num_train_epochs", "8 epochs of 480 examples"),
     (["data.chat_template=qwen3"], "data.chat_template", 'chat_template = "qwen3" was made for qwen'),
 ]

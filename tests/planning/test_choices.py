@@ -101,9 +101,9 @@ def test_examples_are_packed_where_they_stay_apart_and_else_grouped(
 ) -> None:
     loaded = recipe("", "train.packing=true", "train.group_by_length=true", *overrides)
 
-    packing = choose_packing(loaded.recipe, engine, device).value
+    packing = choose_packing(loaded.recipe, engine, device, flat=True).value
 
-    assert (packing, choose_grouping(loaded.recipe, engine, device, packing).value) == values
+    assert (packing, choose_grouping(loaded.recipe, engine, device, packing, flat=True).value) == values
 
 
 @pytest.mark.parametrize(

@@ -133,12 +133,29 @@ def test_padding_free_batches_are_asked_for_where_the_forecast_counts_on_them(
     assert (made.batching.active == "padding_free") is (expected is True)
 
 
-def test_models_that_unsloth_does_not_flatten_are_padded(recipe: Make, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({**LLAMA, "model_type": "gemma2"}))
+@pytest.mark.parametrize(
+    "found",
+    [
+        {"model_type": "gemma2"},
+        {"model_type": "qwen3_next", "linear_conv_kernel_dim": 4},
+        {"text_config": {**LLAMA, "layer_types": ["linear_attention", "full_attention"]}},
+        "google/gemma-2-9b-it",
+    ],
+)
+def test_models_that_unsloth_does_not_flatten_are_padded_and_not_packed(
+    recipe: Make, tmp_path: Path, found: dict[str, Any] | str
+) -> None:
+    here = isinstance(found, dict)
+    if isinstance(found, dict):
+        (tmp_path / "config.json").write_text(json.dumps({**LLAMA, **found}))
+    model = BaseModel("org/model" if here else str(found), "folder", tmp_path if here else None)
 
-    made = plan(recipe(), base_model=BaseModel("org/model", "folder", tmp_path))
+    made = plan(recipe("", "train.packing=true", "train.group_by_length=true"), base_model=model)
 
-    assert (made.batching.active, made.calls.trainer.kwargs["padding_free"]) == ("random", False)
+    assert (made.batching.active, made.calls.trainer.kwargs["padding_free"]) == ("group_by_length", False)
+    assert made.calls.trainer.kwargs["packing"] is False
+    assert "cannot keep packed examples of this model apart" in made.choices.packing.reason
+    assert "packing" not in made.batching.available
 
 
 def test_full_fine_tuning_in_bfloat16_needs_no_mixed_precision(recipe: Make) -> None:

