@@ -98,6 +98,10 @@ class Verdict:
     equal_prompts: int = 0
     """Prompts whose token ids equal those of training."""
     seconds: float = 0.0
+    tensors: int = 0
+    """Tensors of which rows were computed again from base and adapter (see fastft.exports.tensor_check)."""
+    rows: int = 0
+    """The rows of them."""
 
     @computed_field  # type: ignore[prop-decorator]  # for readers of export.json
     @property

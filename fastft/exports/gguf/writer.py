@@ -117,16 +117,23 @@ def estimate_gguf_bytes(base: Path, adapter: Path | None, quantization: str) -> 
         return _file_bytes(_plan(trained, architecture, quantization), vocabulary)
 
 
+def model_facts(trained: TrainedWeights, architecture: GgufArchitecture) -> ModelFacts:
+    """What llama.cpp's mixes of types ask of the model."""
+    layers, heads = trained.config["num_hidden_layers"], trained.config["num_attention_heads"]
+    kv_heads = trained.config.get("num_key_value_heads") or heads
+    seventy = layers == 80 and (architecture.name == "qwen2" or (architecture.name == "llama" and heads != kv_heads))
+    return ModelFacts(layers, trained.tied, heads // kv_heads, seventy)
+
+
 def _plan(trained: TrainedWeights, architecture: GgufArchitecture, quantization: str) -> list[_Output]:
     import gguf
 
     config = trained.config
-    layers, heads = config["num_hidden_layers"], config["num_attention_heads"]
+    heads = config["num_attention_heads"]
     kv_heads = config.get("num_key_value_heads") or heads
     kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
-    names = gguf.get_tensor_name_map(kinds[architecture.name], layers)
-    seventy = layers == 80 and (architecture.name == "qwen2" or (architecture.name == "llama" and heads != kv_heads))
-    facts = ModelFacts(layers, trained.tied, heads // kv_heads, seventy)
+    names = gguf.get_tensor_name_map(kinds[architecture.name], config["num_hidden_layers"])
+    facts = model_facts(trained, architecture)
     outputs = [
         _Output(name, None, values.shape, "F32", values=values)
         for name, values in architecture.computed(config).items()
