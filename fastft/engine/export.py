@@ -17,7 +17,7 @@ from fastft.engine.evaluate import answer
 from fastft.engine.memory import free_memory
 from fastft.engine.model import Model, Tokenizer
 from fastft.engine.reference import check_folder, load_to_ask, make_reference
-from fastft.engine.torch_model import special_tokens, token_ids
+from fastft.engine.torch_model import prompt_ids, special_tokens
 from fastft.errors import ExportError, MachineError, Problem, Where
 from fastft.exports.card import CardFacts
 from fastft.exports.job import ADAPTER, MERGED_4BIT, Artefact, Job, finish, write
@@ -125,7 +125,7 @@ def own_answers(model: Model, tokenizer: Tokenizer, end_ids: Sequence[int]) -> l
     """QUESTIONS, each with the answer that the model gives greedily, up to OWN_ANSWER_TOKENS tokens."""
     asked = [[{"role": "user", "content": question}] for question in QUESTIONS]
     texts = [render_chat(str(tokenizer.chat_template), messages, special_tokens(tokenizer)) for messages in asked]
-    prompts = [Prompt(text, token_ids(tokenizer, text), "", Where("export")) for text in texts]
+    prompts = [Prompt(text, prompt_ids(tokenizer, text), "", Where("export")) for text in texts]
     given = answer(model, tokenizer, prompts, end_ids, OWN_ANSWER_TOKENS, lambda: False).texts
     return [[*messages, {"role": "assistant", "content": text}] for messages, text in zip(asked, given, strict=True)]
 

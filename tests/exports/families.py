@@ -52,7 +52,7 @@ FAMILIES: dict[str, tuple[str, bool, dict[str, Any], dict[str, Any]]] = {
 }
 
 
-def write_family(folder: Path, name: str, seed: int = 0) -> tuple[Path, Path]:
+def write_family(folder: Path, name: str, seed: int = 0, vocabulary: int = VOCABULARY) -> tuple[Path, Path]:
     """(base, adapter) of the model `name` in `folder`."""
     architecture, tied, more, adapter = FAMILIES[name]
     random = np.random.default_rng([seed, *name.encode()])
@@ -62,7 +62,7 @@ def write_family(folder: Path, name: str, seed: int = 0) -> tuple[Path, Path]:
 
     projections = FUSED if architecture.startswith("Phi3") else SPLIT
     norms = FOUR_NORMS if architecture.startswith("Gemma") else TWO_NORMS
-    arrays: Arrays = {"model.embed_tokens.weight": normal(VOCABULARY, HIDDEN), "model.norm.weight": 1 + normal(HIDDEN)}
+    arrays: Arrays = {"model.embed_tokens.weight": normal(vocabulary, HIDDEN), "model.norm.weight": 1 + normal(HIDDEN)}
     change: Arrays = {}
     for layer in range(LAYERS):
         prefix = f"model.layers.{layer}"
@@ -79,15 +79,15 @@ def write_family(folder: Path, name: str, seed: int = 0) -> tuple[Path, Path]:
             if adapter.get("use_dora"):
                 change[f"{low}.lora_magnitude_vector"] = 1 + normal(outputs)
     if not tied:
-        arrays["lm_head.weight"] = normal(VOCABULARY, HIDDEN)
+        arrays["lm_head.weight"] = normal(vocabulary, HIDDEN)
     if adapter.get("embedding"):
-        change["base_model.model.model.embed_tokens.lora_embedding_A"] = 2 * normal(4, VOCABULARY)
+        change["base_model.model.model.embed_tokens.lora_embedding_A"] = 2 * normal(4, vocabulary)
         change["base_model.model.model.embed_tokens.lora_embedding_B"] = 2 * normal(HIDDEN, 4)
     config = {
         "architectures": [architecture], "model_type": architecture.removesuffix("ForCausalLM").lower(),
         "hidden_size": HIDDEN, "intermediate_size": INNER, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
         "num_key_value_heads": KV_HEADS, "head_dim": HEAD, "max_position_embeddings": 256, "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0, "vocab_size": VOCABULARY, "hidden_act": "silu", "bos_token_id": 1, "eos_token_id": 2,
+        "rope_theta": 10000.0, "vocab_size": vocabulary, "hidden_act": "silu", "bos_token_id": 1, "eos_token_id": 2,
         "tie_word_embeddings": tied, "torch_dtype": "float32", **more,
     }  # fmt: skip
     if config["model_type"] == "gemma3":
@@ -100,7 +100,7 @@ def write_family(folder: Path, name: str, seed: int = 0) -> tuple[Path, Path]:
     save_file(arrays, whole / "model.safetensors", metadata={"format": "pt"})
     write_json(whole / "config.json", config)
     write_json(whole / "generation_config.json", {"eos_token_id": 2})
-    write_tokenizer(whole, VOCABULARY)
+    write_tokenizer(whole, vocabulary)
     if whole != base:
         write_merged(whole, None, base, dtype="bfloat16")
     adapted = folder / f"{name}-adapter"

@@ -174,7 +174,7 @@ def test_an_unknown_pre_tokenizer_is_refused(tmp_path: Path) -> None:
 
 def test_a_tokenizer_larger_than_the_embedding_is_refused(base: Path, tmp_path: Path) -> None:
     tokenizer = read_json(base / "tokenizer.json")
-    tokenizer["added_tokens"].append({"id": 300, "content": "<new>", "special": True})
+    tokenizer["model"]["vocab"]["new"] = 300
     write_json(base / "tokenizer.json", tokenizer)
     assert "ids up to 300, the model's embedding only 300 rows" in refused(base, tmp_path / "out.gguf")
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from fastft.console import BytesWritten, ignore_bytes
 from fastft.errors import MachineError, Problem, Where
 from fastft.exports.gguf import kernels
+from fastft.exports.gguf.agreement import agree
 from fastft.exports.gguf.architectures import GgufArchitecture, find_architecture, not_for_gguf
 from fastft.exports.gguf.quantization import ModelFacts, check_quantization, tensor_bytes, tensor_type
 from fastft.exports.gguf.vocabulary import Vocabulary, read_vocabulary
@@ -94,6 +95,7 @@ def write_gguf(
         source = tokenizer_folder(base, adapter)
         rows = trained.shapes[EMBEDDING][0]
         vocabulary = read_vocabulary(source, base, rows, architecture.name, chat_template, end_ids)
+        vocabulary = agree(vocabulary, source, architecture.name)
         outputs = _plan(trained, architecture, quantization)
         with staged_file(out_file, _file_bytes(outputs, vocabulary)) as stage:
             writer = _writer(stage, trained, architecture, quantization, vocabulary, outputs, name or out_file.stem)
@@ -101,19 +103,30 @@ def write_gguf(
                 _write(writer, trained, outputs, threads, on_bytes)
             finally:
                 writer.close()
-    notes = (*trained.notes, *_fallbacks(outputs))
+    notes = (*trained.notes, *vocabulary.notes, *_fallbacks(outputs))
     types = dict(Counter(output.kind for output in outputs).most_common())
     return GgufReport(out_file, out_file.stat().st_size, types, notes, time.monotonic() - start)
 
 
-def estimate_gguf_bytes(base: Path, adapter: Path | None, quantization: str) -> int:
-    """The bytes that `write_gguf` will write; raises what it would raise for architecture, tokenizer and adapter."""
+def estimate_gguf_bytes(
+    base: Path,
+    adapter: Path | None,
+    quantization: str,
+    chat_template: str | None = None,
+    prompts: tuple[str, ...] = (),
+) -> int:
+    """The bytes that `write_gguf` will write; raises what it would raise for architecture, tokenizer and adapter.
+
+    llama.cpp must also read the rendered `prompts` as training does.
+    """
     quantization = check_quantization(quantization)
     shared_library()
     with TrainedWeights(base, adapter) as trained:
         architecture = find_architecture(trained.config, base / "config.json")
         source = tokenizer_folder(base, adapter)
-        vocabulary = read_vocabulary(source, base, trained.shapes[EMBEDDING][0], architecture.name)
+        rows = trained.shapes[EMBEDDING][0]
+        vocabulary = read_vocabulary(source, base, rows, architecture.name, chat_template)
+        vocabulary = agree(vocabulary, source, architecture.name, prompts)
         return _file_bytes(_plan(trained, architecture, quantization), vocabulary)
 
 
@@ -170,7 +183,8 @@ def _writer(
 
     writer = gguf.GGUFWriter(stage, architecture.name)
     writer.add_type(gguf.GGUFType.MODEL)
-    writer.add_name(name)
+    family = vocabulary.family
+    writer.add_name(name if family is None or family in name.lower() else f"{name} ({family})")
     parameters = sum(math.prod(shape) for shape in trained.shapes.values())
     writer.add_size_label(gguf.size_label(parameters, parameters, 0, 0))
     config = {**trained.config, "vocab_size": trained.shapes[EMBEDDING][0]}
