@@ -18,6 +18,7 @@ from fastft.exports.gguf.vocabulary import pre_tokenizer
 from fastft.exports.gguf.writer import estimate_gguf_bytes, write_gguf
 from fastft.inference.conversation import Conversation, Sampling, render_chat
 from fastft.inference.llamacpp import GgufModel
+from tests.exports.families import write_family
 from tests.exports.tiny import (
     CHAT_TEMPLATE,
     HEAD_DIM,
@@ -229,3 +230,35 @@ def test_a_copy_of_a_base_with_a_missing_config_value_names_it(base: Path, tmp_p
     write_json(base / "config.json", config)
     with pytest.raises(MachineError, match="intermediate_size: is missing"):
         write_gguf(base, None, tmp_path / "out.gguf", "f16")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "named"),
+    [
+        ("gemma3", {"layer_types": ["sliding_attention", "full_attention"]}, "layer_types"),
+        ("gemma3", {"sliding_window_pattern": 5}, "sliding_window_pattern"),
+        ("gemma3", {"query_pre_attn_scalar": 100}, "query_pre_attn_scalar"),
+        ("gemma2", {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
+        ("gemma2", {"rope_theta": 1e6}, "rope_theta"),
+        ("qwen3", {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
+        ("qwen2", {"use_sliding_window": True}, "use_sliding_window"),
+        ("llama", {"hidden_act": "gelu"}, "hidden_act"),
+        ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ("llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rope_parameters"),
+        ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "mscale": 1.0,
+                                    "original_max_position_embeddings": 64}}, "rope_parameters"),
+    ],
+)  # fmt: skip
+def test_what_llama_cpp_would_compute_otherwise_is_refused(
+    tmp_path: Path, name: str, changes: dict[str, Any], named: str
+) -> None:
+    base, _ = write_family(tmp_path, name)
+    write_json(base / "config.json", read_json(base / "config.json") | changes)
+    assert f"{named}: " in refused(base, tmp_path / "out.gguf")
+
+
+def test_layer_types_as_llama_cpp_has_them_are_written(tmp_path: Path) -> None:
+    base, _ = write_family(tmp_path, "gemma2")
+    kinds = ["sliding_attention", "full_attention"]
+    write_json(base / "config.json", read_json(base / "config.json") | {"layer_types": kinds})
+    assert write_gguf(base, None, tmp_path / "out.gguf", "f16").size_bytes > 0
