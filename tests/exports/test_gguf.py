@@ -15,7 +15,7 @@ from tokenizers.trainers import BpeTrainer
 from fastft.errors import DataError, MachineError, RecipeError
 from fastft.exports.gguf.quantization import ModelFacts, tensor_type
 from fastft.exports.gguf.vocabulary import pre_tokenizer
-from fastft.exports.gguf.writer import estimate_gguf_bytes, write_gguf
+from fastft.exports.gguf.writer import estimate_gguf_bytes, write_gguf, write_ggufs
 from fastft.inference.conversation import Conversation, Sampling, render_chat
 from fastft.inference.llamacpp import GgufModel
 from tests.exports.families import write_family
@@ -147,6 +147,25 @@ def test_threads_do_not_change_a_byte(base: Path, tmp_path: Path) -> None:
     for threads in (1, 4):
         write_gguf(base, None, tmp_path / f"{threads}.gguf", "q8_0", threads=threads, name="same")
     assert (tmp_path / "1.gguf").read_bytes() == (tmp_path / "4.gguf").read_bytes()
+
+
+def test_several_types_in_one_pass_are_the_files_that_each_alone_is(base: Path, tmp_path: Path) -> None:
+    write_adapter(tmp_path / "adapter")
+    kinds = ("f16", "q8_0", "q4_k_m", "q2_k")
+    together = write_ggufs(base, tmp_path / "adapter", {kind: tmp_path / f"{kind}.gguf" for kind in kinds}, name="same")
+    assert [report.file.stem for report in together] == list(kinds)
+    for kind in kinds:
+        write_gguf(base, tmp_path / "adapter", tmp_path / "alone.gguf", kind, name="same")
+        assert (tmp_path / f"{kind}.gguf").read_bytes() == (tmp_path / "alone.gguf").read_bytes()
+        (tmp_path / "alone.gguf").unlink()
+
+
+def test_a_pass_that_fails_leaves_no_file(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "q8_0.gguf").touch()
+    with pytest.raises(RecipeError):
+        write_ggufs(base, None, {kind: tmp_path / f"{kind}.gguf" for kind in ("f16", "q8_0")})
+    assert [file.name for file in tmp_path.glob("*.gguf")] == ["q8_0.gguf"]
+    assert not list(tmp_path.glob(".*partial*"))
 
 
 def refused(base: Path, out: Path, quantization: str = "q8_0") -> str:

@@ -242,8 +242,8 @@ def test_faults_in_the_writer_itself_are_caught(
     base, adapter = models["llama"]
     compute = writer._compute
 
-    def without_reordering(trained: object, output: writer._Output, begin: int, end: int) -> object:
-        moved = dataclasses.replace(output, heads=0)
+    def without_reordering(trained: object, group: tuple[writer._Output, ...], begin: int, end: int) -> object:
+        moved = tuple(dataclasses.replace(output, heads=0) for output in group)
         return compute(trained, moved, begin, end)  # type: ignore[arg-type]
 
     monkeypatch.setattr(writer, "_compute", without_reordering)
