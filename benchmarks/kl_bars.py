@@ -105,9 +105,7 @@ def main() -> None:
         kept = held_out(weights, base, weights.path)
         for text, rows in (("held-out rows", kept.conversations), ("free text", ())):
             with tempfile.TemporaryDirectory() as folder:
-                models[f"SmolLM2-135M, {text}"] = measure(
-                    base, weights.path, rows, kept.end_ids, Path(folder), REAL_KINDS
-                )
+                found = measure(base, weights.path, rows, kept.end_ids, Path(folder), REAL_KINDS)
                 save(models)
 
 
