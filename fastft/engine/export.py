@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +17,15 @@ from fastft.engine.evaluate import answer
 from fastft.engine.memory import free_memory
 from fastft.engine.model import Model, Tokenizer
 from fastft.engine.reference import check_folder, load_to_ask, make_reference
-from fastft.engine.torch_model import special_tokens, token_ids
+from fastft.engine.torch_model import prompt_ids, special_tokens
 from fastft.errors import ExportError, MachineError, Problem, Where
 from fastft.exports.card import CardFacts
 from fastft.exports.job import ADAPTER, MERGED_4BIT, Artefact, Job, finish, write
 from fastft.exports.merged import tokenizer_folder
 from fastft.exports.parity import ChatMessages, Reference, Verdict, check_gguf
+from fastft.exports.tensor_check import TensorCheck, check_tensors
 from fastft.inference.conversation import render_chat
+from fastft.recipe.export_formats import FOLDER_FORMATS
 
 # Questions for a model without held-out rows: an export must repeat its own answers to them.
 QUESTIONS = (
@@ -69,8 +72,8 @@ def export_weights(
 ) -> Exported:
     """Write each artefact of `job` and compare it with `reference`.
 
-    With None nothing is compared, and the model card says so. Release the trained model before: an artefact needs its
-    memory. `writing` shows the progress of each one.
+    With None only its tensors are compared with base + adapter, and the model card says so. Release the trained model
+    before: an artefact needs its memory. `writing` shows the progress of each one.
 
     Raises:
         ExportError: an artefact does not match the trained model; it is kept, marked FAILED.
@@ -85,9 +88,8 @@ def export_weights(
         artefacts.append(artefact)
         for note in artefact.notes:
             say(f"{kind}: {note}")
-        if reference is not None:
-            verdicts.append(compare(job, artefact, reference))
-            say(_in_words(kind, verdicts[-1]))
+        verdicts.append(compare(job, artefact, reference))
+        say(_in_words(kind, verdicts[-1]))
     record, final = finish(job, artefacts, verdicts, card)
     failed = [verdict for verdict in verdicts if not verdict.passed]
     if failed:
@@ -123,7 +125,7 @@ def own_answers(model: Model, tokenizer: Tokenizer, end_ids: Sequence[int]) -> l
     """QUESTIONS, each with the answer that the model gives greedily, up to OWN_ANSWER_TOKENS tokens."""
     asked = [[{"role": "user", "content": question}] for question in QUESTIONS]
     texts = [render_chat(str(tokenizer.chat_template), messages, special_tokens(tokenizer)) for messages in asked]
-    prompts = [Prompt(text, token_ids(tokenizer, text), "", Where("export")) for text in texts]
+    prompts = [Prompt(text, prompt_ids(tokenizer, text), "", Where("export")) for text in texts]
     given = answer(model, tokenizer, prompts, end_ids, OWN_ANSWER_TOKENS, lambda: False).texts
     return [[*messages, {"role": "assistant", "content": text}] for messages, text in zip(asked, given, strict=True)]
 
@@ -137,17 +139,30 @@ def write_artefact(job: Job, kind: str, on_bytes: BytesWritten = ignore_bytes) -
     return write(job, kind, on_bytes)
 
 
-def compare(job: Job, artefact: Artefact, reference: Reference) -> Verdict:
-    """The artefact in its own runtime against the trained model."""
-    if artefact.path.is_dir():
-        return check_folder(artefact.path, artefact.kind, reference, job.base if artefact.kind == ADAPTER else None)
-    return check_gguf(artefact.path, artefact.kind, reference)
+def compare(job: Job, artefact: Artefact, reference: Reference | None) -> Verdict:
+    """The artefact in its own runtime against the trained model, and its tensors against base + adapter."""
+    path, kind = artefact.path, artefact.kind
+    # Another converter's names and types are not known here.
+    by_checkout = job.llama_cpp is not None and kind not in FOLDER_FORMATS
+    tensors = TensorCheck(()) if by_checkout else check_tensors(job.base, job.adapter, path, kind)
+    if reference is None:
+        verdict = Verdict(path.name, kind, ())
+    elif path.is_dir():
+        verdict = check_folder(path, kind, reference, job.base if kind == ADAPTER else None)
+    else:
+        verdict = check_gguf(path, kind, reference)
+    reasons = (*tensors.reasons, *verdict.reasons)
+    return dataclasses.replace(verdict, reasons=reasons, tensors=tensors.tensors, rows=tensors.rows)
 
 
 def _in_words(kind: str, verdict: Verdict) -> str:
     """The comparison in one line."""
     state = "proven" if verdict.passed else "FAILED"
+    if not verdict.prompts:
+        state = state if verdict.tensors or not verdict.passed else "not compared"
+        return f"{kind} {state}: {verdict.rows} rows of {verdict.tensors} tensors computed again"
     return (
         f"{kind} {state}: the same likeliest token at {verdict.top1_agreement:.1%} of {verdict.positions} answer tokens"
         f" ({verdict.agreement:.1%} with near ties, {verdict.bar:.0%} needed), mean KL divergence {verdict.mean_kl:.1e}"
+        f"; {verdict.rows} rows of {verdict.tensors} tensors computed again"
     )

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fastft.engine.model import Model, Tokenizer
-from fastft.engine.torch_model import special_tokens, token_ids
+from fastft.engine.torch_model import prompt_ids, special_tokens, token_ids
 from fastft.errors import FastftError, MachineError, Problem, RecipeError, Where
 from fastft.exports.merged import stopping_ids
 from fastft.exports.parity import ChatMessages, Passage, Reading, Reference, Verdict, judge, unreadable
@@ -94,7 +94,7 @@ def _read_folder(model: Model, tokenizer: Tokenizer, reference: Reference, ends:
     template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
     special = special_tokens(tokenizer)
     prompts = tuple(
-        tuple(token_ids(tokenizer, render_chat(template, passage.messages[:-1], special)))
+        tuple(prompt_ids(tokenizer, render_chat(template, passage.messages[:-1], special)))
         for passage in reference.passages
     )
     logits = tuple(
@@ -107,7 +107,7 @@ def _read_folder(model: Model, tokenizer: Tokenizer, reference: Reference, ends:
 
 def _passage(tokenizer: Tokenizer, conversation: ChatMessages, end_tokens: Sequence[int]) -> Passage:
     rendered = render_chat(tokenizer.chat_template, conversation[:-1], special_tokens(tokenizer))
-    prompt = token_ids(tokenizer, rendered)
+    prompt = prompt_ids(tokenizer, rendered)
     answer = [*token_ids(tokenizer, conversation[-1]["content"]), *end_tokens[:1]]
     return Passage(tuple(dict(message) for message in conversation), (*prompt, *answer), len(prompt))
 

@@ -24,6 +24,14 @@ def token_ids(tokenizer: Tokenizer, text: str) -> list[int]:
     return ids
 
 
+def prompt_ids(tokenizer: Tokenizer, rendered: str) -> list[int]:
+    """The ids of a rendered chat as in training: with the beginning token that the tokenizer adds to a plain text."""
+    bos = tokenizer.bos_token
+    if bos and not rendered.startswith(bos) and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]:
+        rendered = bos + rendered
+    return token_ids(tokenizer, rendered)
+
+
 class TorchModel:
     """What a `Conversation` talks to; `adapted` False switches the adapter off, which leaves the base.
 
@@ -49,7 +57,7 @@ class TorchModel:
 
     def chat_tokens(self, rendered: str) -> list[int]:
         """The ids of a rendered chat."""
-        return token_ids(self._tokenizer, rendered)
+        return prompt_ids(self._tokenizer, rendered)
 
     def text(self, tokens: Sequence[int]) -> str:
         """The text of `tokens` without the special ones."""

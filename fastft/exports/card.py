@@ -66,14 +66,19 @@ def modelfile(gguf_name: str, stop_texts: tuple[str, ...]) -> str:
 
 
 def _proof(verdict: Verdict | None) -> list[str]:
-    if verdict is None:
+    if verdict is None or not (verdict.reasons or verdict.prompts or verdict.tensors):
         return ["This export was not compared with the trained model.", ""]
     if not verdict.passed:
         return ["**FAILED**: do not use these weights.", "", *(f"- {_plain(reason)}" for reason in verdict.reasons), ""]
+    again = (
+        f"{verdict.rows} rows of {verdict.tensors} tensors were computed again from base and adapter: all are right."
+    )
+    if not verdict.prompts:
+        return [f"Not compared with the trained model in conversations. {again}", ""]
     return [
         f"Compared with the trained model on {verdict.prompts} held-out prompts ({verdict.positions} answer tokens):"
         f" the same likeliest token at {verdict.top1_agreement:.2%}, mean KL divergence {verdict.mean_kl:.2e} nats"
-        f" (the base model: {verdict.mean_kl_base_trained:.2e}).",
+        f" (the base model: {verdict.mean_kl_base_trained:.2e}). {again if verdict.tensors else ''}".rstrip(),
         "",
     ]
 

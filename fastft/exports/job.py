@@ -86,10 +86,13 @@ def wanted_kinds(formats: Iterable[str], quantizations: Iterable[str]) -> tuple[
     return tuple(dict.fromkeys(kinds))
 
 
-def rehearse(job: Job, adapter_exists: bool = False) -> dict[str, int]:
+def rehearse(
+    job: Job, adapter_exists: bool = False, chat_template: str | None = None, prompts: tuple[str, ...] = ()
+) -> dict[str, int]:
     """The bytes of each artefact, after proving that all of them are possible; writes nothing.
 
-    Before training there is no adapter: then only the base is checked.
+    Before training there is no adapter: then only the base is checked, with the `chat_template` of training, and that
+    llama.cpp makes the ids of training from the rendered `prompts`.
 
     Raises:
         FastftError: with one problem for everything that would fail: architecture, tokenizer, quantizer, names, disk,
@@ -105,7 +108,7 @@ def rehearse(job: Job, adapter_exists: bool = False) -> dict[str, int]:
             problems.append(Problem(Where(str(place)), "", "exists already", "choose another --out, or remove it"))
             continue
         try:
-            sizes[kind] = _estimate(job, kind, adapter)
+            sizes[kind] = _estimate(job, kind, adapter, chat_template, prompts)
         except FastftError as error:
             failed = type(error)
             problems += [problem for problem in error.problems if problem not in problems]
@@ -182,7 +185,7 @@ def stop_texts(job: Job) -> tuple[str, ...]:
     return tuple(vocabulary.tokens[token].decode() for token in stops)
 
 
-def _estimate(job: Job, kind: str, adapter: Path | None) -> int:
+def _estimate(job: Job, kind: str, adapter: Path | None, chat_template: str | None, prompts: tuple[str, ...]) -> int:
     if kind == MERGED:
         return estimate_merged_bytes(job.base, adapter)
     if kind not in FOLDER_FORMATS and job.llama_cpp is not None:
@@ -192,7 +195,7 @@ def _estimate(job: Job, kind: str, adapter: Path | None) -> int:
         return estimate_merged_4bit_bytes(job.base, adapter)
     if kind == ADAPTER:
         return _folder_bytes(adapter) if adapter is not None else 0
-    return estimate_gguf_bytes(job.base, adapter, kind)
+    return estimate_gguf_bytes(job.base, adapter, kind, chat_template, prompts)
 
 
 def _folder_bytes(folder: Path) -> int:

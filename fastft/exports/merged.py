@@ -148,7 +148,8 @@ def choose_dtype(trained: TrainedWeights, dtype: Dtype) -> tuple[str, str]:
     return "float16", "the base is float32: float16 keeps 3 more bits of each weight than bfloat16"
 
 
-def _target(trained: TrainedWeights, name: str, dtype: Dtype, chosen: str) -> str:
+def target_type(trained: TrainedWeights, name: str, dtype: Dtype, chosen: str) -> str:
+    """The safetensors type of one merged tensor: `dtype` as asked for, `chosen` by `choose_dtype`."""
     stored = trained.stored(name).dtype
     # A 16-bit model may hold a few float32 tensors on purpose; they stay unless a type was asked for.
     if stored not in FLOATING or (dtype == "auto" and (stored in ("F16", "BF16") or chosen == "bfloat16")):
@@ -160,7 +161,7 @@ def _shards(trained: TrainedWeights, dtype: Dtype, chosen: str, limit: int) -> l
     groups: list[list[tuple[str, str]]] = [[]]
     sizes = [0]
     for name in trained.shapes:
-        target = _target(trained, name, dtype, chosen)
+        target = target_type(trained, name, dtype, chosen)
         size = math.prod(trained.shapes[name]) * ITEM_BYTES[target]
         if sizes[-1] and sizes[-1] + size > limit:
             groups.append([])

@@ -98,6 +98,12 @@ class Verdict:
     equal_prompts: int = 0
     """Prompts whose token ids equal those of training."""
     seconds: float = 0.0
+    tensors: int = 0
+    """Tensors of which rows were computed again from base and adapter (see fastft.exports.tensor_check)."""
+    rows: int = 0
+    """The rows of them."""
+    worst_kl: float = 0.0
+    """The largest KL divergence of a position."""
 
     @computed_field  # type: ignore[prop-decorator]  # for readers of export.json
     @property
@@ -195,6 +201,7 @@ def _figures(reference: Reference, reading: Reading) -> dict[str, Any]:
         "top1_agreement": float(np.concatenate(hits).mean()),
         "agreement": float(np.concatenate(near).mean()),
         "mean_kl": float(np.concatenate(divergences).mean()),
+        "worst_kl": float(np.concatenate(divergences).max()),
         "mean_kl_from_base": float(np.concatenate(from_base).mean()),
         "mean_kl_base_trained": float(np.concatenate(moved).mean()),
         "equal_prompts": len(reference.passages) - len(_unequal(reference, reading)),

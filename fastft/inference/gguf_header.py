@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import mmap
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,26 @@ _TEXT, _LIST = 8, 9
 
 
 @dataclass(frozen=True)
+class GgufTensor:
+    """The place of one tensor in a GGUF file."""
+
+    name: str
+    shape: tuple[int, ...]
+    """Rows first, as safetensors has it."""
+    kind: int
+    """`gguf.GGMLQuantizationType`."""
+    begin: int
+    """The byte of the file at which its data begins."""
+
+
+@dataclass(frozen=True)
 class GgufHeader:
     """What a GGUF file says of its model."""
+
+    architecture: str | None
+    file_type: int | None
+    """`gguf.LlamaFileType`: the quantization that the file names."""
+    tensors: tuple[GgufTensor, ...]
 
     context_tokens: int | None
     """The longest conversation that the model was made for; None where the file does not say."""
@@ -40,20 +58,27 @@ def read_gguf_header(file: Path) -> GgufHeader:
     """
     try:
         with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            values, end = _read(data)
+            values, tensors = _read(data)
             size = len(data)
     except OSError as error:
         raise _unusable(file, f"cannot be read: {error.strerror}", "check the path and its permissions") from error
     except (ValueError, struct.error, UnicodeDecodeError) as error:  # mmap: an empty file
         raise _unusable(file, "is damaged: not a whole GGUF file") from error
+    end = max((tensor.begin for tensor in tensors), default=0) + 1
     if end > size:
         raise _unusable(file, f"is cut short: it has {size:,} bytes, its weights begin or go on after byte {end:,}")
     kind = values.get("general.architecture")
     found = {key.removeprefix(f"{kind}."): value for key, value in values.items() if key.startswith(f"{kind}.")}
-    context = found.get("context_length")
+    context, file_type = found.get("context_length"), values.get("general.file_type")
     template = values.get("tokenizer.chat_template")
-    written = template if isinstance(template, str) else None
-    return GgufHeader(context if type(context) is int else None, _cache_bytes(found), written)
+    return GgufHeader(
+        kind if isinstance(kind, str) else None,
+        file_type if type(file_type) is int else None,
+        tensors,
+        context if type(context) is int else None,
+        _cache_bytes(found),
+        template if isinstance(template, str) else None,
+    )
 
 
 def fit_context(file: Path, wanted: int | None) -> int:
@@ -75,8 +100,8 @@ def fit_context(file: Path, wanted: int | None) -> int:
     return tokens
 
 
-def _read(data: mmap.mmap) -> tuple[dict[str, Any], int]:
-    """(the metadata: single values and short lists of numbers, the byte at which the last tensor begins)."""
+def _read(data: mmap.mmap) -> tuple[dict[str, Any], tuple[GgufTensor, ...]]:
+    """(the metadata: single values and short lists of numbers, the tensors in the order of the file)."""
     magic, version, tensors, entries = struct.unpack_from("<4sIQQ", data, 0)
     if magic != b"GGUF" or version not in (2, 3) or max(tensors, entries) > MOST_ENTRIES:
         raise ValueError("no GGUF file")
@@ -85,17 +110,20 @@ def _read(data: mmap.mmap) -> tuple[dict[str, Any], int]:
         key, at = _text(data, at)
         (kind,) = struct.unpack_from("<I", data, at)
         values[key.decode()], at = _value(data, at + 4, kind)
-    last = 0
+    found = []
     for _ in range(tensors):
-        _, at = _text(data, at)
+        name, at = _text(data, at)
         (dimensions,) = struct.unpack_from("<I", data, at)
+        shape = struct.unpack_from(f"<{dimensions}Q", data, at + 4)[::-1]
         at += 4 + 8 * dimensions
-        _, offset = struct.unpack_from("<IQ", data, at)
-        at, last = at + 12, max(last, offset)
+        code, offset = struct.unpack_from("<IQ", data, at)
+        at += 12
+        found.append(GgufTensor(name.decode(), shape, code, offset))
     alignment = values.get("general.alignment", 32)
     if type(alignment) is not int or alignment < 1:
         raise ValueError("no alignment")
-    return values, -(-at // alignment) * alignment + last + 1
+    start = -(-at // alignment) * alignment
+    return values, tuple(replace(tensor, begin=start + tensor.begin) for tensor in found)
 
 
 def _value(data: mmap.mmap, at: int, kind: int) -> tuple[Any, int]:

@@ -25,6 +25,7 @@ BATCH_TOKENS = 512
 ERROR_LEVEL = 4  # ggml.h: GGML_LOG_LEVEL_ERROR
 # More than any of llama.cpp's parameter structures needs; the callee reads only its own part.
 REST_BYTES = 1024
+VOCABULARY_ONLY_WORD = 9
 
 
 class _Parameters(ctypes.Structure):
@@ -117,49 +118,46 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-class GgufModel:
-    """A loaded GGUF file; use it in a `with` statement.
+def _set_vocabulary_only(parameters: _Parameters) -> None:
+    """Set the flag that loads no weights: the first one after 9 words of pointers and numbers in llama.h."""
+    flags = (ctypes.c_uint8 * 3).from_buffer(parameters, 8 * VOCABULARY_ONLY_WORD)
+    if tuple(flags) != (0, 0, 1):  # vocab_only, check_tensors, use_extra_bufts
+        wrong = "this version of xllamacpp has other parameters than the one that fastft was tested with"
+        raise MachineError(Problem(Where("export"), "", wrong, "install the version that fastft doctor names"))
+    flags[0] = 1
+
+
+class GgufVocabulary:
+    """The tokenizer of a GGUF file in llama.cpp; use it in a `with` statement.
 
     Raises:
         MachineError: xllamacpp is not installed, or llama.cpp cannot load the file (the message quotes its error).
     """
 
-    def __init__(self, file: Path, context_tokens: int = 2048) -> None:
+    def __init__(self, file: Path, vocabulary_only: bool = True) -> None:
         self.source = file
         self._lib = library = _library()
         _errors.clear()
-        self._context: int | None = None
-        self._model: int | None = library.llama_model_load_from_file(
-            os.fsencode(file), library.llama_model_default_params()
-        )
+        parameters = library.llama_model_default_params()
+        if vocabulary_only:
+            _set_vocabulary_only(parameters)
+        self._model: int | None = library.llama_model_load_from_file(os.fsencode(file), parameters)
         if not self._model:
             raise self.failed("cannot be loaded by llama.cpp")
         self._vocabulary = library.llama_model_get_vocab(self._model)
-        parameters = library.llama_context_default_params()
-        parameters.n_ctx = self.context_tokens = context_tokens
-        parameters.n_batch = parameters.n_ubatch = BATCH_TOKENS
-        self._context = library.llama_init_from_model(self._model, parameters)
-        if not self._context:
-            raise self.failed(f"llama.cpp cannot make a context of {context_tokens} tokens")
-        workers = os.cpu_count() or 1
-        library.llama_set_n_threads(self._context, workers, workers)
         self.vocabulary_size: int = library.llama_vocab_n_tokens(self._vocabulary)
         self.bos: int = library.llama_vocab_bos(self._vocabulary)
         """The id of the beginning token, -1 for none."""
         self.eos: int = library.llama_vocab_eos(self._vocabulary)
         """The id of the end token, -1 for none."""
-        # The tokens in the context; the next call computes only what differs.
-        self._seen: list[int] = []
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *raised: object) -> None:
-        if self._context:
-            self._lib.llama_free(self._context)
         if self._model:
             self._lib.llama_model_free(self._model)
-        self._context = self._model = None
+        self._model = None
 
     @property
     def chat_template(self) -> str | None:
@@ -205,6 +203,41 @@ class GgufModel:
     def text(self, tokens: Sequence[int]) -> str:
         """The text of `tokens` without the special ones."""
         return b"".join(self.piece(token) for token in tokens).decode(errors="replace")
+
+    def failed(self, wrong: str) -> MachineError:
+        """The error for this file, with llama.cpp's last messages."""
+        errors = "; ".join(_errors[-3:])
+        said = f"{wrong}: {errors}" if errors else wrong
+        return MachineError(Problem(Where(str(self.source)), "", said, "export it again"))
+
+
+class GgufModel(GgufVocabulary):
+    """A loaded GGUF file; use it in a `with` statement.
+
+    Raises:
+        MachineError: as `GgufVocabulary`, or llama.cpp cannot make the context.
+    """
+
+    def __init__(self, file: Path, context_tokens: int = 2048) -> None:
+        self._context: int | None = None
+        super().__init__(file, vocabulary_only=False)
+        library = self._lib
+        parameters = library.llama_context_default_params()
+        parameters.n_ctx = self.context_tokens = context_tokens
+        parameters.n_batch = parameters.n_ubatch = BATCH_TOKENS
+        self._context = library.llama_init_from_model(self._model, parameters)
+        if not self._context:
+            raise self.failed(f"llama.cpp cannot make a context of {context_tokens} tokens")
+        workers = os.cpu_count() or 1
+        library.llama_set_n_threads(self._context, workers, workers)
+        # The tokens in the context; the next call computes only what differs.
+        self._seen: list[int] = []
+
+    def __exit__(self, *raised: object) -> None:
+        if self._context:
+            self._lib.llama_free(self._context)
+        self._context = None
+        super().__exit__(*raised)
 
     def logits(self, tokens: Sequence[int]) -> Floats:
         """(tokens, vocabulary): at each position the logits of the next token."""
@@ -278,9 +311,3 @@ class GgufModel:
             raise self.failed(f"llama.cpp has no logits at position {index}")
         values = ctypes.cast(address, ctypes.POINTER(ctypes.c_float))
         return np.ctypeslib.as_array(values, shape=(self.vocabulary_size,)).copy()
-
-    def failed(self, wrong: str) -> MachineError:
-        """The error for this file, with llama.cpp's last messages."""
-        errors = "; ".join(_errors[-3:])
-        said = f"{wrong}: {errors}" if errors else wrong
-        return MachineError(Problem(Where(str(self.source)), "", said, "export it again"))

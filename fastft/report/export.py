@@ -23,5 +23,7 @@ def print_exports(out: Path) -> None:
             state = "proven" if parity.passed else "FAILED"
             shares = [f"{parity.top1_agreement:.1%}", f"{parity.agreement:.1%}", f"{parity.bar:.0%}"]
             figures = [*shares, f"{parity.mean_kl:.1e}", state]
+            if not parity.prompts and parity.passed:
+                figures = ["", "", "", "", "only its tensors compared" if parity.tensors else "not compared"]
         table.add_row(artefact.path, size(artefact.size_bytes), *figures)
     Console(highlight=False).print(table)

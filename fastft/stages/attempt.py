@@ -49,6 +49,9 @@ from fastft.stages.faults import explain
 from fastft.stages.inputs import convert, prepare_rows
 from fastft.stages.stopping import Stopping
 
+# Rendered held-out prompts that llama.cpp must read as training does, before a GGUF file is promised.
+REHEARSED_PROMPTS = 64
+
 if TYPE_CHECKING:
     from fastft.engine.model import Model, Tokenizer
     from fastft.exports.job import Job
@@ -212,10 +215,10 @@ def _prepare(attempt: Attempt) -> Ready:
     wanted = loaded.recipe.eval
     asked = rows.eval.examples[: wanted.max_examples] if wanted.exact_match and rows.eval is not None else []
     prompts = [render_prompt(example, rows.renderer) for example in asked]
-    return Ready(facts, plan, rows, base, prompts, held_out, _export_job(attempt, base, held_out.end_ids))
+    return Ready(facts, plan, rows, base, prompts, held_out, _export_job(attempt, base, rows, held_out.end_ids))
 
 
-def _export_job(attempt: Attempt, base: Path, end_ids: tuple[int, ...]) -> Job:
+def _export_job(attempt: Attempt, base: Path, rows: Prepared, end_ids: tuple[int, ...]) -> Job:
     """The exports besides the weights that every run saves; proves before training that they are possible."""
     from fastft.exports.job import ADAPTER, MERGED, Job, rehearse, wanted_kinds
 
@@ -227,7 +230,10 @@ def _export_job(attempt: Attempt, base: Path, end_ids: tuple[int, ...]) -> Job:
     shutil.rmtree(job.out, ignore_errors=True)  # of an attempt that did not finish
     if kinds:
         attempt.stage(f"rehearsing the export of {', '.join(kinds)}")
-        rehearse(job)
+        template = rows.template
+        asked = [] if rows.eval is None or template is None else rows.eval.examples[:REHEARSED_PROMPTS]
+        prompts = tuple(render_prompt(example, rows.renderer).text for example in asked if example.answers)
+        rehearse(job, chat_template=None if template is None else template.source, prompts=prompts)
     return job
 
 

@@ -15,9 +15,10 @@ from tokenizers.trainers import BpeTrainer
 from fastft.errors import DataError, MachineError, RecipeError
 from fastft.exports.gguf.quantization import ModelFacts, tensor_type
 from fastft.exports.gguf.vocabulary import pre_tokenizer
-from fastft.exports.gguf.writer import estimate_gguf_bytes, write_gguf
+from fastft.exports.gguf.writer import estimate_gguf_bytes, write_gguf, write_ggufs
 from fastft.inference.conversation import Conversation, Sampling, render_chat
 from fastft.inference.llamacpp import GgufModel
+from tests.exports.families import write_family
 from tests.exports.tiny import (
     CHAT_TEMPLATE,
     HEAD_DIM,
@@ -148,6 +149,25 @@ def test_threads_do_not_change_a_byte(base: Path, tmp_path: Path) -> None:
     assert (tmp_path / "1.gguf").read_bytes() == (tmp_path / "4.gguf").read_bytes()
 
 
+def test_several_types_in_one_pass_are_the_files_that_each_alone_is(base: Path, tmp_path: Path) -> None:
+    write_adapter(tmp_path / "adapter")
+    kinds = ("f16", "q8_0", "q4_k_m", "q2_k")
+    together = write_ggufs(base, tmp_path / "adapter", {kind: tmp_path / f"{kind}.gguf" for kind in kinds}, name="same")
+    assert [report.file.stem for report in together] == list(kinds)
+    for kind in kinds:
+        write_gguf(base, tmp_path / "adapter", tmp_path / "alone.gguf", kind, name="same")
+        assert (tmp_path / f"{kind}.gguf").read_bytes() == (tmp_path / "alone.gguf").read_bytes()
+        (tmp_path / "alone.gguf").unlink()
+
+
+def test_a_pass_that_fails_leaves_no_file(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "q8_0.gguf").touch()
+    with pytest.raises(RecipeError):
+        write_ggufs(base, None, {kind: tmp_path / f"{kind}.gguf" for kind in ("f16", "q8_0")})
+    assert [file.name for file in tmp_path.glob("*.gguf")] == ["q8_0.gguf"]
+    assert not list(tmp_path.glob(".*partial*"))
+
+
 def refused(base: Path, out: Path, quantization: str = "q8_0") -> str:
     with pytest.raises(RecipeError) as caught:
         write_gguf(base, None, out, quantization)
@@ -174,7 +194,7 @@ def test_an_unknown_pre_tokenizer_is_refused(tmp_path: Path) -> None:
 
 def test_a_tokenizer_larger_than_the_embedding_is_refused(base: Path, tmp_path: Path) -> None:
     tokenizer = read_json(base / "tokenizer.json")
-    tokenizer["added_tokens"].append({"id": 300, "content": "<new>", "special": True})
+    tokenizer["model"]["vocab"]["new"] = 300
     write_json(base / "tokenizer.json", tokenizer)
     assert "ids up to 300, the model's embedding only 300 rows" in refused(base, tmp_path / "out.gguf")
 
@@ -229,3 +249,35 @@ def test_a_copy_of_a_base_with_a_missing_config_value_names_it(base: Path, tmp_p
     write_json(base / "config.json", config)
     with pytest.raises(MachineError, match="intermediate_size: is missing"):
         write_gguf(base, None, tmp_path / "out.gguf", "f16")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "named"),
+    [
+        ("gemma3", {"layer_types": ["sliding_attention", "full_attention"]}, "layer_types"),
+        ("gemma3", {"sliding_window_pattern": 5}, "sliding_window_pattern"),
+        ("gemma3", {"query_pre_attn_scalar": 100}, "query_pre_attn_scalar"),
+        ("gemma2", {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
+        ("gemma2", {"rope_theta": 1e6}, "rope_theta"),
+        ("qwen3", {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
+        ("qwen2", {"use_sliding_window": True}, "use_sliding_window"),
+        ("llama", {"hidden_act": "gelu"}, "hidden_act"),
+        ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ("llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rope_parameters"),
+        ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "mscale": 1.0,
+                                    "original_max_position_embeddings": 64}}, "rope_parameters"),
+    ],
+)  # fmt: skip
+def test_what_llama_cpp_would_compute_otherwise_is_refused(
+    tmp_path: Path, name: str, changes: dict[str, Any], named: str
+) -> None:
+    base, _ = write_family(tmp_path, name)
+    write_json(base / "config.json", read_json(base / "config.json") | changes)
+    assert f"{named}: " in refused(base, tmp_path / "out.gguf")
+
+
+def test_layer_types_as_llama_cpp_has_them_are_written(tmp_path: Path) -> None:
+    base, _ = write_family(tmp_path, "gemma2")
+    kinds = ["sliding_attention", "full_attention"]
+    write_json(base / "config.json", read_json(base / "config.json") | {"layer_types": kinds})
+    assert write_gguf(base, None, tmp_path / "out.gguf", "f16").size_bytes > 0

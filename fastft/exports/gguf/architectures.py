@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,9 @@ from fastft.errors import Problem, RecipeError, Where
 from fastft.files.tensors import Floats
 
 Config = dict[str, Any]
+
+# Of how many layers one has full attention and the others a sliding window, where not all have full attention.
+FULL_ATTENTION_EVERY = {"gemma2": 2, "gemma3": 6}
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,56 @@ def find_architecture(config: Config, file: Path) -> GgufArchitecture:
         wrong, known = "GGUF is not known for this model", ", ".join(ARCHITECTURES)
         way = 'write it as "merged_16bit" and convert that with llama.cpp\'s convert_hf_to_gguf.py (--llama-cpp DIR)'
         raise RecipeError(Problem(Where(str(file)), "architectures", wrong, f"{way}; known: {known}", str(names[0])))
-    return ARCHITECTURES[names[0]]
+    found = ARCHITECTURES[names[0]]
+    for field, right, got in _assumed(found.name, config):
+        if got != right:
+            where = Where(str(file))
+            raise not_for_gguf(
+                where, field, f"llama.cpp computes {found.name} with {right} whatever stands here", str(got)
+            )
+    return found
+
+
+def _assumed(name: str, config: Config) -> Iterator[tuple[str, Any, Any]]:
+    """(field, what llama.cpp has built in, the model's) for what a GGUF file of the architecture cannot say.
+
+    From the `load_hparams` and graphs of llama.cpp's src/models; a value that is missing is the model class's default.
+    """
+    turned, _ = rope(config)
+    if config.get("layer_types") is not None and name != "phi3":
+        every, layers = FULL_ATTENTION_EVERY.get(name, 1), range(1, config["num_hidden_layers"] + 1)
+        kinds = ["sliding_attention" if layer % every else "full_attention" for layer in layers]
+        yield "layer_types", kinds, list(config["layer_types"])
+    if name != "phi3":
+        yield (
+            "partial_rotary_factor",
+            1.0,
+            turned.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)),
+        )
+    if turned["rope_type"] == "yarn":
+        unknown = {key: turned.get(key) for key in ("mscale", "mscale_all_dim", "truncate")}
+        yield "rope_parameters", dict.fromkeys(unknown), unknown
+    if name in FULL_ATTENTION_EVERY:
+        yield from _assumed_of_gemma(name, config, turned)
+    else:
+        yield "use_sliding_window", False, config.get("use_sliding_window", False)
+        yield "hidden_act", "silu", config.get("hidden_act", "silu")
+
+
+def _assumed_of_gemma(name: str, config: Config, turned: Config) -> Iterator[tuple[str, Any, Any]]:
+    yield "hidden_activation", "gelu_pytorch_tanh", config.get("hidden_activation") or "gelu_pytorch_tanh"
+    every = FULL_ATTENTION_EVERY[name]
+    yield "sliding_window_pattern", every, config.get("sliding_window_pattern") or every
+    # llama.cpp knows the 27B models by their layers: there a head's share of the width scales the attention.
+    is_27b = config["num_hidden_layers"] == {"gemma2": 46, "gemma3": 62}[name]
+    scalar = config["hidden_size"] // config["num_attention_heads"] if is_27b else config.get("head_dim", 256)
+    yield "query_pre_attn_scalar", scalar, config.get("query_pre_attn_scalar", scalar)
+    yield "use_bidirectional_attention", False, config.get("use_bidirectional_attention") or False
+    if name == "gemma2":
+        yield "rope_theta", 10000.0, turned["rope_theta"]
+        yield "rope_type", "default", turned["rope_type"]
+    else:
+        yield "attn_logit_softcapping", None, config.get("attn_logit_softcapping")
 
 
 def not_for_gguf(where: Where, field: str, wrong: str, got: str | None = None) -> RecipeError:

@@ -51,6 +51,10 @@ class Vocabulary:
     adds_eos: bool = False
     space_prefix: bool | None = None
     chat_template: str | None = None
+    family: str | None = None
+    """What the model's name must have in it: llama.cpp knows by "phi-3" to skip white space after special tokens."""
+    notes: tuple[str, ...] = ()
+    """Notes for the user: what is left out, and what llama.cpp reads otherwise."""
 
     @property
     def size_bytes(self) -> int:
@@ -115,7 +119,7 @@ def read_vocabulary(
     template = _chat_template(folder, base, settings) if chat_template is None else chat_template
     if _is_byte_level(tokenizer):
         found = {index: (text.encode(), 0.0, NORMAL) for text, index in tokenizer["model"]["vocab"].items()}
-        tokens, _, types = _padded(found, tokenizer.get("added_tokens", []), size, folder)
+        tokens, _, types, notes = _padded(found, tokenizer.get("added_tokens", []), size, folder)
         adds_bos, adds_eos = _adds(folder / "tokenizer.json", special)
         pre, merges = pre_tokenizer(tokenizer, folder), _merges(tokenizer["model"]["merges"])
         return Vocabulary(
@@ -129,12 +133,13 @@ def read_vocabulary(
             adds_eos=adds_eos,
             space_prefix=prefix if architecture == "llama" else None,
             chat_template=template,
+            notes=notes,
         )
     found = _from_sentencepiece(pieces) if pieces is not None else _from_byte_fallback(tokenizer, folder)
     added = tokenizer.get("added_tokens") or [
         {"id": int(index), **entry} for index, entry in settings.get("added_tokens_decoder", {}).items()
     ]
-    tokens, scores, types = _padded(found, added, size, folder)
+    tokens, scores, types, notes = _padded(found, added, size, folder)
     adds_bos = settings.get("add_bos_token") is not False
     if tokenizer:
         adds_bos, _ = _adds(folder / "tokenizer.json", special)
@@ -149,6 +154,7 @@ def read_vocabulary(
         adds_eos=settings.get("add_eos_token") is True,
         space_prefix=False if architecture.startswith("gemma") else prefix,
         chat_template=template,
+        notes=notes,
     )
 
 
@@ -206,17 +212,29 @@ def _added(entry: dict[str, Any]) -> tuple[bytes, int]:
 
 def _padded(
     found: dict[int, tuple[bytes, float, int]], added: list[dict[str, Any]], size: int, folder: Path
-) -> tuple[list[bytes], list[float], list[int]]:
-    """The texts, scores and types by token id, with `added` tokens in place of what was found, up to `size` tokens."""
+) -> tuple[list[bytes], list[float], list[int], tuple[str, ...]]:
+    """Texts, scores and types by token id, with `added` tokens in place of what was found, up to `size`; and notes.
+
+    Added tokens beyond the embedding are left out, as Gemma 3 has one: the model cannot have seen them.
+    """
+    beyond = [entry["content"] for entry in added if entry["id"] >= size]
     for entry in added:
-        text, kind = _added(entry)
-        found[entry["id"]] = (text, -1000.0, kind)
+        if entry["id"] < size:
+            text, kind = _added(entry)
+            if found.get(entry["id"], (b"", 0.0, NORMAL))[2] == UNKNOWN:
+                kind = UNKNOWN  # the unknown token is added too, but is no control token
+            found[entry["id"]] = (text, -1000.0, kind)
     if max(found) >= size:
         wrong = f"the tokenizer has ids up to {max(found)}, the model's embedding only {size} rows"
         instead = "use the tokenizer that the model was trained with"
         raise RecipeError(Problem(Where(str(folder / "tokenizer.json")), "", wrong, instead))
     padded = [found.get(index, (f"[PAD{index}]".encode(), -10000.0, UNUSED)) for index in range(size)]
-    return [text for text, _, _ in padded], [score for _, score, _ in padded], [kind for _, _, kind in padded]
+    texts, scores = [text for text, _, _ in padded], [score for _, score, _ in padded]
+    types = [kind for _, _, kind in padded]
+    notes: tuple[str, ...] = ()
+    if beyond:
+        notes = (f"left out {', '.join(beyond[:3])}: the model's embedding has only {size} rows",)
+    return texts, scores, types, notes
 
 
 def _merges(merges: list[Any]) -> list[str]:

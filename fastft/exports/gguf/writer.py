@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from fastft.console import BytesWritten, ignore_bytes
 from fastft.errors import MachineError, Problem, Where
 from fastft.exports.gguf import kernels
+from fastft.exports.gguf.agreement import agree
 from fastft.exports.gguf.architectures import GgufArchitecture, find_architecture, not_for_gguf
 from fastft.exports.gguf.quantization import ModelFacts, check_quantization, tensor_bytes, tensor_type
 from fastft.exports.gguf.vocabulary import Vocabulary, read_vocabulary
@@ -87,46 +89,92 @@ def write_gguf(
         MachineError: a file is missing or damaged, the disk too small, or a package missing.
         TrainingError: a weight is NaN or infinite.
     """
+    files = {quantization: out_file}
+    return write_ggufs(
+        base, adapter, files, chat_template, end_ids=end_ids, name=name, threads=threads, on_bytes=on_bytes
+    )[0]
+
+
+def write_ggufs(
+    base: Path,
+    adapter: Path | None,
+    out_files: Mapping[str, Path],
+    chat_template: str | None = None,
+    *,
+    end_ids: Sequence[int] = (),
+    name: str | None = None,
+    threads: int | None = None,
+    on_bytes: BytesWritten = ignore_bytes,
+) -> list[GgufReport]:
+    """As `write_gguf`, several files by their quantization in one pass: each block is read and merged once.
+
+    A file that cannot be written ends all of them.
+    """
     start = time.monotonic()
-    quantization = check_quantization(quantization)
-    with TrainedWeights(base, adapter) as trained:
+    with TrainedWeights(base, adapter) as trained, contextlib.ExitStack() as stack:
         architecture = find_architecture(trained.config, base / "config.json")
         source = tokenizer_folder(base, adapter)
         rows = trained.shapes[EMBEDDING][0]
         vocabulary = read_vocabulary(source, base, rows, architecture.name, chat_template, end_ids)
-        outputs = _plan(trained, architecture, quantization)
-        with staged_file(out_file, _file_bytes(outputs, vocabulary)) as stage:
-            writer = _writer(stage, trained, architecture, quantization, vocabulary, outputs, name or out_file.stem)
-            try:
-                _write(writer, trained, outputs, threads, on_bytes)
-            finally:
-                writer.close()
-    notes = (*trained.notes, *_fallbacks(outputs))
-    types = dict(Counter(output.kind for output in outputs).most_common())
-    return GgufReport(out_file, out_file.stat().st_size, types, notes, time.monotonic() - start)
+        vocabulary = agree(vocabulary, source, architecture.name)
+        plans = {kind: _plan(trained, architecture, check_quantization(kind)) for kind in out_files}
+        streams = []
+        for kind, file in out_files.items():
+            stage = stack.enter_context(staged_file(file, _file_bytes(plans[kind], vocabulary)))
+            quantization = check_quantization(kind)
+            named = name or file.stem
+            writer = _writer(stage, trained, architecture, quantization, vocabulary, plans[kind], named)
+            stack.callback(writer.close)
+            streams.append(writer.fout[0])
+        _write(streams, trained, list(zip(*plans.values(), strict=True)), threads, on_bytes)
+    seconds = time.monotonic() - start
+    reports = []
+    for kind, file in out_files.items():
+        notes = (*trained.notes, *vocabulary.notes, *_fallbacks(plans[kind]))
+        types = dict(Counter(output.kind for output in plans[kind]).most_common())
+        reports.append(GgufReport(file, file.stat().st_size, types, notes, seconds))
+    return reports
 
 
-def estimate_gguf_bytes(base: Path, adapter: Path | None, quantization: str) -> int:
-    """The bytes that `write_gguf` will write; raises what it would raise for architecture, tokenizer and adapter."""
+def estimate_gguf_bytes(
+    base: Path,
+    adapter: Path | None,
+    quantization: str,
+    chat_template: str | None = None,
+    prompts: tuple[str, ...] = (),
+) -> int:
+    """The bytes that `write_gguf` will write; raises what it would raise for architecture, tokenizer and adapter.
+
+    llama.cpp must also read the rendered `prompts` as training does.
+    """
     quantization = check_quantization(quantization)
     shared_library()
     with TrainedWeights(base, adapter) as trained:
         architecture = find_architecture(trained.config, base / "config.json")
         source = tokenizer_folder(base, adapter)
-        vocabulary = read_vocabulary(source, base, trained.shapes[EMBEDDING][0], architecture.name)
+        rows = trained.shapes[EMBEDDING][0]
+        vocabulary = read_vocabulary(source, base, rows, architecture.name, chat_template)
+        vocabulary = agree(vocabulary, source, architecture.name, prompts)
         return _file_bytes(_plan(trained, architecture, quantization), vocabulary)
+
+
+def model_facts(trained: TrainedWeights, architecture: GgufArchitecture) -> ModelFacts:
+    """What llama.cpp's mixes of types ask of the model."""
+    layers, heads = trained.config["num_hidden_layers"], trained.config["num_attention_heads"]
+    kv_heads = trained.config.get("num_key_value_heads") or heads
+    seventy = layers == 80 and (architecture.name == "qwen2" or (architecture.name == "llama" and heads != kv_heads))
+    return ModelFacts(layers, trained.tied, heads // kv_heads, seventy)
 
 
 def _plan(trained: TrainedWeights, architecture: GgufArchitecture, quantization: str) -> list[_Output]:
     import gguf
 
     config = trained.config
-    layers, heads = config["num_hidden_layers"], config["num_attention_heads"]
+    heads = config["num_attention_heads"]
     kv_heads = config.get("num_key_value_heads") or heads
     kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
-    names = gguf.get_tensor_name_map(kinds[architecture.name], layers)
-    seventy = layers == 80 and (architecture.name == "qwen2" or (architecture.name == "llama" and heads != kv_heads))
-    facts = ModelFacts(layers, trained.tied, heads // kv_heads, seventy)
+    names = gguf.get_tensor_name_map(kinds[architecture.name], config["num_hidden_layers"])
+    facts = model_facts(trained, architecture)
     outputs = [
         _Output(name, None, values.shape, "F32", values=values)
         for name, values in architecture.computed(config).items()
@@ -163,7 +211,8 @@ def _writer(
 
     writer = gguf.GGUFWriter(stage, architecture.name)
     writer.add_type(gguf.GGUFType.MODEL)
-    writer.add_name(name)
+    family = vocabulary.family
+    writer.add_name(name if family is None or family in name.lower() else f"{name} ({family})")
     parameters = sum(math.prod(shape) for shape in trained.shapes.values())
     writer.add_size_label(gguf.size_label(parameters, parameters, 0, 0))
     config = {**trained.config, "vocab_size": trained.shapes[EMBEDDING][0]}
@@ -185,29 +234,40 @@ def _writer(
 
 
 def _write(
-    writer: Any, trained: TrainedWeights, outputs: list[_Output], threads: int | None, on_bytes: BytesWritten
+    streams: list[BinaryIO],
+    trained: TrainedWeights,
+    outputs: list[tuple[_Output, ...]],
+    threads: int | None,
+    on_bytes: BytesWritten,
 ) -> None:
-    stream = writer.fout[0]
-    stream.write(bytes(-stream.tell() % ALIGNMENT))
-    total = sum(output.size_bytes for output in outputs)
+    """Write the tensors; `outputs` has for each the one of every file."""
+    for stream in streams:
+        stream.write(bytes(-stream.tell() % ALIGNMENT))
+    total = sum(output.size_bytes for group in outputs for output in group)
     done = 0
-    for output, last, data in in_order(lambda work: _compute(trained, *work), _blocks(outputs), threads):
-        stream.write(data.data)
-        done += data.nbytes
-        if last:
-            stream.write(bytes(-output.size_bytes % ALIGNMENT))
+    for group, last, blocks in in_order(lambda work: _compute(trained, *work), _blocks(outputs), threads):
+        for stream, output, data in zip(streams, group, blocks, strict=True):
+            stream.write(data.data)
+            done += data.nbytes
+            if last:
+                stream.write(bytes(-output.size_bytes % ALIGNMENT))
         on_bytes(done, total)
 
 
-def _blocks(outputs: list[_Output]) -> Iterator[tuple[_Output, int, int]]:
-    for output in outputs:
+def _blocks(outputs: list[tuple[_Output, ...]]) -> Iterator[tuple[tuple[_Output, ...], int, int]]:
+    for group in outputs:
+        first = group[0]
         # Reordered rows stay inside their head, so a block of whole heads needs no other rows.
-        unit = output.shape[0] // output.heads if output.heads else 1
-        for begin, end in row_blocks((output.shape[0] // unit, unit, *output.shape[1:])):
-            yield output, begin * unit, end * unit
+        unit = first.shape[0] // first.heads if first.heads else 1
+        for begin, end in row_blocks((first.shape[0] // unit, unit, *first.shape[1:])):
+            yield group, begin * unit, end * unit
 
 
-def _compute(trained: TrainedWeights, output: _Output, begin: int, end: int) -> tuple[_Output, bool, NDArray[np.uint8]]:
+def _compute(
+    trained: TrainedWeights, group: tuple[_Output, ...], begin: int, end: int
+) -> tuple[tuple[_Output, ...], bool, list[NDArray[np.uint8]]]:
+    """(the outputs, whether this is their last block, the block in the type of each)."""
+    output = group[0]
     if output.source is None:
         assert output.values is not None  # noqa: S101  a computed tensor brings its values
         values = output.values[begin:end]
@@ -219,10 +279,12 @@ def _compute(trained: TrainedWeights, output: _Output, begin: int, end: int) -> 
         half = output.shape[0] // output.heads // 2
         parts = values.reshape(-1, 2, half, *output.shape[1:])
         values = parts.swapaxes(1, 2).reshape(values.shape)
-    if output.kind == "F16":
+    if any(one.kind == "F16" for one in group):
         check_float16(values, output.name, "use bf16 or q8_0")
     rows = values.reshape(1, -1) if values.ndim == 1 else values
-    return output, end == output.shape[0], kernels.quantize(rows, output.kind, output.name)
+    # Two files often want one type of a tensor: norms, and most matrices of a mix.
+    made = {kind: kernels.quantize(rows, kind, output.name) for kind in dict.fromkeys(one.kind for one in group)}
+    return group, end == output.shape[0], [made[one.kind] for one in group]
 
 
 def _file_bytes(outputs: list[_Output], vocabulary: Vocabulary) -> int:
