@@ -326,6 +326,7 @@ def _train_once(
         stop_ids=ready.held_out.end_ids,
         max_new_tokens=recipe.eval.max_new_tokens,
         early_stopping_patience=recipe.train.early_stopping_patience,
+        stop_on_divergence=recipe.train.stop_on_divergence,
     )
     hooks = Hooks(
         attempt.view.stage, attempt.view.note, show, metrics.append, lambda: attempt.stopping.asked is not None

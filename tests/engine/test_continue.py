@@ -13,6 +13,7 @@ from fastft.errors import DataError, Interrupted, MachineError, UsageError
 from fastft.runs.directory import RunDir
 from fastft.stages.attempt import Start
 from tests.engine.tiny import SignalAt, run, stop, write_recipe
+from tests.exports.tiny import write_base
 
 
 @pytest.fixture(scope="module")
@@ -153,10 +154,12 @@ def test_a_signal_outside_of_training_ends_the_run_at_once(model: Path, tmp_path
     assert [export["kind"] for export in done.result["exports"]] == ["merged_16bit"]
 
 
-def test_a_stop_between_two_exports_keeps_the_first_and_makes_the_second(model: Path, tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path, model, {"export.formats": ["merged_16bit", "merged_4bit"]})
+def test_a_stop_between_two_exports_keeps_the_first_and_makes_the_second(tmp_path: Path) -> None:
+    write_base(tmp_path / "base", max_position_embeddings=512)
+    exports = {"export.formats": ["merged_16bit", "gguf"], "export.quantization": ["f16"]}
+    recipe = write_recipe(tmp_path, tmp_path / "base", exports)
     with pytest.raises(Interrupted):
-        run(recipe, shown=SignalAt("writing merged_4bit", signal.SIGTERM))
+        run(recipe, shown=SignalAt("writing f16", signal.SIGTERM))
     folder = RunDir(tmp_path / "runs" / "tiny")
     merged = folder.exports / "merged_16bit" / "model.safetensors"
     written = merged.stat().st_mtime_ns
@@ -166,7 +169,7 @@ def test_a_stop_between_two_exports_keeps_the_first_and_makes_the_second(model: 
 
     assert "merged_16bit is there already, proven" in done.shown
     assert merged.stat().st_mtime_ns == written
-    assert [export["kind"] for export in done.result["exports"]] == ["merged_16bit", "merged_4bit"]
+    assert [export["kind"] for export in done.result["exports"]] == ["merged_16bit", "f16"]
     flip_middle_byte(merged)
     with pytest.raises(MachineError, match=r"merged_16bit: is damaged: model.safetensors is not what was written"):
         run(recipe, resume=True)
