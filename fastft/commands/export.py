@@ -57,20 +57,23 @@ def export(path: Path, request: ExportRequest, say: Say, writing: Writing = writ
     out = request.out or (path / "exports" if run is None else run.exports)
     kept = held_out(weights, base, adapter)
     job = Job(base, adapter, out, kinds, weights.name, kept.end_ids, request.llama_cpp)
-    sizes = rehearse(job, adapter_exists=adapter is not None)
-    say(f"{', '.join(f'{kind} ({size(count)})' for kind, count in sizes.items())} to {out}")
+    sizes = rehearse(job, adapter is not None, job.source)
+    if sizes:
+        say(f"{', '.join(f'{kind} ({size(count)})' for kind, count in sizes.items())} to {out}")
     recipe = None if run is None else run.recipe.read_text(encoding="utf-8")
     data_sha256 = None if manifest is None else manifest.data.train_sha256
     card = card_facts(name, base, data_sha256, recipe, {} if result is None else result.card_figures())
     out.mkdir(parents=True, exist_ok=True)
-    say("loading the trained model")
     with library_output_to(out / "log.txt"):
         select("transformers")  # as users will load the model; and Unsloth takes ten seconds to import
         from fastft.engine.export import export_weights, load_trained, trained_reference
 
-        model, tokenizer = load_trained(base, adapter)
-        reference = trained_reference(model, tokenizer, kept.conversations, kept.end_ids, say)
-        del model
+        reference = None
+        if sizes:  # otherwise all of it is there already
+            say("loading the trained model")
+            model, tokenizer = load_trained(base, adapter)
+            reference = trained_reference(model, tokenizer, kept.conversations, kept.end_ids, say)
+            del model
         done = export_weights(job, reference, card, say, writing)
     if request.push is not None:
         for artefact in done.artefacts:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from fastft.engine.memory import peak_memory
+from fastft.errors import Problem, TrainingError, Where
+from fastft.runs.divergence import Alarm, DivergenceWatch
 from fastft.runs.metrics import EvaluationMetrics, StepMetrics
 
 if TYPE_CHECKING:
@@ -124,23 +126,36 @@ class Resumption(TrainerCallback):
         self._trainer.restore_unlogged()
 
 
-class HeldOutWatch(TrainerCallback):
-    """Says once when the held-out loss is above that of the untrained model."""
+class Watch(TrainerCallback):
+    """Says at once when a run gets worse, with the step, its rows and the likely cause; stops it when asked to."""
 
-    def __init__(self, untrained: float, say: Callable[[str], None]) -> None:
-        self._untrained, self._say = untrained, say
-        self._said = False
+    def __init__(self, trainer: RunTrainer, untrained: float | None, stops_at: str, say: Callable[[str], None]) -> None:
+        self._trainer, self._stops_at, self._say = trainer, stops_at, say
+        self._watch = DivergenceWatch(untrained)
 
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, Any], **_: Any
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        for line in state.log_history:  # what was said before a stop is not said again
+            self._alarm(line)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any
     ) -> None:
-        loss = metrics.get("eval_loss")
-        if loss is not None and loss > self._untrained and not self._said:
-            self._said = True
-            self._say(
-                f"step {state.global_step}: the held-out loss is {loss:.4f}, {self._untrained:.4f} before training: "
-                "the model gets worse; a lower train.learning_rate or other rows may help"
-            )
+        alarm = self._alarm(logs)
+        if alarm is None:
+            return
+        step = state.global_step
+        words = f"{alarm.words}{self._trainer.rows_in_words(step)}"
+        likely = "a lower train.learning_rate or a longer warm-up helps most often, else look at the rows"
+        if self._stops_at == "always" or (self._stops_at == "blow-up" and alarm.blew_up):
+            instead = f'{likely}; train.stop_on_divergence = "never" goes on'
+            raise TrainingError(Problem(Where(f"training, step {step}"), "train.stop_on_divergence", words, instead))
+        self._say(f"step {step}: {words}; {likely}")
+
+    def _alarm(self, line: Mapping[str, Any]) -> Alarm | None:
+        if "eval_loss" in line:
+            return self._watch.evaluation(float(line["eval_loss"]))
+        norm = line.get("grad_norm")
+        return self._watch.step(float(line["loss"]), None if norm is None else float(norm)) if "loss" in line else None
 
 
 class EarlyStopping(EarlyStoppingCallback):

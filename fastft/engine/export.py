@@ -20,9 +20,11 @@ from fastft.engine.reference import check_folder, load_to_ask, make_reference
 from fastft.engine.torch_model import prompt_ids, special_tokens
 from fastft.errors import ExportError, MachineError, Problem, Where
 from fastft.exports.card import CardFacts
-from fastft.exports.job import ADAPTER, MERGED_4BIT, Artefact, Job, finish, write
+from fastft.exports.job import ADAPTER, MERGED_4BIT, Artefact, Job, is_kept, kept, publish, write
+from fastft.exports.kept import exporting_alone
 from fastft.exports.merged import tokenizer_folder
 from fastft.exports.parity import ChatMessages, Reference, Verdict, check_gguf
+from fastft.exports.record import FILE
 from fastft.exports.tensor_check import TensorCheck, check_tensors
 from fastft.inference.conversation import render_chat
 from fastft.recipe.export_formats import FOLDER_FORMATS
@@ -70,7 +72,9 @@ def trained_reference(
 def export_weights(
     job: Job, reference: Reference | None, card: CardFacts, say: Say, writing: Writing = write_silently
 ) -> Exported:
-    """Write each artefact of `job` and compare it with `reference`.
+    """Write each artefact of `job`, compare it with `reference`, seal and record it; then comes the next.
+
+    What an earlier export of the same weights left, proven and unchanged, is not made again.
 
     With None only its tensors are compared with base + adapter, and the model card says so. Release the trained model
     before: an artefact needs its memory. `writing` shows the progress of each one.
@@ -80,25 +84,39 @@ def export_weights(
         FastftError: an artefact cannot be written.
     """
     free_memory()
-    artefacts, verdicts = [], []
-    for kind in job.kinds:
-        say(f"writing {kind} to {job.place(kind)}")
-        with writing(kind) as on_bytes:
-            artefact = write_artefact(job, kind, on_bytes)
-        artefacts.append(artefact)
-        for note in artefact.notes:
-            say(f"{kind}: {note}")
-        verdicts.append(compare(job, artefact, reference))
-        say(_in_words(kind, verdicts[-1]))
-    record, final = finish(job, artefacts, verdicts, card)
-    failed = [verdict for verdict in verdicts if not verdict.passed]
+    source = job.source
+    artefacts: list[Artefact] = []
+    verdicts: list[Verdict] = []
+    with exporting_alone(job.out):
+        for kind in job.kinds:
+            if is_kept(job, kind, source):
+                artefact, verdict = kept(job, kind)
+                say(f"{kind} is there already, {'not compared' if verdict is None else 'proven'}: {artefact.path}")
+            else:
+                artefact, verdict = _make(job, kind, reference, say, writing)
+                artefact = publish(job, artefact, verdict, card, source)
+            artefacts.append(artefact)
+            verdicts += [] if verdict is None else [verdict]
+    record, failed = job.out / FILE, [verdict for verdict in verdicts if not verdict.passed]
     if failed:
         raise ExportError(
             Problem(Where(str(record)), verdict.kind, reason, "the file is kept and marked FAILED: do not use it")
             for verdict in failed
             for reason in verdict.reasons
         )
-    return Exported(record, final, tuple(verdicts))
+    return Exported(record, tuple(artefacts), tuple(verdicts))
+
+
+def _make(job: Job, kind: str, reference: Reference | None, say: Say, writing: Writing) -> tuple[Artefact, Verdict]:
+    """One artefact in the folder of unfinished ones, and how it compares with the trained model."""
+    say(f"writing {kind} to {job.place(kind)}")
+    with writing(kind) as on_bytes:
+        artefact = write_artefact(job.staging, kind, on_bytes)
+    for note in artefact.notes:
+        say(f"{kind}: {note}")
+    verdict = compare(job, artefact, reference)
+    say(_in_words(kind, verdict))
+    return artefact, verdict
 
 
 def load_trained(base: Path, adapter: Path | None) -> tuple[Model, Tokenizer]:

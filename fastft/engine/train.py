@@ -16,7 +16,7 @@ from trl import SFTConfig
 from fastft.data.cache import as_arrow
 from fastft.data.render import Prompt
 from fastft.data.rows import Rows
-from fastft.engine.callbacks import EarlyStopping, HeldOutWatch
+from fastft.engine.callbacks import EarlyStopping, Watch
 from fastft.engine.evaluate import answer
 from fastft.engine.memory import peak_memory
 from fastft.engine.model import Model, Tokenizer
@@ -41,6 +41,7 @@ class Material:
     stop_ids: Sequence[int]
     max_new_tokens: int
     early_stopping_patience: int | None
+    stop_on_divergence: str = "blow-up"
 
 
 def train(
@@ -61,8 +62,7 @@ def train(
     try:
         trainer = make_trainer(plan, model, tokenizer, material, run, hooks)
         before = _before(trainer, tokenizer, material, run, hooks)
-        if before.eval_loss is not None:
-            trainer.add_callback(HeldOutWatch(before.eval_loss, hooks.note))
+        trainer.add_callback(Watch(trainer, before.eval_loss, material.stop_on_divergence, hooks.note))
         if checkpoint is not None:
             checkpoint = trainer.completed(checkpoint)
         if checkpoint is not None and trainer.has_ended_at(checkpoint):

@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError
-from torch.utils.data import Sampler
 from transformers import (
     Trainer,
     TrainerState,
@@ -37,6 +36,11 @@ from fastft.files.seal import seal
 from fastft.runs.checkpoints import STATE, checkpoints, evaluations_at
 from fastft.runs.directory import RunDir
 from fastft.runs.metrics import EvaluationMetrics, StepMetrics
+
+# Of one batch in a message.
+SHOWN_ROWS = 8
+# A trained weight beyond this has left every useful range: adapters stay below 1, whole models below 100.
+WILD_WEIGHT = 1e3
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ class RunTrainer(SFTTrainer):
         """Whether training ended because it was asked to."""
         return self._stop.stopped
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         dataset = self.train_dataset if train_dataset is None else train_dataset
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
         return EpochSampler(len(dataset), self.args.seed, self._lengths, batch)
@@ -169,7 +173,9 @@ class RunTrainer(SFTTrainer):
         loss, self._loss = float("nan") if self._loss is None else float(self._loss), None
         norm = None if self._grad_norm is None else float(self._grad_norm)
         if not math.isfinite(loss) or (norm is not None and not math.isfinite(norm) and not self.args.fp16):
-            raise _not_a_number(f"the loss is {loss}, the gradient norm {norm}", self.state.global_step + 1)
+            step = self.state.global_step + 1
+            rows = self.rows_in_words(step)
+            raise self._not_a_number(f"the loss is {loss}, the gradient norm {norm}{rows}", step)
 
     def refuse_if_poisoned(self) -> None:
         """Stop when a trained weight, or what the optimizer keeps of it, holds a value that is no number.
@@ -181,7 +187,35 @@ class RunTrainer(SFTTrainer):
             kept = self.optimizer.state.get(weight, {}).values() if self.optimizer is not None else ()
             tensors = [value for value in (weight, *kept) if torch.is_tensor(value) and value.is_floating_point()]
             if weight.requires_grad and not all(bool(torch.isfinite(value).all()) for value in tensors):
-                raise _not_a_number(f"{name} holds values that are no numbers", self.state.global_step)
+                raise self._not_a_number(f"{name} holds values that are no numbers", self.state.global_step)
+
+    def rows_in_words(self, step: int) -> str:
+        """`, with rows 3, 17 of training (...)`: those of optimizer step `step`; "" where packing mixes them."""
+        if self.args.packing or self.args.world_size > 1:
+            return ""
+        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        epoch, place = divmod(step - 1, -(-len(self.train_dataset) // batch))
+        order = self._get_train_sampler()
+        order.set_epoch(epoch)
+        rows = [row + 1 for row in order][place * batch : (place + 1) * batch]
+        shown = ", ".join(map(str, rows[:SHOWN_ROWS])) + (
+            f" and {len(rows) - SHOWN_ROWS} more" * (len(rows) > SHOWN_ROWS)
+        )
+        return f", with rows {shown} of training (fastft preview RECIPE --row N shows one)"
+
+    def _not_a_number(self, wrong: str, step: int) -> TrainingError:
+        """The error for numbers that are none, with what is at fault: the base, the learning rate or the rows."""
+        field, instead = "data.train", "look at these rows, or lower train.learning_rate; earlier checkpoints are whole"
+        for name, weight in self.model.named_parameters():
+            if weight.requires_grad:
+                if not bool((weight.abs() < WILD_WEIGHT).all()):
+                    field = "train.learning_rate"
+                    instead = "lower train.learning_rate or raise the warm-up; earlier checkpoints are whole"
+            elif weight.is_floating_point() and not bool(torch.isfinite(weight).all()):
+                wrong = f"{wrong}; the base model itself holds values that are no numbers, in {name}"
+                field, instead = "model.id", "download the base model again, or take another"
+                break
+        return TrainingError(Problem(Where(f"training, step {step}"), field, wrong, instead))
 
     def train_from(self, checkpoint: Path | None) -> None:
         """Train to the end, or until somebody asks to stop; from `checkpoint` or from the start."""
@@ -344,8 +378,3 @@ class RunTrainer(SFTTrainer):
 def _cannot_save(folder: Path, wrong: str) -> TrainingError:
     instead = "free some space, then run the same command: it continues from the newest checkpoint"
     return TrainingError(Problem(Where(str(folder)), "train.save_strategy", wrong, instead))
-
-
-def _not_a_number(wrong: str, step: int) -> TrainingError:
-    instead = "lower train.learning_rate or raise the warm-up; earlier checkpoints are whole"
-    return TrainingError(Problem(Where(f"training, step {step}"), "train.learning_rate", wrong, instead))

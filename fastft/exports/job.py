@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os.path
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from fastft.exports.gguf.checkout import check_checkout, convert_with_checkout
 from fastft.exports.gguf.quantization import check_quantization
 from fastft.exports.gguf.vocabulary import read_vocabulary
 from fastft.exports.gguf.writer import estimate_gguf_bytes, write_gguf
+from fastft.exports.kept import UNFINISHED, artefact_damage, find_recorded, remove_artefact, source_hash
 from fastft.exports.merged import (
     copy_tokenizer,
     estimate_merged_4bit_bytes,
@@ -29,6 +31,8 @@ from fastft.exports.parity import Verdict
 from fastft.exports.record import RecordedArtefact, add_exports, read_exports
 from fastft.exports.trained import read_config
 from fastft.files.atomic import free_bytes, staged_folder, write_text
+from fastft.files.atomic import publish as move
+from fastft.files.seal import file_sha256, write_seal
 from fastft.recipe.export_formats import FOLDER_FORMATS, GGUF
 from fastft.recipe.quantizations import DEFAULT_QUANTIZATION
 
@@ -60,6 +64,16 @@ class Job:
             return self.out / kind
         return self.out / "gguf" / f"{self.name}-{kind}.gguf"
 
+    @property
+    def staging(self) -> Job:
+        """The same job in a folder where artefacts lie until they are compared and sealed."""
+        return dataclasses.replace(self, out=self.out / UNFINISHED)
+
+    @property
+    def source(self) -> str:
+        """The hash of all that the artefacts are made of."""
+        return source_hash(self.base, self.adapter, self.end_ids, self.llama_cpp)
+
 
 @dataclass(frozen=True)
 class Artefact:
@@ -87,35 +101,36 @@ def wanted_kinds(formats: Iterable[str], quantizations: Iterable[str]) -> tuple[
 
 
 def rehearse(
-    job: Job, adapter_exists: bool = False, chat_template: str | None = None, prompts: tuple[str, ...] = ()
+    job: Job,
+    adapter_exists: bool = False,
+    source: str | None = None,
+    chat_template: str | None = None,
+    prompts: tuple[str, ...] = (),
 ) -> dict[str, int]:
-    """The bytes of each artefact, after proving that all of them are possible; writes nothing.
+    """The bytes of each artefact that is not there yet, after proving that all are possible; writes nothing.
 
     Before training there is no adapter: then only the base is checked, with the `chat_template` of training, and that
-    llama.cpp makes the ids of training from the rendered `prompts`.
+    llama.cpp makes the ids of training from the rendered `prompts`. `source`, what the artefacts are made of, is None.
 
     Raises:
         FastftError: with one problem for everything that would fail: architecture, tokenizer, quantizer, names, disk,
-            a damaged export.json.
+            a damaged export.json, an earlier artefact that is damaged or was made of something else.
     """
     adapter = job.adapter if adapter_exists else None
     sizes: dict[str, int] = {}
     problems: list[Problem] = []
     failed: type[FastftError] = MachineError
     for kind in job.kinds:
-        place = job.place(kind)
-        if place.exists():
-            problems.append(Problem(Where(str(place)), "", "exists already", "choose another --out, or remove it"))
-            continue
         try:
-            sizes[kind] = _estimate(job, kind, adapter, chat_template, prompts)
+            if not is_kept(job, kind, source):
+                sizes[kind] = _estimate(job, kind, adapter, chat_template, prompts)
         except FastftError as error:
             failed = type(error)
             problems += [problem for problem in error.problems if problem not in problems]
     try:
         read_exports(job.out)  # what is written is added to it
     except MachineError as error:
-        problems += error.problems
+        problems += [problem for problem in error.problems if problem not in problems]
     needed, free = sum(sizes.values()), free_bytes(job.out)
     if needed > free:
         shares = ", ".join(f"{kind} {size:,}" for kind, size in sizes.items())
@@ -124,6 +139,44 @@ def rehearse(
     if problems:
         raise failed(problems)
     return sizes
+
+
+def is_kept(job: Job, kind: str, source: str | None) -> bool:
+    """Whether an earlier export left this artefact, made of `source` (None: of anything), proven and unchanged.
+
+    Raises:
+        MachineError: something else is at its place, or it is damaged.
+    """
+    place = job.place(kind)
+    if not os.path.lexists(place):
+        return False
+    recorded, where = find_recorded(job.out, place), Where(str(place))
+    if recorded is None:
+        raise MachineError(Problem(where, "", "exists already", "choose another --out, or remove it"))
+    if source not in (None, recorded.source):
+        wrong = "exists already, and was made of other weights"
+        raise MachineError(Problem(where, "", wrong, "choose another --out, or remove it"))
+    wrong_with = artefact_damage(job.out, recorded)
+    if wrong_with is not None:
+        raise MachineError(Problem(where, "", f"is damaged: {wrong_with}", "remove it: the same command makes it anew"))
+    return True
+
+
+def remove_others(job: Job, source: str) -> tuple[str, ...]:
+    """Remove the artefacts of `job` that were made of something else than `source`, and return their kinds."""
+    recorded = {kind: find_recorded(job.out, job.place(kind)) for kind in job.kinds}
+    others = [kind for kind, one in recorded.items() if one is not None and one.source != source]
+    for kind in others:
+        if os.path.lexists(job.place(kind)):
+            remove_artefact(job.place(kind))
+    return tuple(others)
+
+
+def kept(job: Job, kind: str) -> tuple[Artefact, Verdict | None]:
+    """An artefact that an earlier export left, and its comparison with the trained model."""
+    one = find_recorded(job.out, job.place(kind))
+    assert one is not None  # noqa: S101  is_kept said so
+    return Artefact(kind, job.place(kind), one.size_bytes, one.seconds, one.notes), one.parity
 
 
 def write(job: Job, kind: str, on_bytes: BytesWritten = ignore_bytes) -> Artefact:
@@ -141,39 +194,48 @@ def write(job: Job, kind: str, on_bytes: BytesWritten = ignore_bytes) -> Artefac
     return Artefact(kind, place, written.size_bytes, written.seconds, written.notes)
 
 
-def finish(
-    job: Job, artefacts: Sequence[Artefact], verdicts: Sequence[Verdict], card: CardFacts
-) -> tuple[Path, tuple[Artefact, ...]]:
-    """(export.json, the artefacts under their final names): marks what failed, writes Modelfile, card and record.
+def publish(job: Job, artefact: Artefact, verdict: Verdict | None, card: CardFacts, source: str) -> Artefact:
+    """The artefact of `job.staging` under its final name, sealed, recorded, with its card and Modelfile.
+
+    One that failed its comparison is marked FAILED.
 
     Raises:
         MachineError: the disk is full, or the export.json of earlier exports is damaged.
     """
-    by_kind = {verdict.kind: verdict for verdict in verdicts}
+    final = job.place(artefact.kind)
+    if verdict is not None and not verdict.passed:
+        final = final.with_name(final.name + FAILED)
     try:
-        final = tuple(_mark(artefact, by_kind.get(artefact.kind)) for artefact in artefacts)
-        for artefact in final:
-            _write_beside(job, artefact, by_kind.get(artefact.kind), card)
-        fresh = [
-            RecordedArtefact(one.kind, str(one.path.relative_to(job.out)), one.size_bytes, one.seconds, one.notes,
-                             by_kind.get(one.kind))
-            for one in final
-        ]  # fmt: skip
-        return add_exports(job.out, fresh), final
+        final.parent.mkdir(parents=True, exist_ok=True)
+        sha256 = None
+        if artefact.path.is_dir():
+            write_seal(artefact.path)
+        else:
+            sha256 = file_sha256(artefact.path)
+        _write_beside(job, artefact.path, final, artefact.kind, verdict, card)
+        name = str(final.relative_to(job.out))
+        recorded = RecordedArtefact(artefact.kind, name, artefact.size_bytes, artefact.seconds, artefact.notes, verdict,
+                                    source, sha256)  # fmt: skip
+        # Recorded first: what has its final name is proven and has its hash, also when the process is killed here.
+        add_exports(job.out, [recorded])
+        move(artefact.path, final)
     except OSError as error:
         wrong = f"the files beside the weights could not be written: {error.strerror or error}"
-        instead = f"{free_bytes(job.out):,} bytes are free: make room, remove the weights, export again"
+        instead = f"{free_bytes(job.out):,} bytes are free: make room, then run the same command"
         raise MachineError(Problem(Where(str(job.out)), "", wrong, instead)) from error
+    return dataclasses.replace(artefact, path=final)
 
 
-def _write_beside(job: Job, artefact: Artefact, verdict: Verdict | None, card: CardFacts) -> None:
-    """Write the model card, and the Modelfile of a GGUF file that may be used."""
-    is_folder = artefact.path.is_dir()
-    folder = artefact.path if is_folder else artefact.path.parent
-    name = "README.md" if is_folder else f"{job.name}-{artefact.kind}.md"
-    write_text(folder / name, model_card(card, artefact.kind, artefact.path, verdict))
+def _write_beside(job: Job, written: Path, final: Path, kind: str, verdict: Verdict | None, card: CardFacts) -> None:
+    """Write the model card, and the Modelfile of a GGUF file that may be used.
+
+    The card of a folder is not part of its seal: people edit it.
+    """
+    is_folder = written.is_dir()
+    place = written / "README.md" if is_folder else final.parent / f"{job.name}-{kind}.md"
+    write_text(place, model_card(card, kind, final, verdict))
     if not is_folder and (verdict is None or verdict.passed):
-        write_text(folder / f"{artefact.path.stem}.Modelfile", modelfile(artefact.path.name, stop_texts(job)))
+        write_text(final.parent / f"{final.stem}.Modelfile", modelfile(final.name, stop_texts(job)))
 
 
 def stop_texts(job: Job) -> tuple[str, ...]:
@@ -227,12 +289,3 @@ def _write_adapter(job: Job, place: Path) -> Artefact:
             (stage / "adapter_config.json").write_text(text, encoding="utf-8")
         copy_tokenizer(tokenizer_folder(job.base, job.adapter), stage)
     return Artefact(ADAPTER, place, _folder_bytes(place), 0.0)
-
-
-def _mark(artefact: Artefact, verdict: Verdict | None) -> Artefact:
-    if verdict is None or verdict.passed:
-        return artefact
-    failed = artefact.path.with_name(artefact.path.name + FAILED)
-    if failed.is_dir():
-        shutil.rmtree(failed)  # of an earlier try
-    return dataclasses.replace(artefact, path=artefact.path.rename(failed))

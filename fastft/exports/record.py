@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os.path
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,10 @@ class RecordedArtefact:
     notes: tuple[str, ...] = ()
     parity: Verdict | None = None
     """None: it was not compared with the trained model."""
+    source: str | None = None
+    """SHA-256 of what it was made of; None before version 0.2."""
+    sha256: str | None = None
+    """Of a file; a folder has its own seal."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,6 @@ def add_exports(out: Path, fresh: Sequence[RecordedArtefact]) -> Path:
         OSError: it cannot be written.
     """
     new = {one.path for one in fresh}
-    earlier = [one for one in read_exports(out).artefacts if one.path not in new and (out / one.path).exists()]
+    earlier = [one for one in read_exports(out).artefacts if one.path not in new and os.path.lexists(out / one.path)]
     write_record(out / FILE, ExportRecord((*earlier, *fresh)))
     return out / FILE

@@ -18,7 +18,7 @@ def sealed_folder(final: Path) -> Iterator[Path]:
     with staged(final) as stage:
         stage.mkdir(parents=True)
         yield stage
-        _write_seal(stage)
+        write_seal(stage)
 
 
 def seal(folder: Path, final: Path) -> None:
@@ -26,11 +26,11 @@ def seal(folder: Path, final: Path) -> None:
 
     A folder that has its final name and a seal is whole; a crash leaves the old name or the new one.
     """
-    _write_seal(folder)
+    write_seal(folder)
     publish(folder, final)
 
 
-def _write_seal(folder: Path) -> None:
+def write_seal(folder: Path) -> None:
     """Write the size and hash of every file of `folder` into it."""
     sizes = {}
     for path in sorted(entry for entry in folder.rglob("*") if entry.is_file()):

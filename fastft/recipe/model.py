@@ -572,6 +572,10 @@ class TrainSection(Section):
     Too large: the run wastes time after the best point.
     Upstream: EarlyStoppingCallback(early_stopping_patience=)"""
 
+    stop_on_divergence: Literal["blow-up", "always", "never"] = "blow-up"
+    """When a run that gets worse is stopped: "blow-up", once the loss is far above where it began; "always", already
+    when it rises and stays; "never", it is only said. Loss, gradient norm and held-out loss are watched."""
+
     report_to: Annotated[tuple[str, ...], names_of(lambda: REPORTERS)] = ()
     """Where metrics go besides metrics.jsonl: "tensorboard", "wandb", "mlflow", "trackio" and others that transformers
     supports. The package must be installed.

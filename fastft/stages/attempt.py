@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import shutil
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -48,6 +47,7 @@ from fastft.runs.result import ExportedFile, Result, SavedWeights, Trained, make
 from fastft.stages.faults import explain
 from fastft.stages.inputs import convert, prepare_rows
 from fastft.stages.stopping import Stopping
+from fastft.stages.weights import refuse_damaged
 
 # Rendered held-out prompts that llama.cpp must read as training does, before a GGUF file is promised.
 REHEARSED_PROMPTS = 64
@@ -171,17 +171,22 @@ def _run(attempt: Attempt) -> None:
     if ready.job.kinds:
         from fastft.engine.export import load_trained, trained_reference
         from fastft.engine.model import is_in_4bit
+        from fastft.exports.job import is_kept
 
-        if is_in_4bit(model):
-            # Users load the adapter on the 16-bit base, so an export must equal that.
-            attempt.view.stage("loading the 16-bit base, which exports are made of and compared with")
-            del model
-            model, tokenizer = load_trained(ready.job.base, ready.job.adapter)
-        held_out = ready.held_out
-        reference = trained_reference(model, tokenizer, held_out.conversations, held_out.end_ids, attempt.view.stage)
+        job, reference = _export_again(attempt, ready, result), None
+        if not all(is_kept(job, kind, job.source) for kind in job.kinds):
+            if is_in_4bit(model):
+                # Users load the adapter on the 16-bit base, so an export must equal that.
+                attempt.view.stage("loading the 16-bit base, which exports are made of and compared with")
+                del model
+                model, tokenizer = load_trained(job.base, job.adapter)
+            held_out = ready.held_out
+            reference = trained_reference(
+                model, tokenizer, held_out.conversations, held_out.end_ids, attempt.view.stage
+            )
         del model  # makes room for what is loaded to be compared
         try:
-            result = dataclasses.replace(result, exports=_export(attempt, ready, reference, result))
+            result = dataclasses.replace(result, exports=_export(attempt, ready, job, reference, result))
         except ExportError:
             attempt.run.write(result)  # training is done; `fastft export` can try again
             raise
@@ -227,7 +232,6 @@ def _export_job(attempt: Attempt, base: Path, rows: Prepared, end_ids: tuple[int
     saved = MERGED if whole else ADAPTER
     kinds = tuple(kind for kind in wanted_kinds(recipe.export.formats, recipe.export.quantization) if kind != saved)
     job = Job(base, None if whole else run.adapter, run.exports, kinds, run_name(attempt.loaded.path), end_ids)
-    shutil.rmtree(job.out, ignore_errors=True)  # of an attempt that did not finish
     if kinds:
         attempt.stage(f"rehearsing the export of {', '.join(kinds)}")
         template = rows.template
@@ -242,8 +246,10 @@ def _begin(attempt: Attempt, ready: Ready) -> Path | None:
 
     Raises:
         DataError: an earlier attempt had other data, another template or other versions.
+        MachineError: the adapter that an earlier attempt wrote is damaged.
     """
     run = attempt.run
+    refuse_damaged(run.adapter)
     manifest = make_manifest(attempt.loaded, ready.facts, ready.rows, ready.plan, ready.base)
     before = run.read(Manifest)
     if before is not None:
@@ -326,6 +332,7 @@ def _train_once(
         stop_ids=ready.held_out.end_ids,
         max_new_tokens=recipe.eval.max_new_tokens,
         early_stopping_patience=recipe.train.early_stopping_patience,
+        stop_on_divergence=recipe.train.stop_on_divergence,
     )
     hooks = Hooks(
         attempt.view.stage, attempt.view.note, show, metrics.append, lambda: attempt.stopping.asked is not None
@@ -377,8 +384,22 @@ def _keep_throughput(attempt: Attempt, ready: Ready, plan: Plan, totals: Totals)
         keep_share(throughput_file(), key, time, batching.padding, totals.seconds)
 
 
-def _export(attempt: Attempt, ready: Ready, reference: Reference | None, result: Result) -> tuple[ExportedFile, ...]:
-    """Write the exports and compare them with the trained model.
+def _export_again(attempt: Attempt, ready: Ready, result: Result) -> Job:
+    """The exports of the weights that are trained now; removes those that an earlier attempt made of other weights."""
+    from fastft.exports.job import remove_others
+
+    job = ready.job
+    if job.adapter is None:
+        job = dataclasses.replace(job, base=Path(result.weights_folder))
+    for kind in remove_others(job, job.source):
+        attempt.view.note(f"{kind} of an earlier attempt was made of other weights: it is made anew")
+    return job
+
+
+def _export(
+    attempt: Attempt, ready: Ready, job: Job, reference: Reference | None, result: Result
+) -> tuple[ExportedFile, ...]:
+    """Write the exports that no earlier attempt finished, and compare them with the trained model.
 
     Raises:
         ExportError: one does not match the trained model.
@@ -386,9 +407,6 @@ def _export(attempt: Attempt, ready: Ready, reference: Reference | None, result:
     from fastft.engine.export import export_weights
     from fastft.exports.card import card_facts
 
-    job = ready.job
-    if job.adapter is None:
-        job = dataclasses.replace(job, base=Path(result.weights_folder))
     model_id, rows, text = attempt.facts.base_model.id, ready.rows.train_sha256, attempt.loaded.text
     card = card_facts(model_id, job.base, rows, text, result.card_figures())
     made = export_weights(job, reference, card, attempt.view.stage, attempt.view.writing)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os.path
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,9 @@ from fastft.data.render import make_renderer
 from fastft.data.template import load_template
 from fastft.data.tokenizer import load_tokenizer
 from fastft.errors import MachineError, Problem, UsageError, Where
+from fastft.exports.kept import artefact_damage, exported_damage
 from fastft.exports.merged import tokenizer_folder
+from fastft.exports.record import read_exports
 from fastft.files.atomic import read_json
 from fastft.files.seal import SEAL, damage
 from fastft.files.tensors import weights_fingerprint
@@ -50,12 +53,27 @@ def find_weights(path: Path) -> WeightsPath:
         MachineError: fastft wrote the weights, and they are not what it wrote.
     """
     found = _find_weights(path)
-    sealed = found.path / SEAL
-    wrong = damage(found.path, kept_sha256) if sealed.is_file() else None
-    if wrong is not None:
-        instead = "restore the folder from a copy, or run the recipe again"
-        raise MachineError(Problem(Where(str(found.path)), "", f"is damaged: {wrong}", instead))
+    refuse_damaged(found.path)
     return found
+
+
+def refuse_damaged(path: Path) -> None:
+    """Raise MachineError when fastft wrote this folder or file, and it is no longer what was written."""
+    wrong = exported_damage(path)
+    if (path / SEAL).is_file():
+        wrong = damage(path, kept_sha256)
+    if wrong is not None:
+        raise _damaged(path, wrong)
+
+
+def refuse_damaged_run(run: RunDir) -> None:
+    """Raise MachineError when the adapter or an export of a finished run is no longer what was written."""
+    refuse_damaged(run.adapter)
+    for one in read_exports(run.exports).artefacts:
+        path = run.exports / one.path
+        wrong = artefact_damage(run.exports, one) if os.path.lexists(path) else None
+        if wrong is not None:
+            raise _damaged(path, wrong)
 
 
 def _find_weights(path: Path) -> WeightsPath:
@@ -104,7 +122,7 @@ def find_gguf(path: Path) -> Path:
         return find_weights(path).path
     files = sorted(path.glob("exports/gguf/*.gguf")) or sorted(path.glob("*.gguf"))
     if len(files) == 1:
-        return files[0]
+        return find_weights(files[0]).path
     if files:
         names = ", ".join(str(file) for file in files)
         raise _unusable(path, f"{len(files)} GGUF files are there", f"name one of them: {names}")
@@ -151,6 +169,11 @@ def _named_bases(adapter: Path, trained_on: BaseModelIdentity | None) -> list[tu
     except json.JSONDecodeError:  # open_adapter reports it
         return known
     return [*known, (name, None)] if isinstance(name, str) and name else known
+
+
+def _damaged(path: Path, wrong: str) -> MachineError:
+    instead = "restore it from a copy, or remove it and make it anew"
+    return MachineError(Problem(Where(str(path)), "", f"is damaged: {wrong}", instead))
 
 
 def _unusable(path: Path, wrong: str, instead: str) -> UsageError:

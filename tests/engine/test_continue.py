@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from fastft.errors import DataError, Interrupted, UsageError
+from fastft.errors import DataError, Interrupted, MachineError, UsageError
 from fastft.runs.directory import RunDir
 from fastft.stages.attempt import Start
 from tests.engine.tiny import SignalAt, run, stop, write_recipe
+from tests.exports.tiny import write_base
 
 
 @pytest.fixture(scope="module")
@@ -151,3 +152,34 @@ def test_a_signal_outside_of_training_ends_the_run_at_once(model: Path, tmp_path
     done = run(recipe)
     assert done.folder == folder
     assert [export["kind"] for export in done.result["exports"]] == ["merged_16bit"]
+
+
+def test_a_stop_between_two_exports_keeps_the_first_and_makes_the_second(tmp_path: Path) -> None:
+    write_base(tmp_path / "base", max_position_embeddings=512)
+    exports = {"export.formats": ["merged_16bit", "gguf"], "export.quantization": ["f16"]}
+    recipe = write_recipe(tmp_path, tmp_path / "base", exports)
+    with pytest.raises(Interrupted):
+        run(recipe, shown=SignalAt("writing f16", signal.SIGTERM))
+    folder = RunDir(tmp_path / "runs" / "tiny")
+    merged = folder.exports / "merged_16bit" / "model.safetensors"
+    written = merged.stat().st_mtime_ns
+    assert [path.name for path in folder.exports.iterdir() if path.is_dir()] == ["merged_16bit"]
+
+    done = run(recipe)
+
+    assert "merged_16bit is there already, proven" in done.shown
+    assert merged.stat().st_mtime_ns == written
+    assert [export["kind"] for export in done.result["exports"]] == ["merged_16bit", "f16"]
+    flip_middle_byte(merged)
+    with pytest.raises(MachineError, match=r"merged_16bit: is damaged: model.safetensors is not what was written"):
+        run(recipe, resume=True)
+
+
+def test_a_damaged_adapter_is_refused_where_a_run_goes_on(model: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, model, {"export.formats": ["merged_16bit"]})
+    with pytest.raises(Interrupted):
+        run(recipe, shown=SignalAt("writing merged_16bit", signal.SIGTERM))
+    flip_middle_byte(tmp_path / "runs" / "tiny" / "adapter" / "adapter_model.safetensors")
+
+    with pytest.raises(MachineError, match=r"adapter: is damaged: adapter_model.safetensors is not what was written"):
+        run(recipe)

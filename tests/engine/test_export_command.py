@@ -18,9 +18,10 @@ from safetensors.numpy import load_file, save_file
 from fastft.cli import main
 from fastft.commands.chat import ChatRequest, open_chat
 from fastft.commands.export import ExportRequest, export
-from fastft.errors import ExportError, FastftError, MachineError, UsageError
+from fastft.errors import ExportError, MachineError, UsageError
 from fastft.exports.gguf import kernels
 from fastft.exports.job import Artefact
+from fastft.exports.parity import Reference, Verdict, check_gguf
 from fastft.exports.push import push
 from fastft.inference.conversation import Sampling
 from tests.engine.tiny import make_rows, run, write_recipe, write_rows
@@ -67,8 +68,41 @@ def test_a_second_export_keeps_the_figures_of_the_first(trained: Path, tmp_path:
         done = export(trained, ExportRequest(("gguf",), (kind,), tmp_path), lambda _: None)
 
     assert [entry["kind"] for entry in read_json(done.record)["artefacts"]] == ["f16", "q8_0"]
-    with pytest.raises(FastftError, match="exists already"):
-        export(trained, ExportRequest(("gguf",), ("f16",), tmp_path), lambda _: None)
+
+
+def test_an_export_that_was_stopped_goes_on_at_the_artefact_that_was_not_finished(
+    adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = ExportRequest(("merged_16bit", "gguf"), ("f16", "q8_0"))
+    compared = check_gguf
+
+    def stopped(file: Path, kind: str, reference: Reference) -> Verdict:
+        if kind == "q8_0":  # its bytes are written, and nothing is proven yet
+            raise KeyboardInterrupt
+        return compared(file, kind, reference)
+
+    monkeypatch.setattr("fastft.engine.export.check_gguf", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        export(adapter, request, lambda _: None)
+    monkeypatch.undo()
+    places = [adapter / "exports/merged_16bit/model.safetensors", adapter / "exports/gguf/adapter-f16.gguf"]
+    written = [place.stat().st_mtime_ns for place in places]
+    assert sorted(path.name for path in (adapter / "exports").rglob("*.gguf")) == ["adapter-f16.gguf"]
+
+    said: list[str] = []
+    done = export(adapter, request, said.append)
+
+    assert [line.split(":")[0] for line in said if "there already" in line] == [
+        "merged_16bit is there already, proven",
+        "f16 is there already, proven",
+    ]
+    assert [place.stat().st_mtime_ns for place in places] == written
+    assert [artefact.kind for artefact in done.artefacts] == ["merged_16bit", "f16", "q8_0"]
+    assert all(verdict.passed for verdict in done.verdicts)
+    # And once more: nothing is left to do, so that no model is loaded.
+    said.clear()
+    export(adapter, request, said.append)
+    assert [line for line in said if "there already" not in line] == []
 
 
 def test_any_peft_adapter_is_exported_and_compared_on_its_own_answers(adapter: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import resource
 import shutil
@@ -95,8 +97,41 @@ def test_a_loss_that_is_no_number_ends_the_run_and_is_never_saved(
 
 def test_the_message_names_the_step_whose_loss_is_no_number(poisoned_model: Path, tmp_path: Path) -> None:
     write_poisoned_rows(tmp_path, step=4)
-    with pytest.raises(TrainingError, match=r"training, step 4: .*the loss is nan, .* lower train\.learning_rate"):
+    with pytest.raises(TrainingError, match=r"step 4: model\.id: the loss is nan, .* the base model itself") as failed:
         run(write_recipe(tmp_path, poisoned_model))
+    order = list(EpochSampler(24, seed=11, lengths=None, batch=4))
+    assert f"with rows {', '.join(str(row + 1) for row in order[12:16])} of training" in str(failed.value)
+
+
+def test_a_loss_that_rises_without_being_no_number_is_said_at_once_and_stopped(model: Path, tmp_path: Path) -> None:
+    full = {"model.full_finetuning": True, "lora.r": None, "lora.lora_alpha": None, "export.formats": ["merged_16bit"]}
+    recipe = write_recipe(tmp_path, model, {**full, "train.learning_rate": 0.9})  # the loss goes from 7 to 30
+    with pytest.raises(TrainingError, match=r"train\.stop_on_divergence: .*the run blew up, with rows .* of training"):
+        run(recipe)
+    done = run(
+        write_recipe(
+            tmp_path, model, {**full, "train.learning_rate": 0.9, "train.stop_on_divergence": "never"}, name="never"
+        )
+    )
+    assert done.shown.count("blew up") == 1
+
+
+class Scale(SignalAt):
+    """Multiplies every trained weight as soon as `text` is shown."""
+
+    def write(self, text: str) -> int:
+        if self._text in text:
+            for kept in gc.get_objects():
+                if isinstance(kept, torch.nn.Parameter) and kept.requires_grad:
+                    kept.data *= 10_000
+        return super(SignalAt, self).write(text)
+
+
+def test_an_adapter_that_was_multiplied_meanwhile_is_noticed(model: Path, tmp_path: Path) -> None:
+    with contextlib.suppress(TrainingError):
+        shown = Scale("step 18/", signal.SIGTERM)
+        run(write_recipe(tmp_path, model, {"train.num_train_epochs": 5}), shown=shown)
+    assert "the smoothed loss rose from" in shown.getvalue()
 
 
 def test_too_little_disk_is_refused_before_a_folder_is_made(

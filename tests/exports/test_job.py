@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
-from fastft.errors import FastftError, MachineError, RecipeError
+from fastft.errors import FastftError, MachineError, UsageError
 from fastft.exports.card import CardFacts, model_card
-from fastft.exports.job import Job, finish, rehearse, wanted_kinds, write
+from fastft.exports.job import Artefact, Job, is_kept, publish, rehearse, remove_others, wanted_kinds, write
+from fastft.exports.kept import exporting_alone
 from fastft.exports.parity import Verdict
+from fastft.stages.weights import find_gguf, find_weights
 from tests.exports.tiny import read_json, write_adapter, write_base, write_json
 
 FACTS = CardFacts("org/base", "apache-2.0", "ab12", 'name = "x"\n', {"exact match": "97 %"})
@@ -47,35 +50,124 @@ def test_the_rehearsal_names_everything_that_would_fail_at_once(job: Job) -> Non
     ]
 
 
+def make(job: Job, kind: str, verdict: Verdict | None = None) -> Artefact:
+    """Write one artefact and publish it, as `fastft export` does."""
+    with exporting_alone(job.out):
+        return publish(job, write(job.staging, kind), verdict, FACTS, job.source)
+
+
 def test_what_failed_is_kept_under_a_name_that_nothing_loads(job: Job) -> None:
-    artefacts = [write(job, kind) for kind in job.kinds]
     bad = Verdict("model-q8_0.gguf", "q8_0", ("is nearer to the base",))
     good = Verdict("merged_16bit", "merged_16bit", (), prompts=2, positions=9, top1_agreement=1.0)
-    record, final = finish(job, artefacts, [good, bad], FACTS)
+    final = [make(job, "adapter"), make(job, "merged_16bit", good), make(job, "q8_0", bad)]
     assert [artefact.path.name for artefact in final] == ["adapter", "merged_16bit", "model-q8_0.gguf.FAILED"]
-    entries = {entry["kind"]: entry for entry in read_json(record)["artefacts"]}
+    entries = {entry["kind"]: entry for entry in read_json(job.out / "export.json")["artefacts"]}
     assert entries["q8_0"]["parity"]["passed"] is False
     assert entries["merged_16bit"]["path"] == "merged_16bit"
     assert "do not use these weights" in (job.out / "gguf" / "model-q8_0.md").read_text(encoding="utf-8")
     assert not list((job.out / "gguf").glob("*.Modelfile"))
+    assert list(rehearse(job, True, job.source)) == ["q8_0"]
 
 
 def test_the_modelfile_stops_at_the_end_token(job: Job) -> None:
-    finish(job, [write(job, "q8_0")], [], FACTS)
+    make(job, "q8_0")
     text = (job.out / "gguf" / "model-q8_0.Modelfile").read_text(encoding="utf-8")
     assert text == 'FROM ./model-q8_0.gguf\nPARAMETER temperature 0\nPARAMETER stop "<|im_end|>"\n'
+
+
+@pytest.mark.parametrize("kind", ["adapter", "merged_16bit", "q8_0"])
+def test_a_finished_artefact_is_not_made_again(job: Job, kind: str) -> None:
+    made = make(job, kind)
+
+    assert is_kept(job, kind, job.source)
+    assert kind not in rehearse(job, True, job.source)
+    # Its card is for people to edit.
+    card = made.path / "README.md" if made.path.is_dir() else made.path.parent / f"model-{kind}.md"
+    card.write_text("edited", encoding="utf-8")
+    assert is_kept(job, kind, job.source)
+
+
+@pytest.mark.parametrize("kind", ["adapter", "merged_16bit", "q8_0"])
+def test_an_artefact_of_other_weights_is_refused_or_removed_but_never_taken(job: Job, kind: str) -> None:
+    made = make(job, kind)
+    shutil.rmtree(job.base.parent / "adapter")
+    write_adapter(job.base.parent / "adapter", seed=5)
+
+    with pytest.raises(MachineError, match="exists already, and was made of other weights"):
+        is_kept(job, kind, job.source)
+    assert remove_others(job, job.source) == (kind,)
+    assert not made.path.exists()
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("kind", ["merged_16bit", "q8_0"])
+def test_an_artefact_that_changed_in_one_bit_is_refused_by_name_everywhere(job: Job, kind: str) -> None:
+    made = make(job, kind)
+    flip(made.path / "model.safetensors" if made.path.is_dir() else made.path)
+
+    for refused in (lambda: rehearse(job, True, job.source), lambda: find_weights(made.path)):
+        with pytest.raises(MachineError, match=f"{made.path.name}: is damaged: .*not what was written") as caught:
+            refused()
+        assert len(caught.value.problems) == 1
+    assert find_gguf_refuses(job) == (kind == "q8_0")
+
+
+def find_gguf_refuses(job: Job) -> bool:
+    """Whether `fastft serve` on the folder of the exports refuses its only GGUF file as damaged."""
+    try:
+        find_gguf(job.out / "gguf")
+    except UsageError:  # there is none
+        return False
+    except MachineError as error:
+        return "is damaged" in str(error)
+    return False
+
+
+def test_a_file_that_nobody_recorded_is_never_overwritten(job: Job) -> None:
+    job.place("q8_0").parent.mkdir(parents=True)
+    job.place("q8_0").write_bytes(b"somebody's")
+
+    with pytest.raises(MachineError, match=r"q8_0.gguf: exists already; choose another --out"):
+        rehearse(job, True, job.source)
+
+
+def test_what_a_killed_process_left_half_written_is_removed(job: Job) -> None:
+    write(job.staging, "q8_0")
+
+    assert not job.place("q8_0").exists()
+    assert "q8_0" in rehearse(job, True, job.source)
+    assert make(job, "q8_0").path == job.place("q8_0")
+    assert not job.staging.out.exists()
+
+
+def test_a_kill_between_record_and_name_is_no_finished_artefact(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastft.exports.job.move", killed)
+    with pytest.raises(KeyboardInterrupt):
+        make(job, "q8_0")
+    monkeypatch.undo()
+
+    assert "q8_0" in rehearse(job, True, job.source)
+    make(job, "q8_0")
+    assert is_kept(job, "q8_0", job.source)
+
+
+def test_two_processes_do_not_export_into_one_folder(job: Job) -> None:
+    with exporting_alone(job.out), pytest.raises(MachineError, match="another process exports into this folder"):
+        make(job, "q8_0")
 
 
 def test_the_exported_adapter_does_not_name_a_path_of_this_machine(job: Job) -> None:
     path = write(job, "adapter").path
     assert read_json(path / "adapter_config.json")["base_model_name_or_path"] is None
     assert (path / "tokenizer.json").is_file()
-
-
-def test_an_existing_export_is_never_overwritten(job: Job) -> None:
-    write(job, "q8_0")
-    with pytest.raises(RecipeError, match="exists already"):
-        write(job, "q8_0")
 
 
 def test_no_name_can_add_fields_or_markup_to_the_card() -> None:
@@ -98,15 +190,15 @@ def test_a_damaged_record_is_found_before_anything_is_written(job: Job) -> None:
 
 
 def test_a_card_that_cannot_be_written_is_explained(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    artefact = write(job, "q8_0")
+    artefact = write(job.staging, "q8_0")
 
     def full(*_: object) -> None:
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(MachineError, match="could not be written: No space left on device"):
-        finish(job, [artefact], [], FACTS)
-    assert [path.name for path in artefact.path.parent.iterdir()] == [artefact.path.name]
+        publish(job, artefact, None, FACTS, job.source)
+    assert not job.place("q8_0").exists()
 
 
 @pytest.mark.parametrize("kind", ["merged_16bit", "q8_0"])

@@ -59,5 +59,5 @@ def test_a_sealed_adapter_that_changed_is_refused_by_name(
 ) -> None:
     change(adapter / name)
 
-    with pytest.raises(MachineError, match=rf"adapter: is damaged: {wrong}; restore the folder"):
+    with pytest.raises(MachineError, match=rf"adapter: is damaged: {wrong}; restore it"):
         find_weights(adapter)
