@@ -76,6 +76,15 @@ def mean(value: float) -> float:
     return float(summed.item() / dist.get_world_size())
 
 
+def all_equal(value: float) -> bool:
+    """Whether every rank has the same number. Every rank must ask."""
+    if not dist.is_initialized():
+        return True
+    ends = torch.tensor([value, -value], dtype=torch.float64)
+    dist.all_reduce(ends, op=dist.ReduceOp.MAX)
+    return bool(ends[0] == -ends[1])
+
+
 def wait_for_all() -> None:
     """Return when every rank has come here."""
     if dist.is_initialized():

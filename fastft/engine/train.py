@@ -75,6 +75,7 @@ def train(
         if trainer.stopped:
             return _trained(trainer, before, Evaluation(None, None), finished=False)
         trainer.refuse_if_poisoned()
+        trainer.refuse_if_ranks_differ()
         after = _evaluate(trainer, tokenizer, material, hooks, "after training")
         return _trained(trainer, before, after, finished=True)
     except RuntimeError as error:

@@ -28,7 +28,7 @@ from fastft.engine.callbacks import (
     evaluations_without_gain,
 )
 from fastft.engine.random_state import RandomState
-from fastft.engine.ranks import mean, total, wait_for_all
+from fastft.engine.ranks import all_equal, mean, total, wait_for_all
 from fastft.engine.sampler import (
     DealtSampler,
     EpochSampler,
@@ -234,9 +234,27 @@ class RunTrainer(SFTTrainer):
             if weight.requires_grad and not all(bool(torch.isfinite(value).all()) for value in tensors):
                 raise _not_a_number(f"{name} holds values that are no numbers", self.state.global_step)
 
+    def refuse_if_ranks_differ(self) -> None:
+        """Stop when the ranks have trained different weights.
+
+        Raises:
+            TrainingError: they have.
+        """
+        trained = [weight.detach().double() for weight in self.model.parameters() if weight.requires_grad]
+        own = sum(float(weight.sum()) + float(weight.abs().sum()) for weight in trained)
+        if not all_equal(own):
+            wrong = "the ranks hold different weights: their gradients were not shared"
+            where = Where(f"training, step {self.state.global_step}")
+            raise TrainingError(Problem(where, "", wrong, "this is a bug of fastft or of a library"))
+
     def train_from(self, checkpoint: Path | None) -> None:
         """Train to the end, or until somebody asks to stop; from `checkpoint` or from the start."""
         self._checkpoint = checkpoint
+        if self._ranks.world.size > 1:
+            # After an evaluation accelerate takes the model for prepared, and would not share its gradients: each rank
+            # would train a model of its own (accelerate 1.15, prepare_model).
+            self.model._is_accelerate_prepared = False
+            self.accelerator._models.clear()
         self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
     def take_counts(self) -> tuple[int, int]:
@@ -270,6 +288,7 @@ class RunTrainer(SFTTrainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Let the trainer write into a folder that nobody reads, then seal it under its final name."""
         self.refuse_if_poisoned()
+        self.refuse_if_ranks_differ()
         if self._ranks.world.is_first:
             self._refuse_if_disk_is_short()
         step, best = self.state.global_step, self.state.best_global_step
