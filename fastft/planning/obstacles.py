@@ -86,6 +86,9 @@ def _ranks(loaded: LoadedRecipe, facts: Facts, engine: str) -> Iterator[Problem]
     if engine == "unsloth" and not facts.device.is_gpu:
         wrong = f"{facts.processes} processes on processors: Unsloth shares work among GPUs alone"
         yield loaded.problem("model.engine", wrong, 'write "transformers" or "auto"')
+    if loaded.recipe.train.deepspeed is not None:
+        wrong = f"is not proven here with {facts.processes} processes"
+        yield loaded.problem("train.deepspeed", wrong, "take the line away: each process then holds the whole model")
 
 
 def _untrained(loaded: LoadedRecipe, device: Device, model: BaseModel, engine: str) -> Iterator[Problem]:

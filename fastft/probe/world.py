@@ -39,6 +39,8 @@ OUTER = (
 )
 # What deepspeed calls LOCAL_WORLD_SIZE.
 DEEPSPEED_LOCAL_SIZE = "LOCAL_SIZE"
+# What accelerate asks the trainer for beside DDP.
+OTHER_ENGINES = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
 VARIABLES = tuple(launcher.size for launcher in (TORCH, *OUTER))
 
 
@@ -46,7 +48,7 @@ VARIABLES = tuple(launcher.size for launcher in (TORCH, *OUTER))
 class World:
     """The processes of one run. `rank` of `size`; `local_rank` of `local_size` on this host; rank 0 is at `address`.
 
-    `name` tells one run from another at the same address.
+    `name` tells one run from another at the same address; `group` the hosts of torchrun, whatever their names.
     """
 
     rank: int = 0
@@ -56,6 +58,7 @@ class World:
     address: str = LOOPBACK
     port: int = 0
     name: str = ""
+    group: int = 0
 
     @property
     def is_first(self) -> bool:
@@ -118,6 +121,10 @@ def _refuse_other_size(env: Mapping[str, str], launcher: Launcher, size: int) ->
 
 def _checked(env: Mapping[str, str], launcher: Launcher, size: int) -> World:
     """The world of `size` processes, with the ranks that `launcher` gave."""
+    for name in OTHER_ENGINES:
+        if env.get(name, "").strip().lower() in ("1", "true", "yes"):
+            wrong = "asks for another way to share the work than DDP, the one that is proven here"
+            raise MachineError(Problem(Where(name), "", wrong, "take it out of the configuration of accelerate"))
     rank = _number(env, launcher.rank)
     if rank is None:
         wrong = f"{launcher.size} says {size} processes, and {launcher.rank} does not say which one this is"
@@ -135,7 +142,9 @@ def _checked(env: Mapping[str, str], launcher: Launcher, size: int) -> World:
         _refuse(launcher.local_rank, wrong, str(local_rank))
     address, port = _meeting_place(env, launcher, everyone_is_here=local_size == size)
     job = env.get("TORCHELASTIC_RUN_ID", "") + env.get("TORCHELASTIC_RESTART_COUNT", "")
-    return World(rank, size, local_rank, local_size, address, port, f"{address}:{port}/{job}")
+    return World(
+        rank, size, local_rank, local_size, address, port, f"{address}:{port}/{job}", _number(env, "GROUP_RANK") or 0
+    )
 
 
 def _local_size(env: Mapping[str, str], launcher: Launcher, size: int) -> int | None:
@@ -223,8 +232,8 @@ def wrong_ranks(worlds: Mapping[int, tuple[str, World]]) -> Iterator[str]:
     sizes = {world.size for _, world in worlds.values()}
     if len(sizes) > 1:
         yield f"they disagree about their number: {', '.join(map(str, sorted(sizes)))}"
-    seen: dict[tuple[str, int], int] = {}
+    seen: dict[tuple[str, int, int], int] = {}
     for rank, (host, world) in sorted(worlds.items()):
-        other = seen.setdefault((host, world.local_rank), rank)
+        other = seen.setdefault((host, world.group, world.local_rank), rank)
         if other != rank:
             yield f"ranks {other} and {rank} on {host} both have the local rank {world.local_rank}"

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -39,6 +40,8 @@ JOIN_SECONDS, JOIN_SECONDS_OF_HOSTS = 30.0, 300.0
 GRACE_SECONDS = 10.0
 # Rank 0 listens on the first free one of so many ports after MASTER_PORT, which torch uses.
 PORTS = 16
+# Where rank 0 writes the exit code of all, for `fastft launch`: torchrun ends with 1 whatever it was.
+EXIT_CODE_VARIABLE = "FASTFT_EXIT_CODE_FILE"
 # A silent host: probed after 10 s, every 5 s, lost after 4 probes.
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 4))
 _ERRORS = {
@@ -118,6 +121,7 @@ class Ranks:
             return
         verdict = self._verdict(error)
         self._tell_failure(verdict)
+        self._write_exit_code(verdict)
         if not self.world.is_first:
             self._wait(lambda: self._state.ended, 2 * GRACE_SECONDS)
             self._state.over = True
@@ -324,7 +328,14 @@ class Ranks:
         if not self._state.over:
             if self._speaks(failure):
                 self._print(failure)
+            self._write_exit_code(failure)
             os._exit(failure.exit_code)
+
+    def _write_exit_code(self, failure: Failure) -> None:
+        path = os.environ.get(EXIT_CODE_VARIABLE)
+        if path and self._speaks(failure):
+            with contextlib.suppress(OSError):
+                Path(path).write_text(str(failure.exit_code), encoding="utf-8")
 
     def _print(self, failure: Failure) -> None:
         with contextlib.suppress(OSError):
