@@ -103,9 +103,9 @@ def main() -> None:
         weights = find_weights(asked.run)
         _, base = find_base(weights, None, print)
         kept = held_out(weights, base, weights.path)
-        for text, rows in (("held-out rows", kept.conversations), ("free text", ())):
+        for rows in (kept.conversations, ()):
             with tempfile.TemporaryDirectory() as folder:
-                found = measure(base, weights.path, rows, kept.end_ids, Path(folder), REAL_KINDS)
+                measure(base, weights.path, rows, kept.end_ids, Path(folder), REAL_KINDS)
                 save(models)
 
 

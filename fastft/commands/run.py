@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,10 +18,11 @@ from fastft.planning.check import check
 from fastft.planning.facts import find_facts
 from fastft.planning.plan import make_plan
 from fastft.probe.hub import fetch
-from fastft.probe.world import refuse_several_processes
+from fastft.probe.world import find_world
 from fastft.recipe.loader import LoadedRecipe, load
 from fastft.report.result import print_result
 from fastft.runs.directory import RunDir, create_run_dir, differences, find_run, newest_run, next_run_dir, run_name
+from fastft.runs.ranks import Ranks
 from fastft.stages.attempt import Start, run_attempt
 from fastft.stages.weights import refuse_damaged_run
 
@@ -33,11 +36,20 @@ def run(recipe: Path, overrides: Sequence[str], runs_dir: Path, start: Start, co
         FastftError: anything that a user can fix, before or during training.
         Interrupted: the run was asked to stop; the same command continues.
     """
-    refuse_several_processes()
+    with Ranks(find_world()) as ranks:
+        return _run(recipe, overrides, runs_dir, start, console if ranks.world.is_first else Console(quiet=True), ranks)
+
+
+def _run(
+    recipe: Path, overrides: Sequence[str], runs_dir: Path, start: Start, console: Console, ranks: Ranks
+) -> RunDir:
+    """One of the processes of a run; rank 0 chooses and makes its folder."""
     loaded = load(recipe, overrides)
     check(loaded)
-    earlier, notes = _choose(loaded, runs_dir, start)
-    if earlier is not None and earlier.is_finished:
+    ranks.agree("settings", json.dumps([loaded.text, loaded.settings()], default=str), "settings of the recipe")
+    path, notes = ranks.share("choice", lambda: _choose(loaded, runs_dir, start))
+    earlier = None if path is None else RunDir(Path(path))
+    if earlier is not None and ranks.share("finished", lambda: earlier.is_finished):
         refuse_damaged_run(earlier)
         return earlier
     # The first of two plans: it reports what stops the run for sure, before anything is downloaded or written. The
@@ -52,21 +64,36 @@ def run(recipe: Path, overrides: Sequence[str], runs_dir: Path, start: Start, co
         instead = "run it in a new process, in a notebook after a restart"
         raise MachineError(Problem(loaded.where("model.engine"), "model.engine", wrong, instead, plan.engine))
     revision, where = loaded.recipe.model.revision, loaded.where("model.id")
-    model = fetch(facts.base_model, revision, where, lambda text: console.print(f"• {text}"))
+    model = ranks.in_turn(
+        "model", lambda: fetch(facts.base_model, revision, where, lambda text: console.print(f"• {text}"))
+    )
     facts = dataclasses.replace(facts, base_model=model)
     if earlier is None:
-        folder = create_run_dir(runs_dir, loaded)
+        folder = RunDir(Path(ranks.share("folder", lambda: str(create_run_dir(runs_dir, loaded).path))))
+    _refuse_unseen(folder)
     try:
-        run_attempt(loaded, facts, plan.engine, folder, console, start, notes)
+        run_attempt(loaded, facts, plan.engine, folder, console, start, notes, ranks)
     except (RecipeError, DataError, MachineError):
-        if earlier is None and not folder.metrics.exists():
+        if earlier is None and not folder.metrics.exists() and ranks.world.is_first:
             shutil.rmtree(folder.path)  # nothing was trained: the folder holds nothing to keep
         raise
     return folder
 
 
-def _choose(loaded: LoadedRecipe, runs_dir: Path, start: Start) -> tuple[RunDir | None, list[str]]:
-    """(the run that is continued, None for a new one; what a user should know about the choice).
+def _refuse_unseen(folder: RunDir) -> None:
+    """Stop where rank 0 made a folder that this process does not see.
+
+    Raises:
+        MachineError: it is not there.
+    """
+    if not folder.path.is_dir():
+        wrong = f"is not on {socket.gethostname()}: rank 0 made it on its host"
+        instead = "name a --runs-dir that all hosts share, and start all in the same folder"
+        raise MachineError(Problem(Where(str(folder.path)), "--runs-dir", wrong, instead))
+
+
+def _choose(loaded: LoadedRecipe, runs_dir: Path, start: Start) -> tuple[str | None, list[str]]:
+    """(the folder of the run that is continued, None for a new one; what a user should know about the choice).
 
     Raises:
         UsageError: the run that `start` names is not one of this recipe.
@@ -80,12 +107,12 @@ def _choose(loaded: LoadedRecipe, runs_dir: Path, start: Start) -> tuple[RunDir 
             wrong = f"is not a run of this recipe with these settings: {', '.join(changed)}"
             instead = "undo the change, or leave --resume out: a new run begins"
             raise UsageError(Problem(Where(f"--resume {start.run}"), "", wrong, instead))
-        return RunDir(start.run), []
+        return str(start.run), []
     if start.fresh:
         return None, []
     found = find_run(runs_dir, loaded)
     if found is not None and (start.resume or not found.is_finished):
-        return found, [] if found.is_finished else [f"continuing {found.path}; --fresh begins a new run"]
+        return str(found.path), [] if found.is_finished else [f"continuing {found.path}; --fresh begins a new run"]
     other = newest_run(runs_dir, run_name(loaded.path))
     if other is None or found is not None:
         return None, ["no earlier run of this recipe to resume: a new one begins"] if start.resume else []

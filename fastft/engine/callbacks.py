@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from fastft.engine.memory import peak_memory
+from fastft.engine.ranks import any_rank
 from fastft.errors import Problem, TrainingError, Where
 from fastft.runs.divergence import Alarm, DivergenceWatch
 from fastft.runs.metrics import EvaluationMetrics, StepMetrics
@@ -79,7 +80,7 @@ class NumberGuard(TrainerCallback):
 
 
 class StopOnRequest(TrainerCallback):
-    """Saves and stops after the step in which `asked` becomes true, within an evaluation at once.
+    """Saves and stops after the step in which `asked` becomes true on any rank, within an evaluation at once.
 
     The resumed run makes an evaluation that is due (`RunTrainer.completed`): it may take minutes.
     """
@@ -98,7 +99,7 @@ class StopOnRequest(TrainerCallback):
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        if not self._asked():
+        if not any_rank(self._asked()):
             return
         if self._training:
             self._trainer.save_before_evaluation()
@@ -106,7 +107,7 @@ class StopOnRequest(TrainerCallback):
             raise KeyboardInterrupt
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if state.global_step < state.max_steps and self._asked():
+        if state.global_step < state.max_steps and any_rank(self._asked()):
             self.stopped = control.should_save = control.should_training_stop = True
             control.should_evaluate = False
 

@@ -20,7 +20,8 @@ from fastft.engine.callbacks import EarlyStopping, Watch
 from fastft.engine.evaluate import answer
 from fastft.engine.memory import peak_memory
 from fastft.engine.model import Model, Tokenizer
-from fastft.engine.trainer import Hooks, RunTrainer
+from fastft.engine.ranks import refuse_another_group, wait_for_all
+from fastft.engine.trainer import Hooks, RowOrder, RunTrainer
 from fastft.errors import OutOfMemoryError, Problem, TrainingError, Where
 from fastft.planning.plan import Plan
 from fastft.runs.directory import RunDir
@@ -41,6 +42,7 @@ class Material:
     stop_ids: Sequence[int]
     max_new_tokens: int
     early_stopping_patience: int | None
+    step_rows: int = 1
     stop_on_divergence: str = "blow-up"
 
 
@@ -73,6 +75,7 @@ def train(
         if trainer.stopped:
             return _trained(trainer, before, Evaluation(None, None), finished=False)
         trainer.refuse_if_poisoned()
+        trainer.refuse_if_ranks_differ()
         after = _evaluate(trainer, tokenizer, material, hooks, "after training")
         return _trained(trainer, before, after, finished=True)
     except RuntimeError as error:
@@ -87,6 +90,7 @@ def train(
 def _before(trainer: RunTrainer, tokenizer: Tokenizer, material: Material, run: RunDir, hooks: Hooks) -> Evaluation:
     """What the untrained model does with the held-out rows: measured once a run, and kept for its later attempts."""
     known = run.read(Untrained)
+    wait_for_all()  # before rank 0 writes one
     if known is not None:
         return known
     measured = _evaluate(trainer, tokenizer, material, hooks, "before training")
@@ -94,7 +98,9 @@ def _before(trainer: RunTrainer, tokenizer: Tokenizer, material: Material, run: 
         # Generation switched kernels; training must not inherit its caches.
         trainer.model.train()
     untrained = Untrained(measured.eval_loss, measured.answers)
-    run.write(untrained)
+    if hooks.ranks.world.is_first:
+        run.write(untrained)
+    wait_for_all()
     return untrained
 
 
@@ -127,7 +133,11 @@ def make_trainer(
             callbacks=[] if patience is None else [EarlyStopping(patience)],
             run=run,
             hooks=hooks,
-            lengths=list(material.train.lengths) if plan.choices.group_by_length.value else None,
+            order=RowOrder(
+                None if plan.choices.packing.value else list(material.train.lengths),
+                plan.choices.group_by_length.value,
+                material.step_rows,
+            ),
         )
     except ValueError as error:
         if "Untrained tokens" not in str(error):  # unsloth_zoo/tokenizer_utils.py, fix_untrained_tokens
@@ -135,6 +145,7 @@ def make_trainer(
         wrong = "the chat template has tokens that this base model was never trained on"
         instead = 'take the Instruct model, or write lora.modules_to_save = ["embed_tokens", "lm_head"]'
         raise TrainingError(Problem(Where(plan.recipe), "model.id", wrong, instead)) from error
+    refuse_another_group(hooks.ranks.world)
     _refuse_another_run(plan, trainer)
     return trainer
 
@@ -183,14 +194,17 @@ def _evaluate(trainer: RunTrainer, tokenizer: Tokenizer, material: Material, hoo
         loss = float(trainer.evaluate()["eval_loss"])
     if material.prompts:
         hooks.stage(f"answering {len(material.prompts)} held-out prompts {when}")
-        answers = answer(
-            trainer.model,
-            tokenizer,
-            material.prompts,
-            material.stop_ids,
-            material.max_new_tokens,
-            lambda: hooks.stop_asked() and trainer.can_end_here(),
+        answers = hooks.ranks.first(
+            lambda: answer(
+                trainer.model,
+                tokenizer,
+                material.prompts,
+                material.stop_ids,
+                material.max_new_tokens,
+                lambda: hooks.stop_asked() and trainer.can_end_here(),
+            )
         )
+        hooks.ranks.share(f"answered {when}", lambda: True)
     return Evaluation(loss, answers)
 
 

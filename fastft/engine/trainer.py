@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError
+from torch.utils.data import Sampler
 from transformers import (
     Trainer,
     TrainerState,
@@ -27,7 +28,14 @@ from fastft.engine.callbacks import (
     evaluations_without_gain,
 )
 from fastft.engine.random_state import RandomState
-from fastft.engine.sampler import EpochSampler
+from fastft.engine.ranks import all_equal, mean, total, wait_for_all
+from fastft.engine.sampler import (
+    DealtSampler,
+    EpochSampler,
+    is_without_loss,
+    with_row_without_loss,
+    without_padding_rows,
+)
 from fastft.engine_choice import selected
 from fastft.errors import Problem, TrainingError, Where
 from fastft.files.atomic import free_bytes
@@ -36,6 +44,7 @@ from fastft.files.seal import seal
 from fastft.runs.checkpoints import STATE, checkpoints, evaluations_at
 from fastft.runs.directory import RunDir
 from fastft.runs.metrics import EvaluationMetrics, StepMetrics
+from fastft.runs.ranks import Ranks
 
 # Of one batch in a message.
 SHOWN_ROWS = 8
@@ -69,14 +78,32 @@ class Hooks:
     step: Callable[[StepMetrics], None]
     evaluated: Callable[[EvaluationMetrics], None]
     stop_asked: Callable[[], bool]
+    ranks: Ranks = field(default_factory=Ranks)
+
+
+@dataclass(frozen=True)
+class RowOrder:
+    """What the order of the rows depends on: `lengths` in tokens, None for packed rows, and rows of an optimizer step.
+
+    `step_rows`: with several ranks alone; one takes the product of batch and accumulation.
+    """
+
+    lengths: list[int] | None
+    group_by_length: bool
+    step_rows: int
 
 
 class RunTrainer(SFTTrainer):
     """An SFTTrainer that writes sealed `step-N` checkpoints into a run directory and counts what it really trained."""
 
-    def __init__(self, *args: Any, run: RunDir, lengths: list[int] | None, hooks: Hooks, **kwargs: Any) -> None:
+    train_dataset: Any
+    eval_dataset: Any
+    data_collator: Any
+
+    def __init__(self, *args: Any, run: RunDir, order: RowOrder, hooks: Hooks, **kwargs: Any) -> None:
         self._run = run
-        self._lengths = lengths
+        self._order = order
+        self._ranks = hooks.ranks
         self._saving_to: Path | None = None
         self._real_tokens: list[torch.Tensor | int] = []
         self._examples: list[torch.Tensor | int] = []
@@ -84,6 +111,11 @@ class RunTrainer(SFTTrainer):
         self._loss: torch.Tensor | None = None
         self._grad_norm: torch.Tensor | float | None = None
         super().__init__(*args, **kwargs)
+        if self._ranks.world.size > 1:
+            self.train_dataset = with_row_without_loss(self.train_dataset)
+            if self.eval_dataset is not None:
+                self.eval_dataset = with_row_without_loss(self.eval_dataset)
+            self.data_collator = without_padding_rows(self.data_collator)
         # TRL 1.15 computes its loss in a Triton kernel alone, which needs a GPU; Unsloth brings a loss of its own.
         self._needs_plain_loss = selected() == "transformers" and self.args.device.type == "cpu"
         # Unsloth's trainer for GPUs makes no logits, and so none of the accuracies that TRL reports.
@@ -103,10 +135,30 @@ class RunTrainer(SFTTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return EpochSampler(len(dataset), self.args.seed, self._lengths, batch)
+        batch, order, ranks = self.args.train_batch_size, self._order, self._ranks.world.size
+        grouped = order.lengths if order.group_by_length else None
+        if ranks == 1:
+            step_rows = batch * self.args.gradient_accumulation_steps
+            return EpochSampler(len(dataset), self.args.seed, grouped, step_rows)
+        epochs = EpochSampler(len(dataset) - 1, self.args.seed, grouped, order.step_rows)
+        return DealtSampler(epochs, order.lengths, batch=batch, step_rows=order.step_rows, ranks=ranks)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int] | None:
+        batch, ranks = self.args.eval_batch_size, self._ranks.world.size
+        if ranks == 1:
+            sampler: Sampler[int] | None = super()._get_eval_sampler(eval_dataset)
+            return sampler
+        rows = range(len(eval_dataset) - 1)
+        return DealtSampler(rows, None, batch=batch, step_rows=batch * ranks, ranks=ranks)
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        if not is_without_loss(inputs):
+            self._count(inputs)
+        loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
+        self._loss = loss if self._loss is None else self._loss + loss
+        return loss
+
+    def _count(self, inputs: dict[str, Any]) -> None:
         mask = inputs.get("attention_mask")
         # Sums stay on the device until a line is logged: reading them here would make the GPU wait.
         self._real_tokens.append(inputs["input_ids"].numel() if mask is None else mask.sum())
@@ -115,9 +167,6 @@ class RunTrainer(SFTTrainer):
             self._examples.append(lengths.numel())
         else:
             self._examples.append(len(inputs["input_ids"]) if positions is None else (positions == 0).sum())
-        loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
-        self._loss = loss if self._loss is None else self._loss + loss
-        return loss
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -138,12 +187,15 @@ class RunTrainer(SFTTrainer):
     def _note_accuracy(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
         trained = labels[:, 1:] != NO_LOSS
         right = (logits[:, :-1].argmax(-1) == labels[:, 1:]) & trained
-        self._metrics["eval"]["mean_token_accuracy"].append((right.sum() / trained.sum().clamp(min=1)).item())
+        right_count, count = self.accelerator.reduce(torch.stack([right.sum(), trained.sum()])).tolist()
+        self._metrics["eval"]["mean_token_accuracy"].append(right_count / max(1, count))
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         tokens = (inputs["labels"][:, 1:] != NO_LOSS).sum()
         result = super().prediction_step(model, inputs, *args, **kwargs)
-        self._eval_losses.append(torch.stack([result[0].double() * tokens, tokens.double()]))
+        # The mean over no tokens is no number.
+        summed = torch.where(tokens > 0, result[0].double() * tokens, 0.0)
+        self._eval_losses.append(torch.stack([summed, tokens.double()]))
         return result
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
@@ -153,8 +205,8 @@ class RunTrainer(SFTTrainer):
         """
         self._eval_losses = []
         output = super().evaluation_loop(*args, **kwargs)
-        total, tokens = self.accelerator.reduce(torch.stack(self._eval_losses).sum(dim=0)).tolist()
-        output.metrics["eval_loss"] = total / tokens
+        summed, tokens = self.accelerator.reduce(torch.stack(self._eval_losses).sum(dim=0)).tolist()
+        output.metrics["eval_loss"] = summed / tokens
         return output
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
@@ -217,19 +269,39 @@ class RunTrainer(SFTTrainer):
                 break
         return TrainingError(Problem(Where(f"training, step {step}"), field, wrong, instead))
 
+    def refuse_if_ranks_differ(self) -> None:
+        """Stop when the ranks have trained different weights.
+
+        Raises:
+            TrainingError: they have.
+        """
+        trained = [weight.detach().double() for weight in self.model.parameters() if weight.requires_grad]
+        own = sum(float(weight.sum()) + float(weight.abs().sum()) for weight in trained)
+        if not all_equal(own):
+            wrong = "the ranks hold different weights: their gradients were not shared"
+            where = Where(f"training, step {self.state.global_step}")
+            raise TrainingError(Problem(where, "", wrong, "this is a bug of fastft or of a library"))
+
     def train_from(self, checkpoint: Path | None) -> None:
         """Train to the end, or until somebody asks to stop; from `checkpoint` or from the start."""
         self._checkpoint = checkpoint
+        if self._ranks.world.size > 1:
+            # After an evaluation accelerate takes the model for prepared, and would not share its gradients: each rank
+            # would train a model of its own (accelerate 1.15, prepare_model).
+            self.model._is_accelerate_prepared = False
+            self.accelerator._models.clear()
         self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
     def take_counts(self) -> tuple[int, int]:
-        """Real tokens and examples trained since the last call."""
+        """Real tokens and examples that all ranks trained since the last call."""
         counts = self._counts()
         self._real_tokens, self._examples = [], []
         return counts
 
     def _counts(self) -> tuple[int, int]:
-        return sum(int(count) for count in self._real_tokens), sum(int(count) for count in self._examples)
+        tokens, examples = sum(int(count) for count in self._real_tokens), sum(int(count) for count in self._examples)
+        tokens, examples = total((tokens, examples))
+        return tokens, examples
 
     def restore_unlogged(self) -> None:
         """Put back what the steps since the last line had added up to when the checkpoint was written."""
@@ -238,7 +310,8 @@ class RunTrainer(SFTTrainer):
             return
         self._tr_loss = torch.tensor(unlogged.loss, device=self.args.device)
         self._globalstep_last_logged = unlogged.last_step
-        self._real_tokens, self._examples = [unlogged.tokens], [unlogged.examples]
+        if self._ranks.world.is_first:  # the counts are of all ranks, the loss is their mean
+            self._real_tokens, self._examples = [unlogged.tokens], [unlogged.examples]
         self._reporter.seconds = unlogged.seconds
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
@@ -250,30 +323,44 @@ class RunTrainer(SFTTrainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Let the trainer write into a folder that nobody reads, then seal it under its final name."""
         self.refuse_if_poisoned()
-        self._refuse_if_disk_is_short()
+        self.refuse_if_ranks_differ()
+        if self._ranks.world.is_first:
+            self._refuse_if_disk_is_short()
         step, best = self.state.global_step, self.state.best_global_step
+        since = (mean(float(self._tr_loss)), self._globalstep_last_logged, *self._counts(), self._reporter.seconds)
         self._saving_to = self._run.checkpoints / ".partial"
-        shutil.rmtree(self._saving_to, ignore_errors=True)
+        if self._ranks.world.is_first:
+            shutil.rmtree(self._saving_to, ignore_errors=True)
+        wait_for_all()
         try:
             super()._save_checkpoint(model, trial)
-            written = self._saving_to / f"checkpoint-{step}"
-            if best:
-                self.find_best()
-                self.state.save_to_json(str(written / STATE))
-            since = (self._globalstep_last_logged, *self._counts(), self._reporter.seconds)
-            write_record(written / Unlogged.FILE, Unlogged(float(self._tr_loss), *since))
-            # A pickle of the arguments, tokens included, that nothing here reads.
-            (written / "training_args.bin").unlink(missing_ok=True)
-            seal(written, self._run.checkpoints / f"step-{step}")
+            wait_for_all()
+            if self._ranks.world.is_first:
+                self._seal(self._saving_to / f"checkpoint-{step}", Unlogged(*since), best)
+            wait_for_all()
         except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap what the disk said
             free = free_bytes(self._run.checkpoints)
             said = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
             wrong = f"the checkpoint could not be written: {said} ({free / 2**20:.0f} MiB free)"
             raise _cannot_save(self._run.checkpoints, wrong) from error
         finally:
-            shutil.rmtree(self._saving_to, ignore_errors=True)
+            if self._ranks.world.is_first:
+                shutil.rmtree(self._saving_to, ignore_errors=True)
             self._saving_to = None
-        self._forget_old()
+        if best:
+            self.find_best()
+        if self._ranks.world.is_first:
+            self._forget_old()
+
+    def _seal(self, written: Path, unlogged: Unlogged, best: int | None) -> None:
+        """Give the folder that all ranks wrote its last files and its name."""
+        if best:
+            self.find_best()
+            self.state.save_to_json(str(written / STATE))
+        write_record(written / Unlogged.FILE, unlogged)
+        # A pickle of the arguments, tokens included, that nothing here reads.
+        (written / "training_args.bin").unlink(missing_ok=True)
+        seal(written, self._run.checkpoints / f"step-{self.state.global_step}")
 
     def _refuse_if_disk_is_short(self) -> None:
         """Stop before a checkpoint that does not fit: a full disk makes torch and safetensors fail in other words.
@@ -320,13 +407,16 @@ class RunTrainer(SFTTrainer):
         for callback in self._early_stopping():
             state.stateful_callbacks[type(callback).__name__] = callback.state()
         folder = checkpoint.with_name(".completed")
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        for file in checkpoint.iterdir():
-            if file.name not in (STATE, "rng_state.pth"):
-                (folder / file.name).symlink_to(file.resolve())
-        state.save_to_json(str(folder / STATE))
+        if self._ranks.world.is_first:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            for file in checkpoint.iterdir():
+                if file.name != STATE and not file.name.startswith("rng_state"):
+                    (folder / file.name).symlink_to(file.resolve())
+            state.save_to_json(str(folder / STATE))
+        wait_for_all()
         self._save_rng_state(str(folder))
+        wait_for_all()
         return folder
 
     def _is_evaluation_due(self, state: TrainerState) -> bool:

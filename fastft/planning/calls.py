@@ -109,6 +109,8 @@ def trainer_call(
     mode: Mode,
     transformers: tuple[int, ...],
     deepspeed: str | None,
+    *,
+    ranks_on_cpu: bool = False,
 ) -> Call:
     """The trainer's configuration, `trl.SFTConfig`, in the words of the installed transformers version."""
     train = recipe.train
@@ -121,6 +123,8 @@ def trainer_call(
         "eval_steps": train.eval_steps,
         "save_steps": train.save_steps,
         "deepspeed": deepspeed,
+        # Without it each process on a processor trains alone (transformers/training_args.py, _setup_devices).
+        "use_cpu": True if ranks_on_cpu else None,
     }
     if train.load_best_model_at_end or train.early_stopping_patience is not None:
         metric = train.metric_for_best_model or "eval_loss"

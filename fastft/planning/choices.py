@@ -56,11 +56,13 @@ class Choices:
         }
 
 
-def choose_engine(recipe: Recipe, installed: Mapping[str, str]) -> Choice[str]:
+def choose_engine(recipe: Recipe, installed: Mapping[str, str], *, ranks_on_cpu: bool = False) -> Choice[str]:
     """The engine that loads and trains."""
     asked = recipe.model.engine
     if asked != "auto":
         return Choice(asked, "asked for by model.engine")
+    if ranks_on_cpu:
+        return Choice("transformers", "several processes on processors: Unsloth shares work among GPUs alone")
     if "unsloth" in installed:
         return Choice("unsloth", "installed, and the faster one")
     if not installed.keys() & set(NEEDED):

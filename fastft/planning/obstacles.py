@@ -22,6 +22,7 @@ def find_obstacles(loaded: LoadedRecipe, facts: Facts, disk: Disk, engine: str) 
     return (
         *_software(loaded, facts.installed, engine),
         *(_gpu(loaded, facts.device, engine) if facts.device.is_gpu else _processor(loaded, facts.device)),
+        *_ranks(loaded, facts, engine),
         *_untrained(loaded, facts.device, facts.base_model, engine),
         *_memory(loaded, facts.device, facts.base_model),
         *_disk(loaded, disk),
@@ -76,6 +77,18 @@ def _processor(loaded: LoadedRecipe, device: Device) -> Iterator[Problem]:
         yield loaded.problem("train.optim", f"this optimizer is made for GPUs: {here}", instead)
     if recipe.train.deepspeed is not None:
         yield loaded.problem("train.deepspeed", f"DeepSpeed needs GPUs: {here}", "take the line away")
+
+
+def _ranks(loaded: LoadedRecipe, facts: Facts, engine: str) -> Iterator[Problem]:
+    """What several processes cannot do."""
+    if facts.processes == 1:
+        return
+    if engine == "unsloth" and not facts.device.is_gpu:
+        wrong = f"{facts.processes} processes on processors: Unsloth shares work among GPUs alone"
+        yield loaded.problem("model.engine", wrong, 'write "transformers" or "auto"')
+    if loaded.recipe.train.deepspeed is not None:
+        wrong = f"is not proven here with {facts.processes} processes"
+        yield loaded.problem("train.deepspeed", wrong, "take the line away: each process then holds the whole model")
 
 
 def _untrained(loaded: LoadedRecipe, device: Device, model: BaseModel, engine: str) -> Iterator[Problem]:

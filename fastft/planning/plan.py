@@ -64,7 +64,8 @@ class Plan:
 def make_plan(loaded: LoadedRecipe, facts: Facts, run_dir: str, price_per_hour: float | None = None) -> Plan:
     """The plan of a recipe on what `facts` found; writes nothing, asks nothing."""
     recipe, device, lengths = loaded.recipe, facts.device, facts.lengths
-    engine = choose_engine(recipe, facts.installed)
+    ranks_on_cpu = facts.processes > 1 and not device.is_gpu
+    engine = choose_engine(recipe, facts.installed, ranks_on_cpu=ranks_on_cpu)
     flat = can_flatten(facts.base_model)
     packing = choose_packing(recipe, engine.value, device, flat=flat)
     packed = packed_rows(lengths, recipe.model.max_seq_length) if packing.value and lengths else None
@@ -157,6 +158,7 @@ def _schedule(
         accumulation=accumulation,
         devices=facts.processes,
         train=recipe.train,
+        packing=choices.packing.value,
     )
 
 
@@ -169,5 +171,13 @@ def _calls(loaded: LoadedRecipe, facts: Facts, choices: Choices, mode: Mode, run
     return Calls(
         load=load_call(recipe, model_path, choices),
         adapter=None if recipe.model.full_finetuning else adapter_call(recipe, choices),
-        trainer=trainer_call(recipe, f"{run_dir}/checkpoints", choices, mode, transformers, deepspeed),
+        trainer=trainer_call(
+            recipe,
+            f"{run_dir}/checkpoints",
+            choices,
+            mode,
+            transformers,
+            deepspeed,
+            ranks_on_cpu=facts.processes > 1 and not facts.device.is_gpu,
+        ),
     )

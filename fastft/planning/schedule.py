@@ -70,9 +70,20 @@ def micro_batches(rows: int, batch: int, devices: int) -> int:
     """Micro-batches that each device goes through in one epoch.
 
     The loader cuts `rows` into batches (the last may be short), then deals whole batches to the devices and fills up
-    the last round (accelerate/data_loader.py, BatchSamplerShard with even_batches).
+    the last round (engine/sampler.py, DealtSampler; accelerate/data_loader.py, BatchSamplerShard).
     """
     return math.ceil(math.ceil(rows / batch) / devices)
+
+
+def rows_per_step(train: TrainSection, accumulation: int, devices: int, *, packing: bool) -> int:
+    """Rows of an optimizer step, over all devices.
+
+    With effective_batch_size as many as one device would take, whatever the number of devices.
+    """
+    batch, size = train.per_device_train_batch_size, train.effective_batch_size
+    if size is None or devices == 1 or packing:
+        return batch * accumulation * devices
+    return batch * math.ceil(size / batch)
 
 
 def steps_per_epoch(rows: int, batch: int, accumulation: int, devices: int) -> int:
@@ -115,17 +126,19 @@ def make_schedule(
     accumulation: int,
     devices: int,
     train: TrainSection,
+    packing: bool = False,
 ) -> Schedule:
     """Every count of a run; `rows` differ from `examples` when several examples are packed into one row.
 
     `tokens`: of all examples, padding not counted; None before they are tokenized.
     """
     batch = train.per_device_train_batch_size
-    batches = micro_batches(rows, batch, devices)
-    per_epoch = steps_per_epoch(rows, batch, accumulation, devices)
+    step_rows = rows_per_step(train, accumulation, devices, packing=packing)
+    whole, rest = divmod(rows, step_rows)
+    batches = whole * accumulation + micro_batches(rest, batch, devices)
+    per_epoch = max(1, math.ceil(batches / accumulation))
     steps = train.max_steps or total_steps(per_epoch, train.num_train_epochs or 1.0)
     epochs = steps / per_epoch
-    step_rows = batch * accumulation * devices
     # A counted file may have no rows: the run will refuse it.
     filled = max(1, rows)
     return Schedule(

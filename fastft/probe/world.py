@@ -1,40 +1,239 @@
-"""How many processes a run is made of, from the variables that launchers set."""
+"""The processes that a run is made of, from the variables that launchers set: ranks, their number, where they meet."""
 
 from __future__ import annotations
 
 import os
+import re
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from fastft.errors import MachineError, Problem, Where
 
-# torchrun, accelerate and deepspeed; Open MPI; MPICH; srun.
-VARIABLES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """The variables of one launcher: number of processes, this one's rank, both on this host."""
+
+    name: str
+    size: str
+    rank: str
+    local_rank: str
+    local_size: str
+
+
+# `WORLD_SIZE` comes from torchrun, accelerate, deepspeed and from people; the others say how many tasks were started.
+TORCH = Launcher("torchrun", "WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+OUTER = (
+    Launcher(
+        "mpirun",
+        "OMPI_COMM_WORLD_SIZE",
+        "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+        "OMPI_COMM_WORLD_LOCAL_SIZE",
+    ),
+    Launcher("mpiexec", "PMI_SIZE", "PMI_RANK", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+    Launcher("srun", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
+)
+# What deepspeed calls LOCAL_WORLD_SIZE.
+DEEPSPEED_LOCAL_SIZE = "LOCAL_SIZE"
+# What accelerate asks the trainer for beside DDP.
+OTHER_ENGINES = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
+VARIABLES = tuple(launcher.size for launcher in (TORCH, *OUTER))
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of one run. `rank` of `size`; `local_rank` of `local_size` on this host; rank 0 is at `address`.
+
+    `name` tells one run from another at the same address; `group` the hosts of torchrun, whatever their names.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    address: str = LOOPBACK
+    port: int = 0
+    name: str = ""
+    group: int = 0
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes the run's folder and talks to the user."""
+        return self.rank == 0
+
+    @property
+    def on_one_host(self) -> bool:
+        return self.local_size == self.size
+
+    def variables(self) -> dict[str, str]:
+        """The same in the variables that torch reads."""
+        return {
+            "RANK": str(self.rank),
+            "WORLD_SIZE": str(self.size),
+            "LOCAL_RANK": str(self.local_rank),
+            "LOCAL_WORLD_SIZE": str(self.local_size),
+            "MASTER_ADDR": self.address,
+            "MASTER_PORT": str(self.port),
+        }
+
+
+def find_world(variables: Mapping[str, str] | None = None) -> World:
+    """The world of this process, from `variables` (the environment); of one process without a launcher.
+
+    Raises:
+        MachineError: a variable is no number, two launchers disagree, or one says too little.
+    """
+    env = os.environ if variables is None else variables
+    size = _number(env, TORCH.size, least=1)
+    outer = [launcher for launcher in OUTER if (_number(env, launcher.size, least=1) or 1) > 1]
+    if size is None:
+        if not outer:
+            return World()
+        return _checked(env, outer[0], _sized(env, outer[0]))
+    for launcher in outer:
+        _refuse_other_size(env, launcher, size)
+    if size == 1:
+        if _number(env, TORCH.rank):
+            _refuse(TORCH.rank, f"is rank {env[TORCH.rank]} of a WORLD_SIZE of 1", env[TORCH.rank])
+        return World()
+    launcher = TORCH if TORCH.rank in env or not outer else outer[0]
+    return _checked(env, launcher, size)
+
+
+def _sized(env: Mapping[str, str], launcher: Launcher) -> int:
+    return _number(env, launcher.size, least=1) or 1
+
+
+def _refuse_other_size(env: Mapping[str, str], launcher: Launcher, size: int) -> None:
+    """Tasks of mpirun or srun may each start a torchrun, whose world then is larger, never smaller."""
+    tasks = _sized(env, launcher)
+    nested = "TORCHELASTIC_RUN_ID" in env
+    if tasks == size or (nested and size > tasks and size % tasks == 0):
+        return
+    wrong = f"{launcher.name} started {tasks} processes ({launcher.size}), and WORLD_SIZE says {size}"
+    instead = "unset WORLD_SIZE, or start the processes with one launcher"
+    raise MachineError(Problem(Where("WORLD_SIZE"), "", wrong, instead))
+
+
+def _checked(env: Mapping[str, str], launcher: Launcher, size: int) -> World:
+    """The world of `size` processes, with the ranks that `launcher` gave."""
+    for name in OTHER_ENGINES:
+        if env.get(name, "").strip().lower() in ("1", "true", "yes"):
+            wrong = "asks for another way to share the work than DDP, the one that is proven here"
+            raise MachineError(Problem(Where(name), "", wrong, "take it out of the configuration of accelerate"))
+    rank = _number(env, launcher.rank)
+    if rank is None:
+        wrong = f"{launcher.size} says {size} processes, and {launcher.rank} does not say which one this is"
+        instead = "start them with torchrun or `fastft launch`, or unset it"
+        raise MachineError(Problem(Where(launcher.rank), "", wrong, instead))
+    if rank >= size:
+        _refuse(launcher.rank, f"is no rank of {size} processes (0 to {size - 1})", env[launcher.rank])
+    local_size, local_rank = _local_size(env, launcher, size), _number(env, launcher.local_rank)
+    if local_rank is None:
+        local_rank = rank if local_size == size else 0
+        local_size = local_size or 1
+    local_size = local_size or size
+    if local_rank >= local_size or local_size > size:
+        wrong = f"is no local rank of {local_size} of {size} processes on this host"
+        _refuse(launcher.local_rank, wrong, str(local_rank))
+    address, port = _meeting_place(env, launcher, everyone_is_here=local_size == size)
+    job = env.get("TORCHELASTIC_RUN_ID", "") + env.get("TORCHELASTIC_RESTART_COUNT", "")
+    return World(
+        rank, size, local_rank, local_size, address, port, f"{address}:{port}/{job}", _number(env, "GROUP_RANK") or 0
+    )
+
+
+def _local_size(env: Mapping[str, str], launcher: Launcher, size: int) -> int | None:
+    """Processes on this host; None where no variable says it."""
+    if launcher.name == "srun":
+        nodes = _number(env, "SLURM_STEP_NUM_NODES", least=1)
+        text = env.get(launcher.local_size, "").strip()
+        if nodes == 1:
+            return size
+        if re.fullmatch(r"[1-9]\d*(\(x\d+\))?", text):  # the same on every node: 4(x2)
+            return int(text.partition("(")[0])
+        return _nth_node(text, _number(env, "SLURM_NODEID") or 0)
+    found = _number(env, launcher.local_size, least=1)
+    return found or (_number(env, DEEPSPEED_LOCAL_SIZE, least=1) if launcher is TORCH else None)
+
+
+def _nth_node(text: str, node: int) -> int | None:
+    """The tasks of a node in Slurm's words: 4,2(x3) is 4, 2, 2, 2."""
+    counts = [int(match[1]) for match in re.finditer(r"(\d+)(?:\(x(\d+)\))?", text) for _ in range(int(match[2] or 1))]
+    return counts[node] if node < len(counts) else None
+
+
+def _meeting_place(env: Mapping[str, str], launcher: Launcher, *, everyone_is_here: bool) -> tuple[str, int]:
+    """(address, port) where the processes meet: as set, or one that all of them derive from their job.
+
+    Raises:
+        MachineError: nothing says where.
+    """
+    address, port = env.get("MASTER_ADDR", "").strip(), _number(env, "MASTER_PORT", least=1)
+    if port is not None and port > 65535:
+        _refuse("MASTER_PORT", "is no port (1 to 65535)", str(port))
+    if not address and everyone_is_here:
+        address = LOOPBACK
+    if not address and launcher.name == "srun":
+        address = first_node(env.get("SLURM_STEP_NODELIST", ""))
+    if not address:
+        wrong = "is not set, and the processes are on several hosts"
+        raise MachineError(Problem(Where("MASTER_ADDR"), "", wrong, "export the address of rank 0's host"))
+    if port is None:
+        jobs = ("SLURM_JOB_ID", "SLURM_STEP_ID", "PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "PMI_JOBID")
+        job = "/".join(env[name] for name in jobs if env.get(name))
+        if not job:
+            wrong = "is not set: the processes cannot meet"
+            raise MachineError(Problem(Where("MASTER_PORT"), "", wrong, "export a free port, the same for all"))
+        port = 20_000 + zlib.crc32(job.encode()) % 10_000
+    return address, port
+
+
+def first_node(nodes: str) -> str:
+    """The first host of a Slurm list: node[03-08,11],login1 begins with node03."""
+    found = re.match(r"([^,\[]+)(?:\[([^\]\-,]+)[^\]]*\])?([^,\[]*)", nodes)
+    return "" if found is None else found[1] + (found[2] or "") + found[3]
 
 
 def world_size() -> int:
     """The number of processes; 1 without a launcher.
 
     Raises:
-        MachineError: a launcher's variable is no number of processes.
+        MachineError: the variables of a launcher are wrong.
     """
-    for name in VARIABLES:
-        text = os.environ.get(name, "").strip()
-        if text and not (text.isdecimal() and int(text) > 0):
-            wrong = "is not a number of processes"
-            raise MachineError(Problem(Where(name), "", wrong, "unset it, or let the launcher set it", text))
-        if text and int(text) > 1:
-            return int(text)
-    return 1
+    return find_world().size
 
 
-def refuse_several_processes() -> None:
-    """Stop where each of several processes would train the whole run by itself.
+def _number(env: Mapping[str, str], name: str, least: int = 0) -> int | None:
+    """The number in a variable, None where it is not set.
 
     Raises:
-        MachineError: a launcher started more than one process.
+        MachineError: it is none.
     """
-    name = next((name for name in VARIABLES if os.environ.get(name, "").strip() not in ("", "1")), "")
-    size = world_size()
-    if size > 1:
-        wrong = f"{size} processes were started, and each would train the whole run by itself"
-        instead = "start `fastft run` alone: a run is one process on one GPU"
-        raise MachineError(Problem(Where(name), "", wrong, instead))
+    text = env.get(name, "").strip()
+    if not text:
+        return None
+    if not (text.isascii() and text.isdecimal()) or not least <= int(text) < 10**6:
+        kind = "number of processes" if name in VARIABLES else "number"
+        _refuse(name, f"is not a {kind}", text)
+    return int(text)
+
+
+def _refuse(name: str, wrong: str, got: str) -> None:
+    raise MachineError(Problem(Where(name), "", wrong, "unset it, or let the launcher set it", got))
+
+
+def wrong_ranks(worlds: Mapping[int, tuple[str, World]]) -> Iterator[str]:
+    """What does not fit together in the worlds of all processes, {rank: (host, world)}."""
+    sizes = {world.size for _, world in worlds.values()}
+    if len(sizes) > 1:
+        yield f"they disagree about their number: {', '.join(map(str, sorted(sizes)))}"
+    seen: dict[tuple[str, int, int], int] = {}
+    for rank, (host, world) in sorted(worlds.items()):
+        other = seen.setdefault((host, world.group, world.local_rank), rank)
+        if other != rank:
+            yield f"ranks {other} and {rank} on {host} both have the local rank {world.local_rank}"

@@ -28,6 +28,11 @@ def step_of(checkpoint: Path | None) -> int:
     return 0 if checkpoint is None else int(checkpoint.name.removeprefix("step-"))
 
 
+def ranks_of(checkpoint: Path) -> int:
+    """How many processes trained up to a checkpoint: each wrote its random numbers."""
+    return max(1, len(list(checkpoint.glob("rng_state_*.pth"))))
+
+
 def checkpoints(run: RunDir) -> list[tuple[int, Path]]:
     """The checkpoints of a run as (step, folder), newest first, whole or not."""
     folders = [path for path in run.checkpoints.glob("step-*") if path.is_dir()]

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,43 +14,34 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from fastft.console import library_output_to, redact_value
-from fastft.data.prepare import Prepared
-from fastft.data.render import Prompt, render_prompt
 from fastft.engine_choice import select
 from fastft.errors import (
-    DataError,
     ExportError,
     FastftError,
-    Interrupted,
-    MachineError,
     OutOfMemoryError,
     Problem,
     TrainingError,
     Where,
 )
-from fastft.files.atomic import write_json, write_text
+from fastft.files.atomic import write_json
 from fastft.planning.batching import Batching
-from fastft.planning.facts import Facts, with_rows
+from fastft.planning.facts import Facts
 from fastft.planning.measured import keep_share, rate_key, throughput_file
 from fastft.planning.plan import Plan, make_plan, with_less_memory
+from fastft.planning.schedule import rows_per_step
 from fastft.planning.timing import Time
 from fastft.probe.architecture import architecture_of
 from fastft.recipe.loader import LoadedRecipe
 from fastft.report.live import LiveView
-from fastft.report.rows import accounts, reject_lines
-from fastft.runs.checkpoints import checkpoints, evaluations_at, newest_checkpoint, set_aside, step_of
-from fastft.runs.directory import RunDir, locked, new_attempt, run_name
-from fastft.runs.held_out import HeldOut, Untrained
-from fastft.runs.manifest import Manifest, changes, make_manifest
+from fastft.runs.checkpoints import checkpoints, evaluations_at, newest_checkpoint, ranks_of, step_of
+from fastft.runs.directory import RunDir, locked, new_attempt
+from fastft.runs.held_out import Untrained
 from fastft.runs.metrics import MetricsFile, OutOfMemory, StepMetrics, Totals
+from fastft.runs.ranks import Ranks
 from fastft.runs.result import ExportedFile, Result, SavedWeights, Trained, make_result
 from fastft.stages.faults import explain
-from fastft.stages.inputs import convert, prepare_rows
+from fastft.stages.ready import Attempt, Ready, begin, prepare_run
 from fastft.stages.stopping import Stopping
-from fastft.stages.weights import refuse_damaged
-
-# Rendered held-out prompts that llama.cpp must read as training does, before a GGUF file is promised.
-REHEARSED_PROMPTS = 64
 
 if TYPE_CHECKING:
     from fastft.engine.model import Model, Tokenizer
@@ -73,47 +64,6 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Attempt:
-    """What one attempt needs: the recipe, the machine with its engine, the run's folder, the view, the stop signals.
-
-    `facts` are from before the rows are read; the base model is on this machine.
-    """
-
-    loaded: LoadedRecipe
-    facts: Facts
-    engine: str
-    run: RunDir
-    view: LiveView
-    stopping: Stopping
-    accepted_drift: tuple[str, ...]
-
-    def stage(self, text: str) -> None:
-        """Show the next step before training, or end here when the run was asked to stop."""
-        if self.stopping.asked is not None:
-            raise KeyboardInterrupt
-        self.view.stage(text)
-
-    def interrupted(self, where: Path, *, saved: bool) -> Interrupted:
-        """The error of an attempt that was asked to stop."""
-        name = self.stopping.asked.name if self.stopping.asked else "the keyboard"
-        wrong = f"stopped by {name}" + (" after a checkpoint" if saved else " before a checkpoint could be written")
-        return Interrupted(Problem(Where(str(where)), "", wrong, "the same command continues"))
-
-
-@dataclass(frozen=True)
-class Ready:
-    """What training and exporting need, after the rows are read and every export is rehearsed."""
-
-    facts: Facts
-    plan: Plan
-    rows: Prepared
-    base: Path
-    prompts: list[Prompt]
-    held_out: HeldOut
-    job: Job
-
-
-@dataclass(frozen=True)
 class Outcome:
     """The result of training: the plan at its end, its figures, the weights on disk."""
 
@@ -123,22 +73,35 @@ class Outcome:
 
 
 def run_attempt(
-    loaded: LoadedRecipe, facts: Facts, engine: str, run: RunDir, console: Console, start: Start, notes: Sequence[str]
+    loaded: LoadedRecipe,
+    facts: Facts,
+    engine: str,
+    run: RunDir,
+    console: Console,
+    start: Start,
+    notes: Sequence[str],
+    ranks: Ranks,
 ) -> None:
-    """Run to the end, in a folder that is locked against other processes.
+    """Run to the end, in a folder that rank 0 locks against other runs.
 
     Raises:
         FastftError: anything that a user can fix.
         Interrupted: the run was asked to stop.
         TrainingError: an unexpected error; its traceback is in the log of the attempt.
     """
-    with locked(run), Stopping() as stopping, LiveView(console) as view:
-        if run.is_finished:  # another process finished it before this one got the lock
+    first = ranks.world.is_first
+    with locked(run) if first else contextlib.nullcontext(), Stopping() as stopping, LiveView(console) as view:
+        # Another process may have finished it before this one got the lock.
+        if ranks.share("finished meanwhile", lambda: run.is_finished):
             return
+        ranks.stop_asked, ranks.ask_to_stop = lambda: stopping.asked, stopping.record
         for note in notes:
             view.stage(note)
-        attempt = Attempt(loaded, facts, engine, run, view, stopping, start.accepted_drift)
-        log = new_attempt(run)
+        if ranks.world.size > 1:
+            view.stage(f"{ranks.world.size} processes met at {ranks.world.address}")
+        attempt = Attempt(loaded, facts, engine, run, view, stopping, start.accepted_drift, ranks)
+        log = Path(ranks.share("log", lambda: str(new_attempt(run))))
+        log = log if first else log.with_name(f"rank-{ranks.world.rank}.log")
         with library_output_to(log):
             try:
                 _run(attempt)
@@ -162,9 +125,11 @@ def run_attempt(
 def _run(attempt: Attempt) -> None:
     started = time.perf_counter()
     select(attempt.engine)
-    ready = _prepare(attempt)
-    checkpoint = _begin(attempt, ready)
-    outcome, model, tokenizer = _train(attempt, ready, checkpoint)
+    ready = prepare_run(attempt)
+    found = attempt.ranks.share("checkpoint", lambda: str(begin(attempt, ready) or ""))
+    outcome, model, tokenizer = _train(attempt, ready, Path(found) if found else None)
+    if outcome is None:  # rank 0 does the rest
+        return
     totals, seconds = MetricsFile(attempt.run.metrics).totals(), time.perf_counter() - started
     _keep_throughput(attempt, ready, outcome.plan, totals)
     result = make_result(outcome.plan, ready.rows, outcome.trained, ready.prompts, outcome.saved, totals, seconds)
@@ -193,99 +158,7 @@ def _run(attempt: Attempt) -> None:
     attempt.run.write(result)
 
 
-def _prepare(attempt: Attempt) -> Ready:
-    """The rows, the plan for them, and a rehearsal of every export.
-
-    Raises:
-        FastftError: data, plan or exports have a problem that would stop the run later.
-    """
-    loaded, run = attempt.loaded, attempt.run
-    base = convert(attempt.facts.base_model, loaded.where("model.id"), attempt.stage)
-    attempt.stage("reading the rows")
-    rows = prepare_rows(loaded, base, _every_few_seconds(attempt.stage))
-    for counts, notes in accounts(rows):
-        attempt.stage(counts)
-        for note in notes:
-            attempt.view.note(note)
-    facts = with_rows(attempt.facts, loaded.recipe, rows)
-    plan = make_plan(loaded, facts, str(run.path))
-    if plan.obstacles:
-        raise MachineError(plan.obstacles)
-    for warning in plan.warnings:
-        attempt.view.note(str(warning))
-    from fastft.exports.parity import comparable  # numpy, which planning does without
-
-    ends = [token for text in rows.renderer.end_of_turn if (token := rows.renderer.tokenizer.id_of(text)) is not None]
-    held_out = HeldOut(comparable([] if rows.eval is None else rows.eval.examples), tuple(ends))
-    wanted = loaded.recipe.eval
-    asked = rows.eval.examples[: wanted.max_examples] if wanted.exact_match and rows.eval is not None else []
-    prompts = [render_prompt(example, rows.renderer) for example in asked]
-    return Ready(facts, plan, rows, base, prompts, held_out, _export_job(attempt, base, rows, held_out.end_ids))
-
-
-def _export_job(attempt: Attempt, base: Path, rows: Prepared, end_ids: tuple[int, ...]) -> Job:
-    """The exports besides the weights that every run saves; proves before training that they are possible."""
-    from fastft.exports.job import ADAPTER, MERGED, Job, rehearse, wanted_kinds
-
-    recipe, run = attempt.loaded.recipe, attempt.run
-    whole = recipe.model.full_finetuning
-    saved = MERGED if whole else ADAPTER
-    kinds = tuple(kind for kind in wanted_kinds(recipe.export.formats, recipe.export.quantization) if kind != saved)
-    job = Job(base, None if whole else run.adapter, run.exports, kinds, run_name(attempt.loaded.path), end_ids)
-    if kinds:
-        attempt.stage(f"rehearsing the export of {', '.join(kinds)}")
-        template = rows.template
-        asked = [] if rows.eval is None or template is None else rows.eval.examples[:REHEARSED_PROMPTS]
-        prompts = tuple(render_prompt(example, rows.renderer).text for example in asked if example.answers)
-        rehearse(job, chat_template=None if template is None else template.source, prompts=prompts)
-    return job
-
-
-def _begin(attempt: Attempt, ready: Ready) -> Path | None:
-    """Record the data, model and versions of the run, and find the checkpoint that it continues from.
-
-    Raises:
-        DataError: an earlier attempt had other data, another template or other versions.
-        MachineError: the adapter that an earlier attempt wrote is damaged.
-    """
-    run = attempt.run
-    refuse_damaged(run.adapter)
-    manifest = make_manifest(attempt.loaded, ready.facts, ready.rows, ready.plan, ready.base)
-    before = run.read(Manifest)
-    if before is not None:
-        manifest = _accept_changes(attempt, before, manifest)
-    rejects = reject_lines(ready.rows)
-    if rejects:
-        write_text(run.rejects, rejects)
-    write_json(run.plan, redact_value("", ready.plan.as_json()))
-    run.write(manifest)
-    run.write(ready.held_out)
-    checkpoint, damaged = newest_checkpoint(run)
-    for sentence in damaged:
-        attempt.view.note(f"{sentence}: skipped")
-    set_aside(run, newer_than=step_of(checkpoint))
-    return checkpoint
-
-
-def _accept_changes(attempt: Attempt, before: Manifest, now: Manifest) -> Manifest:
-    """`now`, with a record of every change that the user accepted, in this attempt or an earlier one.
-
-    Raises:
-        DataError: something else changed.
-    """
-    found = changes(before, now)
-    refused = [change for change in found if not change.is_accepted(attempt.accepted_drift)]
-    if refused:
-        wrong = f"changed since the run began: {', '.join(map(str, refused))}"
-        keys = " ".join(f"--accept-drift {change.key}" for change in refused)
-        instead = f"restore it, start a new run with --fresh, or continue knowingly with {keys}"
-        raise DataError(Problem(Where(str(attempt.run.path / Manifest.FILE)), "", wrong, instead))
-    for change in found:
-        attempt.view.note(f"accepted: {change}")
-    return dataclasses.replace(now, accepted_drift=(*before.accepted_drift, *map(str, found)))
-
-
-def _train(attempt: Attempt, ready: Ready, checkpoint: Path | None) -> tuple[Outcome, Model, Tokenizer]:
+def _train(attempt: Attempt, ready: Ready, checkpoint: Path | None) -> tuple[Outcome | None, Model, Tokenizer]:
     """(outcome, model, tokenizer); while memory runs out, with less of it for the same optimizer steps."""
     plan = ready.plan
     while True:
@@ -293,18 +166,22 @@ def _train(attempt: Attempt, ready: Ready, checkpoint: Path | None) -> tuple[Out
             return _train_once(attempt, ready, plan, checkpoint)
         except OutOfMemoryError:
             less = with_less_memory(attempt.loaded, plan)
-            if less is None or plan.schedule.devices > 1:
+            if less is None or attempt.ranks.world.size > 1:
                 raise
         plan, checkpoint = _with_less_memory(attempt, ready, plan, less)
 
 
 def _train_once(
     attempt: Attempt, ready: Ready, plan: Plan, checkpoint: Path | None
-) -> tuple[Outcome, Model, Tokenizer]:
+) -> tuple[Outcome | None, Model, Tokenizer]:
+    ranks = attempt.ranks
     attempt.stage(f"starting {plan.engine} on {plan.device}")
     from fastft.engine.model import load_model, save_weights, trained_weights
+    from fastft.engine.ranks import join_group, leave_group
     from fastft.engine.train import Material, train
     from fastft.engine.trainer import Hooks
+
+    join_group(ranks.world)
 
     attempt.stage(f"loading {plan.base_model}")
     template, recipe = ready.rows.template, attempt.loaded.recipe
@@ -315,11 +192,16 @@ def _train_once(
     step = step_of(checkpoint)
     # Without a checkpoint, the evaluation before training is the one of step 0.
     known = attempt.run.read(Untrained) is not None if checkpoint is None else evaluations_at(checkpoint, step)
-    metrics.rewind(step, int(known))
+    if ranks.world.is_first:
+        metrics.rewind(step, int(known))
     if checkpoint is not None:
-        attempt.view.note(f"continuing from step {step_of(checkpoint)}")
+        before, now = ranks_of(checkpoint), ranks.world.size
+        changed = "" if before == now else f" with {now} process{'es' * (now > 1)}, {before} before: the same batches"
+        attempt.view.note(f"continuing from step {step_of(checkpoint)}{changed}")
 
     def show(line: StepMetrics) -> None:
+        if not ranks.world.is_first:
+            return
         if not attempt.run.recipe.is_file():  # saving would make the folder anew, without what was in it
             raise FileNotFoundError(attempt.run.path)
         metrics.append(line)
@@ -333,9 +215,20 @@ def _train_once(
         max_new_tokens=recipe.eval.max_new_tokens,
         early_stopping_patience=recipe.train.early_stopping_patience,
         stop_on_divergence=recipe.train.stop_on_divergence,
+        step_rows=rows_per_step(
+            recipe.train,
+            plan.schedule.gradient_accumulation_steps or 1,
+            ranks.world.size,
+            packing=plan.choices.packing.value,
+        ),
     )
     hooks = Hooks(
-        attempt.view.stage, attempt.view.note, show, metrics.append, lambda: attempt.stopping.asked is not None
+        attempt.view.stage,
+        attempt.view.note,
+        show,
+        metrics.append if ranks.world.is_first else lambda _: None,
+        lambda: attempt.stopping.asked is not None,
+        ranks,
     )
     with contextlib.ExitStack() as until_saved:
         until_saved.enter_context(attempt.stopping.deferred())
@@ -345,6 +238,9 @@ def _train_once(
         if trained.steps in dict(checkpoints(attempt.run)):
             until_saved.close()  # a stop loses nothing from here on
             attempt.stage("saving the weights")
+        leave_group()
+        if not ranks.world.is_first:
+            return None, model, tokenizer
         folder = save_weights(model, tokenizer, plan, attempt.run)
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return Outcome(plan, trained, SavedWeights(trained_count, total, str(folder), size)), model, tokenizer
@@ -411,16 +307,3 @@ def _export(
     card = card_facts(model_id, job.base, rows, text, result.card_figures())
     made = export_weights(job, reference, card, attempt.view.stage, attempt.view.writing)
     return tuple(ExportedFile(one.kind, str(one.path), one.size_bytes) for one in made.artefacts)
-
-
-def _every_few_seconds(say: Callable[[str], None], pause: float = 5.0) -> Callable[[int], None]:
-    """A callback that shows how many rows were read, at most every `pause` seconds."""
-    last = time.monotonic()
-
-    def progress(rows: int) -> None:
-        nonlocal last
-        if time.monotonic() - last >= pause:
-            last = time.monotonic()
-            say(f"{rows:,} rows tokenized")
-
-    return progress

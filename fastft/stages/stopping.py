@@ -30,6 +30,10 @@ class Stopping:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def record(self, number: signal.Signals) -> None:
+        """Ask to stop from outside: another process of the run got the signal."""
+        self.asked = self.asked or number
+
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
         """For code that checks `asked` itself, and saves before it stops."""

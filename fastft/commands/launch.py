@@ -1,0 +1,86 @@
+"""`fastft launch`: start a run as several processes, on this host or on several."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastft.console import say
+from fastft.errors import MachineError, Problem, UsageError, Where
+from fastft.planning.check import check
+from fastft.probe.device import find_device
+from fastft.probe.software import installed
+from fastft.recipe.loader import load
+from fastft.stages.launch import Node, read_hostfile, run_nodes, torchrun
+
+
+@dataclass(frozen=True)
+class LaunchRequest:
+    """The options of `fastft launch`; `arguments` go to `fastft run`."""
+
+    processes: int | None
+    hostfile: Path | None
+    nodes: int | None
+    node: int | None
+    master: str | None
+    engine: str
+    arguments: tuple[str, ...]
+
+
+def launch_in_terminal(recipe: Path, overrides: Sequence[str], request: LaunchRequest, *, dry_run: bool) -> int:
+    """Print the commands and run them; returns the exit code of the run.
+
+    Raises:
+        FastftError: the recipe is wrong, or the options do not fit together.
+    """
+    check(load(recipe, overrides))
+    nodes = commands(recipe, overrides, request)
+    for node in nodes:
+        print(node, file=sys.stdout if dry_run else sys.stderr, flush=True)
+    if dry_run:
+        return 0
+    if "torch" not in installed():
+        raise MachineError(Problem(Where("torch"), "", "is not installed", "see `fastft doctor`"))
+    return run_nodes(nodes, say)
+
+
+def commands(recipe: Path, overrides: Sequence[str], request: LaunchRequest) -> list[Node]:
+    """What is started here: one torchrun, or with a host file and no --node-rank one for each host.
+
+    Raises:
+        UsageError: the options do not fit together.
+    """
+    if request.engine != "ddp":
+        wrong = "is no way to share the work that is proven here"
+        raise UsageError(Problem(Where("--engine"), "", wrong, "write ddp", request.engine))
+    arguments = ["-m", "fastft", "run", str(recipe), *(part for text in overrides for part in ("--set", text))]
+    arguments += request.arguments
+    if request.hostfile is not None:
+        if request.nodes is not None or request.processes is not None:
+            wrong = "is given together with --nnodes or --nproc"
+            raise UsageError(Problem(Where("--hostfile"), "", wrong, "write one: the file says both"))
+        hosts = read_hostfile(request.hostfile)
+        if request.node is not None and request.node >= len(hosts):
+            wrong = f"is no host of {request.hostfile}: it has {len(hosts)}"
+            raise UsageError(Problem(Where("--node-rank"), "", wrong, "count from 0", str(request.node)))
+        master = request.master or hosts[0].name
+        nodes = [
+            Node(host, torchrun(host.processes, arguments, nodes=len(hosts), node=number, master=master))
+            for number, host in enumerate(hosts)
+        ]
+        return nodes if request.node is None else [Node(None, nodes[request.node].command)]
+    count = request.nodes or 1
+    if count > 1 and (request.node is None or request.master is None):
+        wrong = f"{count} hosts need --node-rank and --master too"
+        raise UsageError(Problem(Where("--nnodes"), "", wrong, "run the command on each host with its own --node-rank"))
+    if request.node is not None and request.node >= count:
+        wrong = f"is no host of {count}"
+        raise UsageError(Problem(Where("--node-rank"), "", wrong, "count from 0", str(request.node)))
+    device = find_device()
+    processes = request.processes or (device.count if device.is_gpu else 1)
+    here = torchrun(
+        processes, arguments, nodes=count, node=request.node or 0, master=request.master if count > 1 else None
+    )
+    return [Node(None, here)]

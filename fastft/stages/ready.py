@@ -1,0 +1,187 @@
+"""One attempt before training: the rows, the plan for them, a rehearsal of the exports, and where it begins."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastft.console import redact_value
+from fastft.data.prepare import Prepared
+from fastft.data.render import Prompt, render_prompt
+from fastft.errors import DataError, Interrupted, MachineError, Problem, Where
+from fastft.files.atomic import write_json, write_text
+from fastft.planning.facts import Facts, with_rows
+from fastft.planning.plan import Plan, make_plan
+from fastft.recipe.loader import LoadedRecipe
+from fastft.report.live import LiveView
+from fastft.report.rows import accounts, reject_lines
+from fastft.runs.checkpoints import newest_checkpoint, set_aside, step_of
+from fastft.runs.directory import RunDir, run_name
+from fastft.runs.held_out import HeldOut
+from fastft.runs.manifest import Manifest, changes, make_manifest
+from fastft.runs.ranks import Ranks
+from fastft.stages.inputs import convert, prepare_rows
+from fastft.stages.stopping import Stopping
+from fastft.stages.weights import refuse_damaged
+
+if TYPE_CHECKING:
+    from fastft.exports.job import Job
+
+# Rendered held-out prompts that llama.cpp must read as training does, before a GGUF file is promised.
+REHEARSED_PROMPTS = 64
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What one attempt needs: the recipe, the machine with its engine, the run's folder, the view, the stop signals.
+
+    `facts` are from before the rows are read; the base model is on this machine.
+    """
+
+    loaded: LoadedRecipe
+    facts: Facts
+    engine: str
+    run: RunDir
+    view: LiveView
+    stopping: Stopping
+    accepted_drift: tuple[str, ...]
+    ranks: Ranks
+
+    def stage(self, text: str) -> None:
+        """Show the next step before training, or end here when the run was asked to stop."""
+        if self.stopping.asked is not None:
+            raise KeyboardInterrupt
+        self.view.stage(text)
+
+    def interrupted(self, where: Path, *, saved: bool) -> Interrupted:
+        """The error of an attempt that was asked to stop."""
+        name = self.stopping.asked.name if self.stopping.asked else "the keyboard"
+        wrong = f"stopped by {name}" + (" after a checkpoint" if saved else " before a checkpoint could be written")
+        return Interrupted(Problem(Where(str(where)), "", wrong, "the same command continues"))
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What training and exporting need, after the rows are read and every export is rehearsed."""
+
+    facts: Facts
+    plan: Plan
+    rows: Prepared
+    base: Path
+    prompts: list[Prompt]
+    held_out: HeldOut
+    job: Job
+
+
+def prepare_run(attempt: Attempt) -> Ready:
+    """The rows, the plan for them, and a rehearsal of every export.
+
+    Raises:
+        FastftError: data, plan or exports have a problem that would stop the run later.
+    """
+    loaded, run = attempt.loaded, attempt.run
+    ranks = attempt.ranks
+    base = ranks.in_turn("base", lambda: convert(attempt.facts.base_model, loaded.where("model.id"), attempt.stage))
+    attempt.stage("reading the rows")
+    rows = ranks.in_turn("rows", lambda: prepare_rows(loaded, base, _every_few_seconds(attempt.stage)))
+    for counts, notes in accounts(rows):
+        attempt.stage(counts)
+        for note in notes:
+            attempt.view.note(note)
+    facts = with_rows(attempt.facts, loaded.recipe, rows)
+    plan = make_plan(loaded, facts, str(run.path))
+    ranks.agree("rows as read", rows.train_sha256 + (rows.eval_sha256 or ""), "training data")
+    ranks.agree("plan", repr((plan.schedule, [call.kwargs for call in plan.calls.in_order])), "plan")
+    if plan.obstacles:
+        raise MachineError(plan.obstacles)
+    for warning in plan.warnings:
+        attempt.view.note(str(warning))
+    from fastft.exports.parity import comparable  # numpy, which planning does without
+
+    ends = [token for text in rows.renderer.end_of_turn if (token := rows.renderer.tokenizer.id_of(text)) is not None]
+    held_out = HeldOut(comparable([] if rows.eval is None else rows.eval.examples), tuple(ends))
+    wanted = loaded.recipe.eval
+    asked = rows.eval.examples[: wanted.max_examples] if wanted.exact_match and rows.eval is not None else []
+    prompts = [render_prompt(example, rows.renderer) for example in asked]
+    return Ready(facts, plan, rows, base, prompts, held_out, _export_job(attempt, base, rows, held_out.end_ids))
+
+
+def _export_job(attempt: Attempt, base: Path, rows: Prepared, end_ids: tuple[int, ...]) -> Job:
+    """The exports besides the weights that every run saves; proves before training that they are possible."""
+    from fastft.exports.job import ADAPTER, MERGED, Job, rehearse, wanted_kinds
+
+    recipe, run = attempt.loaded.recipe, attempt.run
+    whole = recipe.model.full_finetuning
+    saved = MERGED if whole else ADAPTER
+    kinds = tuple(kind for kind in wanted_kinds(recipe.export.formats, recipe.export.quantization) if kind != saved)
+    job = Job(base, None if whole else run.adapter, run.exports, kinds, run_name(attempt.loaded.path), end_ids)
+    if not attempt.ranks.world.is_first:
+        return job
+    if kinds:
+        attempt.stage(f"rehearsing the export of {', '.join(kinds)}")
+        template = rows.template
+        asked = [] if rows.eval is None or template is None else rows.eval.examples[:REHEARSED_PROMPTS]
+        prompts = tuple(render_prompt(example, rows.renderer).text for example in asked if example.answers)
+        rehearse(job, chat_template=None if template is None else template.source, prompts=prompts)
+    return job
+
+
+def begin(attempt: Attempt, ready: Ready) -> Path | None:
+    """Record the data, model and versions of the run, and find the checkpoint that it continues from.
+
+    Raises:
+        DataError: an earlier attempt had other data, another template or other versions.
+        MachineError: the adapter that an earlier attempt wrote is damaged.
+    """
+    run = attempt.run
+    refuse_damaged(run.adapter)
+    manifest = make_manifest(attempt.loaded, ready.facts, ready.rows, ready.plan, ready.base)
+    before = run.read(Manifest)
+    if before is not None:
+        manifest = _accept_changes(attempt, before, manifest)
+    rejects = reject_lines(ready.rows)
+    if rejects:
+        write_text(run.rejects, rejects)
+    write_json(run.plan, redact_value("", ready.plan.as_json()))
+    run.write(manifest)
+    run.write(ready.held_out)
+    checkpoint, damaged = newest_checkpoint(run)
+    for sentence in damaged:
+        attempt.view.note(f"{sentence}: skipped")
+    set_aside(run, newer_than=step_of(checkpoint))
+    return checkpoint
+
+
+def _accept_changes(attempt: Attempt, before: Manifest, now: Manifest) -> Manifest:
+    """`now`, with a record of every change that the user accepted, in this attempt or an earlier one.
+
+    Raises:
+        DataError: something else changed.
+    """
+    found = changes(before, now)
+    refused = [change for change in found if not change.is_accepted(attempt.accepted_drift)]
+    if refused:
+        wrong = f"changed since the run began: {', '.join(map(str, refused))}"
+        keys = " ".join(f"--accept-drift {change.key}" for change in refused)
+        instead = f"restore it, start a new run with --fresh, or continue knowingly with {keys}"
+        raise DataError(Problem(Where(str(attempt.run.path / Manifest.FILE)), "", wrong, instead))
+    for change in found:
+        attempt.view.note(f"accepted: {change}")
+    return dataclasses.replace(now, accepted_drift=(*before.accepted_drift, *map(str, found)))
+
+
+def _every_few_seconds(say: Callable[[str], None], pause: float = 5.0) -> Callable[[int], None]:
+    """A callback that shows how many rows were read, at most every `pause` seconds."""
+    last = time.monotonic()
+
+    def progress(rows: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= pause:
+            last = time.monotonic()
+            say(f"{rows:,} rows tokenized")
+
+    return progress

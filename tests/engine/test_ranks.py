@@ -1,0 +1,210 @@
+"""Several processes train what one trains, stop together, and continue; a lost one ends the others with its name."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastft.engine.sampler import DealtSampler, EpochSampler
+from fastft.planning.schedule import make_schedule
+from fastft.recipe.model import TrainSection
+from fastft.runs.checkpoints import checkpoints
+from fastft.runs.directory import RunDir
+from tests.engine.tiny import ROOT, events, make_rows, write_recipe, write_rows
+
+LENGTHS = [len(row["messages"][0]["content"]) for row in make_rows(101)]
+# 27 rows, 8 a step on any number of processes: 4 steps an epoch, the last of 3 rows.
+CHANGES: dict[str, Any] = {
+    "model.engine": "transformers",
+    "data.eval": "eval.jsonl",
+    "train.effective_batch_size": 8,
+    "train.eval_strategy": "epoch",
+    "lora.lora_dropout": 0.0,
+}
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 8])
+@pytest.mark.parametrize("step_rows", [8, 12])
+class TestDeal:
+    """What accelerate gives each rank: micro-batch after micro-batch, to rank after rank."""
+
+    def steps(self, ranks: int, step_rows: int) -> list[list[list[int]]]:
+        """The rows of each rank in each optimizer step; 101 stands for none."""
+        sampler = DealtSampler(
+            EpochSampler(101, 1, None, step_rows), LENGTHS, batch=2, step_rows=step_rows, ranks=ranks
+        )
+        order = list(sampler)
+        assert len(order) == len(sampler)
+        batches = [order[start : start + 2] for start in range(0, len(order), 2)]
+        shares = [batches[rank::ranks] for rank in range(ranks)]
+        each = -(-step_rows // (2 * ranks))
+        count = -(-len(shares[0]) // each)
+        return [
+            [[row for batch in share[step * each : (step + 1) * each] for row in batch] for share in shares]
+            for step in range(count)
+        ]
+
+    def test_every_row_comes_once_in_the_step_where_one_process_has_it(self, ranks: int, step_rows: int) -> None:
+        order = list(EpochSampler(101, 1, None, step_rows))
+        alone = [sorted(order[start : start + step_rows]) for start in range(0, 101, step_rows)]
+        dealt = [sorted(row for share in step for row in share if row != 101) for step in self.steps(ranks, step_rows)]
+        assert dealt == alone
+
+    def test_ranks_make_as_many_micro_batches_as_the_plan_counts(self, ranks: int, step_rows: int) -> None:
+        train = TrainSection(per_device_train_batch_size=2, effective_batch_size=step_rows, num_train_epochs=1)
+        accumulation = -(-step_rows // (2 * ranks))
+        plan = make_schedule(
+            examples=101,
+            rows=101,
+            tokens=None,
+            eval_examples=None,
+            accumulation=accumulation,
+            devices=ranks,
+            train=train,
+        )
+        steps = self.steps(ranks, step_rows)
+        assert plan.optimizer_steps == len(steps)
+        assert {len(share) for step in steps[:-1] for share in step} == {2 * accumulation}
+        assert sum(len(step[0]) for step in steps) == 2 * plan.micro_batches_per_epoch
+
+    def test_the_work_of_a_step_differs_by_less_than_its_longest_row(self, ranks: int, step_rows: int) -> None:
+        for step in self.steps(ranks, step_rows)[:-1]:
+            tokens = [sum(LENGTHS[row] for row in share if row != 101) for share in step]
+            longest = max(LENGTHS[row] for share in step for row in share if row != 101)
+            assert max(tokens) - min(tokens) <= longest
+
+
+def free_port() -> int:
+    """The first of several free ports."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def environment(folder: Path, **more: str) -> dict[str, str]:
+    values = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+    values.pop("FASTFT_ENGINE", None)
+    return {**values, **more}
+
+
+def start(recipe: Path, ranks: int, *more: str) -> list[subprocess.Popen[str]]:
+    """`fastft run` as `ranks` processes, as torchrun would start them."""
+    port, processes = free_port(), []
+    for rank in range(ranks):
+        variables = {"RANK": rank, "WORLD_SIZE": ranks, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": ranks}
+        variables |= {"MASTER_PORT": port}
+        command = [sys.executable, "-m", "fastft", "run", str(recipe), *more]
+        env = environment(recipe.parent, MASTER_ADDR="127.0.0.1", **{key: str(one) for key, one in variables.items()})
+        processes.append(
+            subprocess.Popen(
+                command, cwd=recipe.parent, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            )
+        )
+    return processes
+
+
+def finish(processes: list[subprocess.Popen[str]], seconds: float = 120) -> tuple[list[int], list[str]]:
+    """(exit codes, standard errors) of processes; none stays."""
+    errors = []
+    try:
+        for process in processes:
+            errors.append(process.communicate(timeout=seconds)[1])
+    finally:
+        for process in processes:
+            process.kill()
+    return [process.returncode for process in processes], errors
+
+
+def wait_for(process: subprocess.Popen[str], text: str) -> None:
+    assert process.stderr is not None
+    shown = ""
+    while text not in shown:
+        shown = process.stderr.readline()
+        assert shown, "the process ended by itself"
+
+
+def steps(folder: RunDir) -> list[tuple[float, float, int, int]]:
+    lines = [line for line in events(folder) if line["event"] == "step"]
+    return [(line["loss"], line["grad_norm"], line["tokens"], line["examples"]) for line in lines]
+
+
+def held_out(folder: RunDir) -> list[float]:
+    return [line["eval_loss"] for line in events(folder) if line["event"] == "evaluation"]
+
+
+def adapter(folder: RunDir) -> bytes:
+    return (folder.adapter / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def folder(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ranks")
+    write_rows(folder / "train.jsonl", make_rows(27))
+    write_rows(folder / "eval.jsonl", make_rows(7, seed=5))
+    for name in ("alone", "two", "stopped", "killed"):
+        write_recipe(folder, model, CHANGES, name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(folder: Path) -> RunDir:
+    """The run of two undisturbed processes."""
+    codes, errors = finish(start(folder / "two.toml", 2))
+    assert codes == [0, 0], errors
+    return RunDir(folder / "runs" / "two")
+
+
+def test_two_processes_train_what_one_trains(folder: Path, two: RunDir) -> None:
+    command = [sys.executable, "-m", "fastft", "run", "alone.toml"]
+    subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, check=True, timeout=120)
+    alone = RunDir(folder / "runs" / "alone")
+    # Sums in float32 in another order; 5e-7 was measured.
+    assert [step[:2] for step in steps(two)] == [pytest.approx(step[:2], abs=1e-4) for step in steps(alone)]
+    assert [step[2:] for step in steps(two)] == [step[2:] for step in steps(alone)]
+    assert held_out(two) == pytest.approx(held_out(alone), abs=1e-4)
+    assert sorted(path.name for path in (folder / "runs").iterdir() if path.name.startswith("two")) == ["two"]
+    assert sorted(path.name for path in (two.attempts / "1").iterdir()) == ["log.txt", "rank-1.log"]
+
+
+@pytest.mark.parametrize("asked", [0, 1])
+def test_a_signal_to_any_rank_stops_all_after_the_same_step(folder: Path, two: RunDir, asked: int) -> None:
+    recipe = folder / "stopped.toml"
+    processes = start(recipe, 2, "--fresh")
+    wait_for(processes[0], "step 2/")
+    processes[asked].send_signal(signal.SIGTERM)
+    codes, errors = finish(processes)
+    assert codes == [75, 75], errors
+    assert "the same command continues" in errors[0]
+    codes, errors = finish(start(recipe, 2))
+    assert codes == [0, 0], errors
+    newest = max((folder / "runs").glob("stopped*"), key=lambda path: path.stat().st_mtime)
+    stopped = RunDir(newest)
+    assert steps(stopped) == steps(two)
+    assert adapter(stopped) == adapter(two)
+
+
+def test_a_killed_rank_ends_the_others_with_its_name_and_the_same_command_continues(folder: Path, two: RunDir) -> None:
+    recipe = folder / "killed.toml"
+    processes = start(recipe, 2)
+    wait_for(processes[0], "step 3/")
+    processes[1].kill()
+    began = time.monotonic()
+    codes, errors = finish(processes)
+    assert time.monotonic() - began < 60
+    assert codes == [4, -signal.SIGKILL], errors
+    assert "rank 1 (process" in errors[0]
+    assert "ended without a word" in errors[0]
+    killed = RunDir(folder / "runs" / "killed")
+    assert checkpoints(killed)
+    codes, errors = finish(start(recipe, 2))
+    assert codes == [0, 0], errors
+    assert "continuing from step" in errors[0]
+    assert adapter(killed) == adapter(two)
