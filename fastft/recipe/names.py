@@ -17,6 +17,7 @@ ELSEWHERE = {
     "dropout": "lora.lora_dropout",
     "epochs": "train.num_train_epochs",
     "eval_dataset": "data.eval",
+    "evaluation_strategy": "train.eval_strategy",
     "finetuning_type": "model.full_finetuning",
     "flash_attention": "model.attn_implementation",
     "gradient_accumulation": "train.gradient_accumulation_steps",
