@@ -9,8 +9,10 @@ from pathlib import Path
 
 from fastft.console import say
 from fastft.data.inspect import Inspection
-from fastft.errors import DataError, FastftError, Problem, Where
+from fastft.errors import DataError, FastftError, MachineError, Problem, Where
 from fastft.planning.check import check as check_loaded
+from fastft.planning.obstacles import missing_packages
+from fastft.probe.software import installed
 from fastft.recipe.loader import LoadedRecipe, load
 
 
@@ -20,8 +22,9 @@ def check(recipe: Path, overrides: Sequence[str] = ()) -> Inspection:
     Raises:
         RecipeError: the recipe asks for something that is not possible; problems of the data are listed with it.
         DataError: only the data has problems.
+        MachineError: the libraries are installed, but not a package that the recipe asks for by name.
     """
-    return check_loaded(load(recipe, overrides))
+    return _check(load(recipe, overrides))
 
 
 def check_in_terminal(recipes: Sequence[Path], overrides: Sequence[str], *, rows: bool, as_json: bool) -> int:
@@ -31,7 +34,7 @@ def check_in_terminal(recipes: Sequence[Path], overrides: Sequence[str], *, rows
     for path in recipes:
         try:
             loaded = load(path, overrides)
-            found[path] = check_loaded(loaded)
+            found[path] = _check(loaded)
             if rows:
                 _check_rows(loaded)
         except FastftError as error:
@@ -47,6 +50,16 @@ def check_in_terminal(recipes: Sequence[Path], overrides: Sequence[str], *, rows
             ]
             print(f"{path}: sound; {'; '.join(sources)}")
     return min((error.exit_code for error in failed.values()), default=0)
+
+
+def _check(loaded: LoadedRecipe) -> Inspection:
+    """What every command checks, and, where training libraries are installed, the packages that the recipe names."""
+    found = check_loaded(loaded)
+    present = installed()
+    missing = list(missing_packages(loaded, present)) if "transformers" in present else []
+    if missing:
+        raise MachineError(missing)
+    return found
 
 
 def _check_rows(loaded: LoadedRecipe) -> None:

@@ -167,7 +167,7 @@ def trainer_call(
         # The default hides NaN: a lost run would log a loss of 0.
         "logging_nan_inf_filter": False,
         "disable_tqdm": True,
-        "report_to": list(train.report_to) or "none",
+        "report_to": "none" if train.report_to in ("none", ()) else list(train.report_to),
         "eval_strategy": train.eval_strategy,
         "save_strategy": train.save_strategy,
         "save_total_limit": train.save_total_limit,

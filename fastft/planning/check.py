@@ -9,6 +9,7 @@ from fastft.errors import DataError, Problem, RecipeError
 from fastft.planning.facts import example_counts
 from fastft.planning.schedule import steps_per_epoch, total_steps
 from fastft.recipe.loader import LoadedRecipe
+from fastft.recipe.rules import steps_and_epochs
 
 
 def check(loaded: LoadedRecipe) -> Inspection:
@@ -28,14 +29,14 @@ def check(loaded: LoadedRecipe) -> Inspection:
 
 
 def _steps_and_epochs(loaded: LoadedRecipe, found: Inspection) -> list[Problem]:
-    """max_steps would silently override num_train_epochs: say what each would mean for this data."""
+    """Both are given: say what each would mean for this data."""
     train = loaded.recipe.train
-    if train.max_steps is None or train.num_train_epochs is None:
+    both = steps_and_epochs(train)
+    if both is None or train.max_steps is None or train.num_train_epochs is None:
         return []
+    instead = both.instead
     rows = None if found.data_problems else example_counts(loaded)[0]
-    if not rows:
-        instead = "keep one of them: max_steps would override num_train_epochs without a word"
-    else:
+    if rows:
         batch = train.per_device_train_batch_size
         accumulation = train.gradient_accumulation_steps or max(1, (train.effective_batch_size or batch) // batch)
         per_epoch = steps_per_epoch(rows, batch, accumulation, 1)
@@ -44,8 +45,7 @@ def _steps_and_epochs(loaded: LoadedRecipe, found: Inspection) -> list[Problem]:
             f"keep one of them: for {rows} rows, num_train_epochs = {train.num_train_epochs:g} is {by_epochs} steps, "
             f"max_steps = {train.max_steps} is {train.max_steps / per_epoch:.3g} epochs"
         )
-    wrong = f"is given together with num_train_epochs = {train.num_train_epochs:g}"
-    return [loaded.problem("train.max_steps", wrong, instead)]
+    return [loaded.problem(both.field, both.wrong, instead)]
 
 
 def _deepspeed(loaded: LoadedRecipe) -> list[Problem]:

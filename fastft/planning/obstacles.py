@@ -12,6 +12,7 @@ from fastft.probe.device import GIB, Device
 from fastft.probe.software import CEILINGS, INSTALL, NEEDED, TESTED, below_floor, release
 from fastft.recipe.loader import LoadedRecipe
 from fastft.recipe.optimizers import OPTIMIZERS
+from fastft.recipe.reporters import missing_for
 
 # <|eot_id|>, and all tokens of Llama 3, 3.1, 3.2 and 3.3 (their config.json).
 LLAMA_3_END_OF_TURN, LLAMA_3_VOCABULARY = 128_009, 128_256
@@ -21,6 +22,7 @@ def find_obstacles(loaded: LoadedRecipe, facts: Facts, disk: Disk, engine: str) 
     """Every obstacle, most basic first."""
     return (
         *_software(loaded, facts.installed, engine),
+        *missing_packages(loaded, facts.installed),
         *(_gpu(loaded, facts.device, engine) if facts.device.is_gpu else _processor(loaded, facts.device)),
         *_ranks(loaded, facts, engine),
         *_untrained(loaded, facts.device, facts.base_model, engine),
@@ -41,6 +43,15 @@ def _software(loaded: LoadedRecipe, installed: Mapping[str, str], engine: str) -
             wrong = f"{name} {installed[name]} is newer than Unsloth {TESTED['unsloth']} works with"
             instead = f'run: pip install {name}=={TESTED[name]}, or write engine = "transformers"'
             yield loaded.problem("model.engine", wrong, instead)
+
+
+def missing_packages(loaded: LoadedRecipe, installed: Mapping[str, str]) -> Iterator[Problem]:
+    """What the recipe asks for by name and a package that is not installed would do."""
+    reporters = loaded.recipe.train.report_to
+    for name in () if reporters == "none" else reporters:
+        if missing := missing_for(name, installed):
+            wrong = f"{name} needs {', '.join(missing)}, not installed"
+            yield loaded.problem("train.report_to", wrong, f'run: pip install {" ".join(missing)}, or write "none"')
 
 
 def _gpu(loaded: LoadedRecipe, device: Device, engine: str) -> Iterator[Problem]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,8 +18,8 @@ from fastft.recipe.locate import line_of, line_of_nearest, line_of_statement
 from fastft.recipe.model import Recipe
 from fastft.recipe.paths import unreachable_paths
 from fastft.recipe.reference import fields, takes_texts
-from fastft.recipe.rules import violations
-from fastft.recipe.wording import describe, find_fault, named_here, shown
+from fastft.recipe.rules import steps_and_epochs, violations
+from fastft.recipe.wording import describe, find_fault, meant_key, named_here, shown
 
 # A recipe is a page of text. Without a limit a hostile file costs seconds in the TOML parser.
 MAX_BYTES = 64 * 1024
@@ -103,18 +103,13 @@ def load(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
         tree["train"]["save_strategy"] = "steps"
     recipe, problems, wrong, more = _make_recipe(tree, locate)
     if recipe is not None:
-        # What was set aside is not there any more.
-        given &= fields().keys()
-        for broken in violations(recipe, given):
-            if not {broken.field, *broken.reads} & wrong:
-                problems.append(Problem(locate(broken.field), broken.field, broken.wrong, broken.instead, broken.got))
-                wrong.add(broken.field)
-        for field, name, refusal in unreachable_paths(recipe, path.parent):
-            if field not in wrong:
-                wording = f"cannot be looked up: {refusal}"
-                problems.append(Problem(locate(field), field, wording, "correct it", shown(name)))
+        given &= fields().keys()  # what was set aside is not there any more
+        problems += _contradictions(recipe, given, wrong, path.parent, locate)
         if not problems:
             return LoadedRecipe(recipe, path, text, written, given)
+        # fastft.planning.check says it with what each means for the rows, which it reads only for a sound recipe.
+        if (both := steps_and_epochs(recipe.train)) and not {both.field, *both.reads} & wrong:
+            problems.append(Problem(locate(both.field), both.field, both.wrong, both.instead, both.got))
     problems.sort(key=lambda problem: (problem.where.line or 0, problem.field))
     if more:
         problems.append(Problem(Where(str(path)), "", f"and {more:,} more problems", "correct these first"))
@@ -123,6 +118,20 @@ def load(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
 
 def _implies_save_strategy(given: frozenset[str]) -> bool:
     return "train.save_steps" in given and "train.save_strategy" not in given
+
+
+def _contradictions(
+    recipe: Recipe, given: frozenset[str], wrong: set[str], folder: Path, locate: Callable[[str], Where]
+) -> Iterator[Problem]:
+    """What the rules and the paths of valid values refuse, one a key; none that has to do with keys of `wrong`."""
+    said = set(wrong)
+    for broken in violations(recipe, given):
+        if not {broken.field, *broken.reads} & said:
+            yield Problem(locate(broken.field), broken.field, broken.wrong, broken.instead, broken.got)
+            said.add(broken.field)
+    for field, name, refusal in unreachable_paths(recipe, folder):
+        if field not in said:
+            yield Problem(locate(field), field, f"cannot be looked up: {refusal}", "correct it", shown(name))
 
 
 def _read(path: Path) -> str:
@@ -248,23 +257,27 @@ def _make_recipe(
 ) -> tuple[Recipe | None, list[Problem], set[str], int]:
     """(the recipe of what is valid in `tree`, the first problems, the keys of all, how many more there are).
 
-    Removes what is not valid from `tree` and tries again, so that it finds every problem.
+    The keys that unknown ones probably mean are among those keys: their values are not known either. Removes what is
+    not valid from `tree` and tries again, so that it finds every problem.
     """
     problems: list[Problem] = []
     wrong: set[str] = set()
+    meant: set[str] = set()
     more = 0
     while True:
         try:
-            return Recipe.model_validate(tree), problems, wrong, more
+            return Recipe.model_validate(tree), problems, wrong | meant, more
         except ValidationError as error:
-            faults = [find_fault(entry) for entry in error.errors(include_url=False)]
+            # A value of a union has an error for each of its types.
+            faults = list(dict.fromkeys(find_fault(entry) for entry in error.errors(include_url=False)))
         new = [fault for fault in faults if fault.key not in wrong]
         room = MAX_PROBLEMS - len(problems)
         problems += [describe(fault, tree, locate(fault.field)) for fault in new[:room]]
         more += len(new[room:])
         wrong |= {fault.key for fault in faults}
+        meant |= {key for fault in new[:room] if fault.kind == "unknown" and (key := meant_key(fault.path))}
         if not _set_aside(tree, {fault.key for fault in faults}):
-            return None, problems, wrong, more
+            return None, problems, wrong | meant, more
 
 
 def _set_aside(tree: dict[str, Any], keys: Iterable[str]) -> bool:

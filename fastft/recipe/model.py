@@ -19,6 +19,7 @@ from fastft.recipe.data_formats import DATA_FORMATS, TEMPLATE_DATE
 from fastft.recipe.export_formats import export_formats
 from fastft.recipe.optimizers import OPTIMIZERS
 from fastft.recipe.quantizations import QUANTIZATIONS
+from fastft.recipe.reporters import REPORTERS
 
 Auto = Literal["auto"]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -35,21 +36,6 @@ Scheduler = Literal[
     "inverse_sqrt",
 ]
 Strategy = Literal["no", "steps", "epoch"]
-REPORTERS = (
-    "azure_ml",
-    "clearml",
-    "codecarbon",
-    "comet_ml",
-    "dagshub",
-    "dvclive",
-    "flyte",
-    "mlflow",
-    "neptune",
-    "swanlab",
-    "tensorboard",
-    "trackio",
-    "wandb",
-)
 
 
 @dataclass(frozen=True)
@@ -576,9 +562,9 @@ class TrainSection(Section):
     """When a run that gets worse is stopped: "blow-up", once the loss is far above where it began; "always", already
     when it rises and stays; "never", it is only said. Loss, gradient norm and held-out loss are watched."""
 
-    report_to: Annotated[tuple[str, ...], names_of(lambda: REPORTERS)] = ()
+    report_to: Literal["none"] | Annotated[tuple[str, ...], names_of(lambda: REPORTERS)] = ()
     """Where metrics go besides metrics.jsonl: "tensorboard", "wandb", "mlflow", "trackio" and others that transformers
-    supports. The package must be installed.
+    supports; "none", like an empty list, is nowhere else. The package of each must be installed.
     Upstream: SFTConfig(report_to=)"""
 
     dataloader_num_workers: int = Field(default=0, ge=0)

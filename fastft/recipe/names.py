@@ -18,6 +18,7 @@ ELSEWHERE = {
     "epochs": "train.num_train_epochs",
     "enable_thinking": "data.chat_template_kwargs",
     "eval_dataset": "data.eval",
+    "evaluation_strategy": "train.eval_strategy",
     "finetuning_type": "model.full_finetuning",
     "flash_attention": "model.attn_implementation",
     "gradient_accumulation": "train.gradient_accumulation_steps",

@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fastft.errors import nearest
-from fastft.recipe.model import REPORTERS, LoraSection, Recipe
+from fastft.recipe.model import LoraSection, Recipe, TrainSection
 from fastft.recipe.optimizers import OPTIMIZERS
 from fastft.recipe.quantizations import QUANTIZATIONS
+from fastft.recipe.reporters import REPORTERS
 
 Given = frozenset[str]
 
@@ -231,6 +232,15 @@ def _schedule(recipe: Recipe, _: Given) -> Iterator[Violation]:
         yield Violation("train.warmup_steps", wrong, instead, ("train.max_steps",))
 
 
+def steps_and_epochs(train: TrainSection) -> Violation | None:
+    """max_steps would silently override num_train_epochs."""
+    if train.max_steps is None or train.num_train_epochs is None:
+        return None
+    wrong = f"is given together with num_train_epochs = {train.num_train_epochs:g}"
+    instead = "keep one of them: max_steps would override num_train_epochs without a word"
+    return Violation("train.max_steps", wrong, instead, ("train.num_train_epochs",), str(train.max_steps))
+
+
 def _evaluation(recipe: Recipe, _: Given) -> Iterator[Violation]:
     data, train = recipe.data, recipe.train
     if data.eval is not None and data.eval_fraction is not None:
@@ -275,8 +285,9 @@ def _checkpoints(recipe: Recipe, _: Given) -> Iterator[Violation]:
 
 def _names(recipe: Recipe, _: Given) -> Iterator[Violation]:
     lora, export = recipe.lora, recipe.export
+    reporters = () if recipe.train.report_to == "none" else recipe.train.report_to
     checks: tuple[tuple[str, tuple[str, ...], tuple[str, ...], str], ...] = (
-        ("train.report_to", recipe.train.report_to, REPORTERS, "an empty list reports nowhere"),
+        ("train.report_to", reporters, tuple(REPORTERS), 'report_to = "none" reports nowhere'),
         ("export.quantization", export.quantization, tuple(QUANTIZATIONS), "q8_0 and q4_k_m are usual"),
     )
     for field, values, known, hint in checks:

@@ -68,23 +68,37 @@ _EXAMPLES = {
 }
 
 
+def meant_key(path: tuple[str | int, ...]) -> str | None:
+    """The `section.key` that an unknown key of a section probably means, or None."""
+    names = [part for part in path if isinstance(part, str)]
+    if len(names) != 2:
+        return None
+    section, key = names
+    there = {field.rsplit(".", 1)[1]: field for field in fields()}
+    if key in there:
+        return there[key]
+    here = {field.rsplit(".", 1)[1]: field for field in fields() if field.startswith(section + ".")}
+    for known in ({**ELSEWHERE, **here}, {**ELSEWHERE, **there}):
+        close = key if key in known else nearest(key, known)
+        if close:
+            return known[close]
+    return None
+
+
 def _known(path: tuple[str | int, ...]) -> str:
     """What to write instead of an unknown key: the most likely known one."""
     names = [part for part in path if isinstance(part, str)]
     section, key = names[0], names[-1]
-    here = {field.rsplit(".", 1)[1]: field for field in fields() if field.startswith(section + ".")}
-    there = {field.rsplit(".", 1)[1]: field for field in fields()}
     if len(names) > 2:
         close = nearest(key, [field.rsplit(".", 1)[1] for field in source_fields()])
         return f"did you mean {close}?" if close else "a source has path, name, weight and limit"
-    if key in there:
-        return f"{key} belongs under [{there[key].split('.')[0]}]"
-    for known in ({**ELSEWHERE, **here}, {**ELSEWHERE, **there}):
-        close = key if key in known else nearest(key, known)
-        if close:
-            home, name = known[close].split(".")
-            return f"did you mean {name}?" if home == section else f"did you mean {name} under [{home}]?"
-    return f"`fastft explain {section}` lists the keys of [{section}]"
+    meant = meant_key(path)
+    if meant is None:
+        return f"`fastft explain {section}` lists the keys of [{section}]"
+    home, name = meant.split(".")
+    if name == key:
+        return f"{key} belongs under [{home}]"
+    return f"did you mean {name}?" if home == section else f"did you mean {name} under [{home}]?"
 
 
 def named_here(key: str) -> str | None:

@@ -232,6 +232,29 @@ def test_missing_packages_are_one_obstacle_with_the_command(recipe: Make) -> Non
     assert str(obstacle).endswith('run: pip install "fastft[train]"')
 
 
+@pytest.mark.parametrize(
+    ("reporters", "packages", "missing"),
+    [
+        ('["tensorboard"]', {}, "pip install tensorboard, or"),
+        ('["tensorboard"]', {"tensorboardX": "2.6"}, None),
+        ('["dagshub"]', {"dagshub": "0.6"}, "pip install mlflow, or"),
+        ('["wandb", "trackio"]', {"wandb": "0.26"}, "pip install trackio, or"),
+        ("none", {}, None),
+    ],
+)
+def test_a_reporter_without_its_package_is_an_obstacle_with_the_command(
+    recipe: Make, reporters: str, packages: dict[str, str], missing: str | None
+) -> None:
+    obstacles = plan(recipe("", f"train.report_to={reporters}"), installed={**TESTED, **packages}).obstacles
+
+    assert [missing in str(obstacle) for obstacle in obstacles] == ([True] if missing else [])
+
+
+@pytest.mark.parametrize(("written", "passed"), [("none", "none"), ("[]", "none"), ('["wandb"]', ["wandb"])])
+def test_the_trainer_reports_where_the_recipe_says(recipe: Make, written: str, passed: object) -> None:
+    assert plan(recipe("", f"train.report_to={written}")).calls.trainer.kwargs["report_to"] == passed
+
+
 def test_a_version_that_unsloth_does_not_know_is_an_obstacle_for_unsloth_alone(recipe: Make) -> None:
     newer = {**TESTED, "trl": "1.16.0"}
 

@@ -196,3 +196,10 @@ def test_control_characters_of_a_recipe_are_escaped(write_recipe: Callable[..., 
 def test_a_recipe_and_its_sections_never_change(recipe: Make) -> None:
     with pytest.raises(ValueError, match="frozen"):
         recipe().recipe.train.seed = 1
+
+
+def test_a_value_that_fits_none_of_two_types_is_one_problem(write_recipe: Callable[..., Path]) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load(write_recipe(), ["train.gradient_checkpointing=maybe", "train.report_to=wandb"])
+
+    assert [problem.field for problem in caught.value.problems] == ["train.gradient_checkpointing", "train.report_to"]
