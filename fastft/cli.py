@@ -330,6 +330,8 @@ def main() -> None:
         for problem in error.problems:
             print(problem, file=sys.stderr)
         raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:  # before a command began
+        raise SystemExit(130) from None
     except BrokenPipeError:  # the reader has gone, as `| head` does
         _discard_output()
         raise SystemExit(1) from None

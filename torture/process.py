@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-HANG_SECONDS = 90
+# Of the clock: long, because other work may take the cores.
+HANG_SECONDS = 400
 
 
 @dataclass(frozen=True)
@@ -92,11 +93,12 @@ def _run(
     after: Callable[[], None] | None,
 ) -> None:
     """The child: never returns."""
-    code = 1
+    code = 130  # of a signal before main, as Python has it
     try:
         descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))
         os.chdir(cwd)
         os.environ["XDG_CACHE_HOME"] = str(cwd / "cache")
         sys.argv = ["fastft", *arguments]
@@ -116,6 +118,7 @@ def _run(
             code = 130
         except BaseException:
             traceback.print_exc()
+            code = 1
         if after is not None:
             after()
         sys.stdout.flush()

@@ -48,6 +48,10 @@ def at_moment(shared: Path, number: signal.Signals, seconds: float, folder: Path
             if ended.code == 0:  # the signal came when all was done
                 seconds *= 0.7
                 continue
+            if not child.shown and not (place / "runs").exists() and ended.code in (130, -number):
+                # Python, or fastft before its first line: ended as any program, and nothing was begun.
+                rest = compare(place, command(RUN, place), shared / "facts.json", f"before the run / {number.name}", took)
+                return Outcome("harmless" if rest.is_good else rest.verdict, took, rest.group, f"exit {ended.code}")
             if ended.is_traceback:
                 return Outcome("traceback", took, group, ended.last_line)
             if ended.code != 75:
