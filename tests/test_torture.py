@@ -1,4 +1,4 @@
-"""The torture itself: what it calls wrong is wrong, an outcome is kept, and a case of each light kind comes out well."""
+"""The torture itself: what it calls wrong is wrong, outcomes are kept, and a case of some kinds comes out well."""
 
 from __future__ import annotations
 
@@ -55,9 +55,7 @@ def test_a_run_that_is_equal_but_for_times_is_exact(finished: tuple[Path, Path])
         ("exports/merged_16bit/model.safetensors", b"an export that the undisturbed run has not", "merged_16bit"),
     ],
 )
-def test_a_planted_difference_is_not_exact(
-    finished: tuple[Path, Path], name: str, content: bytes, seen: str
-) -> None:
+def test_a_planted_difference_is_not_exact(finished: tuple[Path, Path], name: str, content: bytes, seen: str) -> None:
     folder, wanted = finished
     (folder / "runs/x" / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / "runs/x" / name).write_bytes(content)

@@ -56,6 +56,7 @@ def in_child(work: Callable[[], Any], answer: Path) -> int:
     try:
         os.setpgid(0, 0)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         value = work()
         answer.write_text(json.dumps(value), encoding="utf-8")
         code = 0
@@ -139,6 +140,8 @@ def main() -> int:
     parser.add_argument("--raw", type=Path, default=ROOT / "benchmarks" / "torture.jsonl")
     parser.add_argument("--report", type=Path, default=ROOT / "docs" / "reliability.md")
     asked = parser.parse_args()
+    for stopping in (signal.SIGINT, signal.SIGTERM):  # a shell starts what is in the background without SIGINT
+        signal.signal(stopping, signal.default_int_handler)
     kinds = tuple(asked.only.split(","))
     ledger = Ledger(asked.raw, asked.seed)
     if asked.again:

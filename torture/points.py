@@ -24,7 +24,7 @@ class Points:
     def install(self) -> None:
         """Count from now on; for the rest of the life of this process."""
         sys.addaudithook(self._heard)
-        os.fsync = self._flushed
+        os.fsync = self._flushed  # type: ignore[assignment]
 
     def write_count(self, path: Path) -> None:
         path.write_text(str(self.count), encoding="utf-8")

@@ -104,7 +104,11 @@ def facts(run: Path) -> dict[str, str]:
     kept = {key: result.get(key) for key in ("steps", "train_loss", "eval_loss", "exact_match")}
     found = {"metrics": json.dumps(metrics, sort_keys=True), "best": best, "result": json.dumps(kept, sort_keys=True)}
     texts = {name: _digest(text.encode()) for name, text in found.items()}
-    weights = [*run.glob("adapter/*.safetensors"), *run.glob("exports/*/*.safetensors"), *run.glob("exports/gguf/*.gguf")]
+    weights = [
+        *run.glob("adapter/*.safetensors"),
+        *run.glob("exports/*/*.safetensors"),
+        *run.glob("exports/gguf/*.gguf"),
+    ]
     return texts | {str(file.relative_to(run)): _digest(file.read_bytes()) for file in sorted(weights)}
 
 

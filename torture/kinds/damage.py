@@ -51,7 +51,7 @@ def damage(path: Path, way: str, seed: int) -> None:
     chance = random.Random(f"{seed} {path.name} {way}")  # noqa: S311  not for secrets
     if way == "bit" and content:
         content[chance.randrange(len(content) // 4, len(content))] ^= 1 << chance.randrange(7)
-    made = {"empty": b"", "half": content[: len(content) // 2], "hostile": HOSTILE.encode(), "list": b"[1, 2]\n"}
+    made = {"empty": b"", "half": bytes(content[: len(content) // 2]), "hostile": HOSTILE.encode(), "list": b"[1, 2]\n"}
     path.unlink()
     path.write_bytes(made.get(way, bytes(content)))
 

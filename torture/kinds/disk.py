@@ -33,7 +33,7 @@ def cases(shared: Path, base: Path, seed: int) -> list[Case]:
 
 
 def filled(shared: Path, left: int, folder: Path) -> Outcome:
-    """A file system of its own where this user may mount one; elsewhere no file grows beyond a fifth of what is left."""
+    """A file system of its own where this user may mount one; elsewhere a limit on the size of each file."""
     copy(shared / "subject", folder)
     runs = folder / "runs"
     runs.mkdir()

@@ -24,9 +24,14 @@ def prepare(shared: Path, base: Path) -> None:
 
 
 def cases(shared: Path, base: Path, seed: int) -> list[Case]:
-    ways = {"with held-out rows": {"data.eval": "eval.jsonl", "train.eval_strategy": "epoch"}, "without": {}}
+    evaluated = {"data.eval": "eval.jsonl", "train.eval_strategy": "epoch"}
+    ways: dict[str, dict[str, object]] = {"with held-out rows": {**evaluated}, "without": {}}
     return [
-        Case(KIND, f"learning rate {rate}, {way}", partial(diverges, shared / "runs/subject/exports/merged_16bit", rate, changes, way))
+        Case(
+            KIND,
+            f"learning rate {rate}, {way}",
+            partial(diverges, shared / "runs/subject/exports/merged_16bit", rate, changes, way),
+        )
         for way, changes in ways.items()
         for rate in RATES
     ]
@@ -42,4 +47,6 @@ def diverges(base: Path, rate: float, changes: dict[str, object], way: str, fold
     losses = [float(value) for value in re.findall(r"loss (\d+\.\d+)", ended.shown)]
     change = f"loss {losses[0]:.2f} to {losses[-1]:.2f}" if losses else "no loss"
     worse = len(losses) > 1 and losses[-1] > 1.5 * losses[0]
-    return Outcome("said" if lines else "silent" if worse else "harness", 0.0, way, f"{change}: {lines[0][:160] if lines else ''}")
+    return Outcome(
+        "said" if lines else "silent" if worse else "harness", 0.0, way, f"{change}: {lines[0][:160] if lines else ''}"
+    )

@@ -66,7 +66,9 @@ def cases(shared: Path, base: Path, seed: int) -> list[Case]:
     ]
     counted = COUNT - FRESH - moments - 20
     at_points = [
-        Case(KIND, f"change {1 + number * points // counted}", partial(at_change, shared, 1 + number * points // counted))
+        Case(
+            KIND, f"change {1 + number * points // counted}", partial(at_change, shared, 1 + number * points // counted)
+        )
         for number in range(counted)
     ]
     at_bytes = [
@@ -138,9 +140,7 @@ def in_a_fresh_process(shared: Path, seconds: float, folder: Path) -> Outcome:
     return Outcome("harness", 0.0, "", "never killed")
 
 
-def goes_on(
-    shared: Path, folder: Path, shown: str, how: str, environment: dict[str, str] | None = None
-) -> Outcome:
+def goes_on(shared: Path, folder: Path, shown: str, how: str, environment: dict[str, str] | None = None) -> Outcome:
     """The same command again, to its end."""
     group = f"{part(shown)} / {how}"
     if environment is None:

@@ -29,7 +29,7 @@ def prepare(shared: Path, base: Path) -> None:
 
 
 def cases(shared: Path, base: Path, seed: int) -> list[Case]:
-    ways = {"each step logged": {}, "no step logged": {"train.logging_steps": 100}}
+    ways: dict[str, dict[str, object]] = {"each step logged": {}, "no step logged": {"train.logging_steps": 100}}
     return [
         Case(KIND, f"{way}, step {step}", partial(poisoned, shared / "poisoned", step, changes, way))
         for way, changes in ways.items()

@@ -44,7 +44,9 @@ def cases(shared: Path, base: Path, seed: int) -> list[Case]:
         for kind, value in WRONG.items()
     ]
     wrong += [
-        Case(KIND, f"{section}.{key} misspelt", partial(made, base, with_key(section, misspelt(key, chance)), "misspelt"))
+        Case(
+            KIND, f"{section}.{key} misspelt", partial(made, base, with_key(section, misspelt(key, chance)), "misspelt")
+        )
         for section, key in keys()
     ]
     return [*listed, *chance.sample(wrong, COUNT - len(listed))]

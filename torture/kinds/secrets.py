@@ -19,7 +19,10 @@ def prepare(shared: Path, base: Path) -> None:
 
 
 def cases(shared: Path, base: Path, seed: int) -> list[Case]:
-    return [Case(KIND, f"{number}: {text}".replace(CANARY, "..."), partial(leaks, base, text)) for number, text in enumerate(TEXTS)]
+    return [
+        Case(KIND, f"{number}: {text}".replace(CANARY, "..."), partial(leaks, base, text))
+        for number, text in enumerate(TEXTS)
+    ]
 
 
 def leaks(base: Path, text: str, folder: Path) -> Outcome:

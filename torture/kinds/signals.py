@@ -50,7 +50,9 @@ def at_moment(shared: Path, number: signal.Signals, seconds: float, folder: Path
                 continue
             if not child.shown and not (place / "runs").exists() and ended.code in (130, -number):
                 # Python, or fastft before its first line: ended as any program, and nothing was begun.
-                rest = compare(place, command(RUN, place), shared / "facts.json", f"before the run / {number.name}", took)
+                rest = compare(
+                    place, command(RUN, place), shared / "facts.json", f"before the run / {number.name}", took
+                )
                 return Outcome("harmless" if rest.is_good else rest.verdict, took, rest.group, f"exit {ended.code}")
             if ended.is_traceback:
                 return Outcome("traceback", took, group, ended.last_line)
