@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # A GPU host is one where the driver answers.
 LIST := $(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu)
 
-.PHONY: quickstart test light lint docs golden gpu clean
+.PHONY: quickstart test light lint docs golden gpu torture clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/fastft run recipes/quickstart.toml --resume
@@ -38,6 +38,11 @@ golden: $(VENV)/installed
 # WHEELS names a folder of carried wheels (benchmarks/fetch_wheels.sh) where no package index can be reached.
 gpu:
 	$(PYTHON) -m benchmarks.gpu_session
+
+# Faults by the hundred, in an hour at most; goes on where it was stopped, and writes docs/reliability.md. Outcomes of
+# another version are forgotten with `make torture AGAIN=all`.
+torture: $(VENV)/installed
+	nice $(BIN)/python -m torture $(if $(AGAIN),--again $(AGAIN))
 
 # torch first, with its dependencies; then pinned lists without dependencies: see requirements/cpu.txt.
 $(VENV)/installed: requirements/$(LIST).txt requirements/cpu.txt requirements/dev.txt pyproject.toml

@@ -378,6 +378,8 @@ def main() -> None:
     except FastftError as error:
         _report(error.problems, error.exit_code)
         raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:  # before a command began
+        raise SystemExit(130) from None
     except BrokenPipeError:  # the reader has gone, as `| head` does
         _discard_output()
         raise SystemExit(1) from None

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from fastft.console import private_console
 from fastft.engine_choice import started
-from fastft.errors import DataError, MachineError, Problem, RecipeError, UsageError, Where
+from fastft.errors import DataError, Interrupted, MachineError, Problem, RecipeError, UsageError, Where
 from fastft.planning.check import check
 from fastft.planning.facts import find_facts
 from fastft.planning.plan import make_plan
@@ -24,6 +24,7 @@ from fastft.report.result import print_result
 from fastft.runs.directory import RunDir, create_run_dir, differences, find_run, newest_run, next_run_dir, run_name
 from fastft.runs.ranks import Ranks
 from fastft.stages.attempt import Start, run_attempt
+from fastft.stages.stopping import Stopping
 from fastft.stages.weights import refuse_damaged_run
 
 
@@ -122,8 +123,12 @@ def _choose(loaded: LoadedRecipe, runs_dir: Path, start: Start) -> tuple[str | N
 
 def run_with_progress(recipe: Path, overrides: Sequence[str], runs_dir: Path, start: Start) -> RunDir:
     """As `run`, with progress on standard error."""
-    with private_console() as console:
-        return run(recipe, overrides, runs_dir, start, console)
+    with private_console() as console, Stopping() as stopping:
+        try:
+            return run(recipe, overrides, runs_dir, start, console)
+        except KeyboardInterrupt:  # an attempt has words of its own for this
+            wrong = f"stopped by {stopping.asked.name if stopping.asked else 'the keyboard'} before the run began"
+            raise Interrupted(Problem(Where(str(recipe)), "", wrong, "the same command begins it")) from None
 
 
 def run_in_terminal(recipe: Path, overrides: Sequence[str], runs_dir: Path, start: Start) -> None:

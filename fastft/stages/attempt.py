@@ -111,6 +111,8 @@ def run_attempt(
                     view.note(f"the log of this attempt: {log}")
                 raise
             except KeyboardInterrupt:
+                if run.is_finished:  # too late to stop anything
+                    return
                 raise attempt.interrupted(log, saved=bool(checkpoints(run))) from None
             except OSError as error:
                 traceback.print_exc()
