@@ -405,13 +405,13 @@ def _discard_output() -> None:
 
 def _explain(error: OSError | ImportError) -> Problem:
     """An error of the machine in one line; its traceback goes to a log in fastft's cache."""
-    log = cache_folder() / "error.txt"
     text = redact("".join(traceback.format_exception(error)))
     try:
+        log = cache_folder() / "error.txt"
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text(text, encoding="utf-8")
         instead = f"the traceback is in {log}"
-    except OSError:
+    except (OSError, MachineError):
         instead = "set XDG_CACHE_HOME to a folder that you may write to"
     if isinstance(error, ImportError):
         return Problem(Where(error.name or "python"), "", f"cannot be imported: {error}", f"{INSTALL}; {instead}")

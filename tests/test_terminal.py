@@ -75,6 +75,32 @@ def test_a_cache_that_is_a_file_is_one_line(write_recipe: Write, tmp_path: Path)
     assert b"XDG_CACHE_HOME" in done.stderr + done.stdout
 
 
+@pytest.mark.skipif(os.name != "posix", reason="users of Windows have a home folder")
+def test_a_user_without_a_home_folder_is_one_line() -> None:
+    """As in a container whose user is a number: no HOME, and no line in /etc/passwd."""
+    code = "import pwd; pwd.getpwuid = lambda _: {}[0]; from fastft.cli import main; main()"
+    variables = {name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_CACHE_HOME")}
+
+    done = subprocess.run(
+        [sys.executable, "-c", code, "doctor"],
+        env={**variables, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        check=False,
+    )
+
+    assert done.returncode == 4
+    assert done.stderr.decode().splitlines() == [
+        "HOME: this user has no home folder; set HOME or XDG_CACHE_HOME to a folder that you may write to"
+    ]
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(write_recipe: Write) -> None:
+    done = fastft("doctor", "--train", XDG_CACHE_HOME="/proc")
+
+    assert done.returncode == 4
+    assert b"Traceback" not in done.stderr + done.stdout
+
+
 def test_a_proxy_that_lacks_its_package_is_named_with_what_to_install(write_recipe: Write) -> None:
     pytest.importorskip("httpx")
 

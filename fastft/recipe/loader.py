@@ -248,8 +248,8 @@ def _as_override(field: str, equals: str, raw: str) -> str:
     known = fields() if field in fields() else ()
     home = field if known else named_here(field.rpartition(".")[2])
     if home is None:
-        return f"`fastft explain` lists the keys; as in --set train.max_steps={raw or 5}"
-    return f"write --set {home}={raw}" if equals and raw else f"write --set {home}=VALUE"
+        return "`fastft explain` lists the keys; as in --set train.max_steps=5"
+    return f"write --set {home}={redact_value(field, raw)}" if equals and raw else f"write --set {home}=VALUE"
 
 
 def _make_recipe(

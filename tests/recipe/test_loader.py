@@ -61,8 +61,8 @@ def test_the_value_of_an_override_is_toml_or_else_plain_text(recipe: Make, overr
         ("args.lora_rank.x=8", "`fastft explain` lists the keys"),
         ("train.seed", "write --set train.seed=VALUE"),
         ("max_steps=", "write --set train.max_steps=VALUE"),
-        ("train.=1", "as in --set train.max_steps=1"),
-        ("=1", "as in --set train.max_steps=1"),
+        ("train.=1", "as in --set train.max_steps=5"),
+        ("=1", "as in --set train.max_steps=5"),
         ("", "as in --set train.max_steps=5"),
     ],
 )
