@@ -31,6 +31,8 @@ _FORMATS = {
     "text": (),
 }
 _ROWS_INSIDE = ("data", "rows", "examples", "items", "records", "dataset", "train", "test")
+# A question with its answer as one turn (Firefly, XTuner).
+_PAIRS = (("human", "assistant"), ("user", "assistant"), ("input", "output"), ("question", "answer"))
 _SPEAKERS = ("role", "from")
 
 
@@ -43,7 +45,13 @@ def instead_of(row: Mapping[str, Any]) -> str | None:
         if mapping:
             return f"write columns = {_toml(mapping)}"
     for name, value in row.items():
-        if isinstance(value, list) and value and isinstance(value[0], Mapping) and _is_row(name, value[0]):
+        if not isinstance(value, list) or not value or not isinstance(value[0], Mapping):
+            continue
+        pair = next((pair for pair in _PAIRS if value[0].keys() >= {*pair}), None)
+        if pair is not None and name.lower() not in _ROWS_INSIDE:
+            turns = '{"role": "user", "content": ...}, {"role": "assistant", "content": ...}'
+            return f'"{name}" holds pairs of {pair[0]} and {pair[1]}: write each as two turns of "messages", {turns}'
+        if _is_row(name, value[0]):
             return f'the rows seem to be inside "{name}": write that list as the file'
     return None
 

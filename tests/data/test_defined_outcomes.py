@@ -35,6 +35,7 @@ def chat(*turns: Any, **columns: Any) -> dict[str, Any]:
         (chat(ASKED, {**SAID, "reasoning_details": [{"text": "hm"}]}), "reasoning_content"),
         ({"prompt": "Hi?", "completion": "Yes.", "cot": "hm"}, 'reasoning_content = "cot"'),
         ({"prompt": "Hi?", "completion": None}, "completion: not text"),
+        ({"conversation": [{"human": "Hi?", "assistant": "Yes."}]}, "pairs of human and assistant"),
         ({"messages": [["user", "Hi?"], ["assistant", "Yes."]]}, "not a message"),
         (chat({"Role": "user", "Content": "Hi?"}), 'write "role" for "Role"'),
         (chat({"role": "user", "content": [{"type": "text", "text": []}]}, SAID), 'write {"type": "text"'),

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from fastft.commands.export import ExportRequest, export
 from fastft.errors import ExportError, FastftError
+from fastft.inference.conversation import render_chat
+from fastft.inference.gguf_header import read_gguf_header
+from fastft.inference.server import serve
 from fastft.runs.directory import RunDir
 from tests.engine.tiny import make_rows, run, write_recipe, write_rows
 from tests.exports.tiny import read_json, write_base
@@ -88,3 +93,46 @@ def test_an_export_that_cannot_be_made_is_refused_before_the_first_step(model: P
         run(recipe_with(tmp_path, model, ["adapter", "gguf"]))
 
     assert list((tmp_path / "runs").glob("*")) == []
+
+
+OWN = (
+    "{{ strftime_now('%d.%m.%Y') }}{% for m in messages %}<|im_start|>{{ m.role }}"
+    "{{ ' quick' if m.role == 'assistant' and quick is defined and quick }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+)
+
+
+def test_every_artefact_asks_with_the_template_date_and_values_that_were_trained(tmp_path: Path) -> None:
+    """Only a whole run shows the way of a template into adapter, merged weights and GGUF, and out of `fastft serve`."""
+    write_base(tmp_path / "base", max_position_embeddings=512)
+    (tmp_path / "own.jinja").write_text(OWN, encoding="utf-8")
+    write_rows(tmp_path / "held_out.jsonl", make_rows(6, seed=9))
+    changes = {
+        "data.eval": "held_out.jsonl",
+        "data.chat_template": "own.jinja",
+        "data.template_date": "2011-03-04",
+        "data.chat_template_kwargs.quick": True,
+        "export.formats": ["adapter", "merged_16bit", "gguf"],
+        "export.quantization": ["f16"],
+    }
+    ran = run(write_recipe(tmp_path, tmp_path / "base", changes))
+
+    (file,) = (ran.folder.exports / "gguf").glob("*.gguf")
+    merged = ran.folder.exports / "merged_16bit"
+    written = {read_gguf_header(file).chat_template}
+    written |= {AutoTokenizer.from_pretrained(folder).chat_template for folder in (ran.folder.adapter, merged)}
+    (template,) = written
+    question = [{"role": "user", "content": "Which?"}]
+    prompt = "04.03.2011<|im_start|>user\nWhich?<|im_end|>\n<|im_start|>assistant quick\n"
+    asked = AutoTokenizer.from_pretrained(merged).apply_chat_template(
+        question, tokenize=False, add_generation_prompt=True, quick=False
+    )
+    assert asked == render_chat(template, question, {}) == prompt
+    with serve(file, port=0) as address:
+        served = httpx.post(f"{address}/apply-template", json={"messages": question}, timeout=60).json()["prompt"]
+    assert served == prompt
+    assert all(one["passed"] is True for one in (record["parity"] for record in exported(ran.folder)))
+
+
+def exported(folder: RunDir) -> list[dict[str, Any]]:
+    records: list[dict[str, Any]] = read_json(folder.exports / "export.json")["artefacts"]
+    return records
