@@ -106,6 +106,7 @@ def main() -> None:
         for text, rows in (("held-out rows", kept.conversations), ("free text", ())):
             with tempfile.TemporaryDirectory() as folder:
                 found = measure(base, weights.path, rows, kept.end_ids, Path(folder), REAL_KINDS)
+                models[f"SmolLM2-135M, {text}"] = found
                 save(models)
 
 

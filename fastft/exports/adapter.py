@@ -31,6 +31,8 @@ UNMERGEABLE = {
 # These start from changed base weights, so A and B alone do not say what the adapter adds to the original ones.
 CHANGED_BASE_STARTS = ("pissa", "olora", "loftq", "corda", "lora_ga")
 PREFIX = "base_model.model."
+# How PEFT names, by version, a module that was trained in full.
+COPY = re.compile(r"\.(base_layer|modules_to_save(\.default)?)\.")
 PART = re.compile(r"(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)"
                   r"(?:\.default)?(?:\.(?P<kind>weight|bias))?$")  # fmt: skip
 
@@ -73,6 +75,8 @@ class Adapter:
     replaced: dict[str, str]
     """Base tensor to the adapter's own that was trained in full (`modules_to_save`, biases, resized embeddings)."""
     ensure_weight_tying: bool = False
+    copied: bool = False
+    """Embedding or head were trained as copies of their own (`modules_to_save`), not saved as they were resized."""
 
 
 def open_adapter(folder: Path, base_names: Iterable[str] = ()) -> Adapter:
@@ -89,15 +93,18 @@ def open_adapter(folder: Path, base_names: Iterable[str] = ()) -> Adapter:
     weights = _open(folder, config, base_names)
     parts: dict[str, dict[str, TensorInfo]] = {}
     replaced: dict[str, str] = {}
+    known = set(base_names)
     for name, info in weights.tensors.items():
-        key = name.removeprefix(PREFIX)
+        key = _key(name, known)
         match = PART.match(key)
-        if info.dtype not in FLOATING or key == name:
+        if info.dtype not in FLOATING or (name.startswith("base_model.") and not name.startswith(PREFIX)):
             raise _unusable(where, name, f"unknown adapter tensor of type {info.dtype}", "save it with PEFT")
+        if ".original_module." in key:
+            continue  # PEFT's copy of the base's own
         if match is None:
             if "lora_" in key or not key.endswith((".weight", ".bias")):
                 raise _unusable(where, name, "unknown adapter tensor", "save it with PEFT")
-            replaced[key.replace(".base_layer.", ".").replace(".modules_to_save.default.", ".")] = name
+            replaced[COPY.sub(".", key)] = name
         elif match["kind"] == "bias":
             raise _unusable(where, name, "a bias on the low-rank matrices (lora_bias)", "train with lora_bias false")
         else:
@@ -105,7 +112,21 @@ def open_adapter(folder: Path, base_names: Iterable[str] = ()) -> Adapter:
     if not parts and not replaced:
         raise _unusable(where, "", "the adapter is empty", "save the adapter again")
     low_rank = {f"{module}.weight": _low_rank(module, found, config, where) for module, found in parts.items()}
-    return Adapter(folder, weights, low_rank, replaced, config.get("ensure_weight_tying") is True)
+    copied = any(name in ("embed_tokens", "lm_head") for name in config.get("modules_to_save") or [])
+    return Adapter(folder, weights, low_rank, replaced, config.get("ensure_weight_tying") is True, copied)
+
+
+def _key(name: str, base_names: set[str]) -> str:
+    """The name of an adapter's tensor as PEFT would write it for the base: without PREFIX and what wrappers add.
+
+    torch.compile puts `_orig_mod` into names; vision models have the text model under `language_model`.
+    """
+    key = name.removeprefix(PREFIX).replace("_orig_mod.", "")
+    wrapped = "language_model."
+    if wrapped in key and not any(wrapped in one for one in base_names):
+        key = key.replace(f"model.{wrapped}", "model.").replace(wrapped, "")
+        key = key.replace("model.model.", "model.").replace("model.lm_head.", "lm_head.")
+    return key
 
 
 def check_adapter(folder: Path, base: Path) -> None:
