@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
+import shutil
+import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,6 +130,44 @@ def _key(name: str, base_names: set[str]) -> str:
         key = key.replace(f"model.{wrapped}", "model.").replace(wrapped, "")
         key = key.replace("model.model.", "model.").replace("model.lm_head.", "lm_head.")
     return key
+
+
+def vocabulary_rows(folder: Path) -> int | None:
+    """The rows of the embedding or head that an adapter folder brings; None where it brings none."""
+    with open_weights(folder, stem="adapter_model") as weights:
+        for name, info in weights.tensors.items():
+            if COPY.sub(".", name).endswith(("embed_tokens.weight", "lm_head.weight")):
+                return info.shape[0]
+    return None
+
+
+def write_as_peft_does(folder: Path, base: Path, out: Path) -> None:
+    """Copy the adapter in `folder` to the existing folder `out`, its tensors under the names that PEFT looks for.
+
+    Raises:
+        MachineError, RecipeError: as `open_weights`.
+    """
+    with open_weights(base) as weights:
+        known = set(weights.tensors)
+    with open_weights(folder, stem="adapter_model") as weights:
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        kept, begin = [], 0
+        for name, info in weights.tensors.items():
+            key = COPY.sub(".", _key(name, known))
+            if ".original_module." in key:
+                continue
+            key = re.sub(r"\.(lora_\w+)\.default\b", r".\1", key)
+            end = begin + info.size_bytes
+            header[PREFIX + key] = {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": [begin, end]}
+            kept.append(name)
+            begin = end
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        with (out / "adapter_model.safetensors").open("wb") as stream:
+            stream.write(struct.pack("<Q", len(text)) + text)
+            for name in kept:
+                stream.write(weights.head(name, weights.tensors[name].size_bytes))
+    shutil.copyfile(folder / "adapter_config.json", out / "adapter_config.json")
 
 
 def check_adapter(folder: Path, base: Path) -> None:
