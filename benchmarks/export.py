@@ -45,7 +45,7 @@ write_gguf(*(Path(each) for each in sys.argv[1:4]), "q4_k_m")
 """
 # Four files of the usual types; "together" writes them in one pass.
 TYPES = ("f16", "q8_0", "q4_0", "q4_k_m")
-ONE_PASS = """
+TOGETHER = """
 import sys
 from pathlib import Path
 from fastft.exports.gguf.writer import write_ggufs
@@ -188,7 +188,7 @@ def one_pass(folder: Path, layers: int) -> None:
     base, adapter = folder / "base", folder / "adapter"
     figures: dict[str, Any] = {"layers": layers, "load_at_start": round(os.getloadavg()[0], 1)}
     for kinds in (*TYPES, ",".join(TYPES)):
-        figures[kinds] = measure(sys.executable, "-c", ONE_PASS, base, adapter, folder / "one", kinds)
+        figures[kinds] = measure(sys.executable, "-c", TOGETHER, base, adapter, folder / "one", kinds)
         for file in folder.glob("one-*.gguf"):
             file.unlink()
     together = figures[",".join(TYPES)]

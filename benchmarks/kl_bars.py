@@ -103,9 +103,10 @@ def main() -> None:
         weights = find_weights(asked.run)
         _, base = find_base(weights, None, print)
         kept = held_out(weights, base, weights.path)
-        for rows in (kept.conversations, ()):
+        for text, rows in (("held-out rows", kept.conversations), ("free text", ())):
             with tempfile.TemporaryDirectory() as folder:
-                measure(base, weights.path, rows, kept.end_ids, Path(folder), REAL_KINDS)
+                found = measure(base, weights.path, rows, kept.end_ids, Path(folder), REAL_KINDS)
+                models[f"SmolLM2-135M, {text}"] = found
                 save(models)
 
 

@@ -47,8 +47,14 @@ def tables_page() -> str:
         (name, row.family, f"{row.state_bytes:g}", _yes(row.needs_gpu), _yes(row.paged), row.on_cpu or "")
         for name, row in OPTIMIZERS.items()
     ]
-    types = [(name, f"{row.bits:g}", f"{row.bar:.0%}", _yes(row.by_converter)) for name, row in QUANTIZATIONS.items()]
-    folders = [(name, row.library, f"{row.weight_bytes:g}", f"{row.bar:.0%}") for name, row in FOLDER_FORMATS.items()]
+    types = [
+        (name, f"{row.bits:g}", f"{row.bar:.0%}", f"{row.most_mean_kl:g}", f"{row.most_kl:g}", _yes(row.by_converter))
+        for name, row in QUANTIZATIONS.items()
+    ]
+    folders = [
+        (name, row.library, f"{row.weight_bytes:g}", f"{row.bar:.0%}", f"{row.most_mean_kl:g}", f"{row.most_kl:g}")
+        for name, row in FOLDER_FORMATS.items()
+    ]
     devices = [
         (
             name,
@@ -81,11 +87,12 @@ def tables_page() -> str:
         _table(("name", "algorithm", "state", "needs a GPU", "paged", "on a processor"), optimizers),
         "## GGUF quantizations",
         "`export.quantization`. Bits: a weight, all of Llama-3.1-8B together. Needed: the share of held-out answer"
-        " tokens at which the file must predict the trained model's next token. Converter: `--llama-cpp` can write it.",
-        _table(("name", "bits", "needed", "converter"), types),
+        " tokens at which the file must predict the trained model's next token. Mean and worst KL: the most that its"
+        " predictions may differ, in nats a token. Converter: `--llama-cpp` can write it.",
+        _table(("name", "bits", "needed", "mean KL", "worst KL", "converter"), types),
         "## Export formats",
-        "`export.formats`, besides `gguf`. Bytes: a weight of the base model. Needed: as above.",
-        _table(("name", "loaded by", "bytes", "needed"), folders),
+        "`export.formats`, besides `gguf`. Bytes: a weight of the base model. The others: as above.",
+        _table(("name", "loaded by", "bytes", "needed", "mean KL", "worst KL"), folders),
         "## GGUF architectures",
         "The `architectures` of a config.json that GGUF export knows.",
         _table(("model class", "llama.cpp's name"), [(name, row.name) for name, row in ARCHITECTURES.items()]),

@@ -41,7 +41,7 @@ ADAPTER_WEIGHTS = 41_943_040  # of rank 16
 NEW_OPTIMIZER = Optimizer(
     "muon_8bit", "muon", "Muon", 3.0, needs_gpu=True, on_cpu="sgd", takes_betas=True, takes_epsilon=False
 )
-NEW_QUANTIZATION = Quantization("q1_k", "Q2_K", "MOSTLY_Q2_K", 1.5, bar=0.7)
+NEW_QUANTIZATION = Quantization("q1_k", "Q2_K", "MOSTLY_Q2_K", 1.5, 4.0, 12.0, bar=0.7)
 ROOT = Path(__file__).parents[1]
 
 

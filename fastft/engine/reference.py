@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from fastft.engine.model import Model, Tokenizer
 from fastft.engine.torch_model import prompt_ids, special_tokens, token_ids
 from fastft.errors import FastftError, MachineError, Problem, RecipeError, Where
+from fastft.exports.adapter import vocabulary_rows, write_as_peft_does
 from fastft.exports.merged import stopping_ids
 from fastft.exports.parity import ChatMessages, Passage, Reading, Reference, Verdict, judge, unreadable
 from fastft.files.tensors import Floats
@@ -52,7 +54,9 @@ def make_reference(
                 base = tuple(_logits(model, passage, each) for passage in passages)
     finally:
         model.train(was_training)
-    return Reference(passages, trained, base, tokenizer.chat_template, special_tokens(tokenizer), tuple(end_tokens))
+    is_rounded = any(weight.dtype in (torch.float16, torch.bfloat16) for weight in model.parameters())
+    special, ends = special_tokens(tokenizer), tuple(end_tokens)
+    return Reference(passages, trained, base, tokenizer.chat_template, special, ends, is_rounded)
 
 
 def load_to_ask(weights: Path, adapter: Path | None, dtype: Any) -> Any:
@@ -62,7 +66,13 @@ def load_to_ask(weights: Path, adapter: Path | None, dtype: Any) -> Any:
     if adapter is not None:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, str(adapter))
+        rows = vocabulary_rows(adapter)
+        if rows is not None and rows != model.get_input_embeddings().weight.shape[0]:
+            model.resize_token_embeddings(rows, mean_resizing=False)
+        # PEFT passes over names that it does not look for, and the adapter would not be in the model.
+        with tempfile.TemporaryDirectory() as folder:
+            write_as_peft_does(adapter, weights, Path(folder))
+            model = PeftModel.from_pretrained(model, folder)
     return model.eval()
 
 

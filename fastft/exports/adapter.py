@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
+import shutil
+import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +34,8 @@ UNMERGEABLE = {
 # These start from changed base weights, so A and B alone do not say what the adapter adds to the original ones.
 CHANGED_BASE_STARTS = ("pissa", "olora", "loftq", "corda", "lora_ga")
 PREFIX = "base_model.model."
+# How PEFT names, by version, a module that was trained in full.
+COPY = re.compile(r"\.(base_layer|modules_to_save(\.default)?)\.")
 PART = re.compile(r"(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)"
                   r"(?:\.default)?(?:\.(?P<kind>weight|bias))?$")  # fmt: skip
 
@@ -73,6 +78,8 @@ class Adapter:
     replaced: dict[str, str]
     """Base tensor to the adapter's own that was trained in full (`modules_to_save`, biases, resized embeddings)."""
     ensure_weight_tying: bool = False
+    copied: bool = False
+    """Embedding or head were trained as copies of their own (`modules_to_save`), not saved as they were resized."""
 
 
 def open_adapter(folder: Path, base_names: Iterable[str] = ()) -> Adapter:
@@ -89,15 +96,18 @@ def open_adapter(folder: Path, base_names: Iterable[str] = ()) -> Adapter:
     weights = _open(folder, config, base_names)
     parts: dict[str, dict[str, TensorInfo]] = {}
     replaced: dict[str, str] = {}
+    known = set(base_names)
     for name, info in weights.tensors.items():
-        key = name.removeprefix(PREFIX)
+        key = _key(name, known)
         match = PART.match(key)
-        if info.dtype not in FLOATING or key == name:
+        if info.dtype not in FLOATING or (name.startswith("base_model.") and not name.startswith(PREFIX)):
             raise _unusable(where, name, f"unknown adapter tensor of type {info.dtype}", "save it with PEFT")
+        if ".original_module." in key:
+            continue  # PEFT's copy of the base's own
         if match is None:
             if "lora_" in key or not key.endswith((".weight", ".bias")):
                 raise _unusable(where, name, "unknown adapter tensor", "save it with PEFT")
-            replaced[key.replace(".base_layer.", ".").replace(".modules_to_save.default.", ".")] = name
+            replaced[COPY.sub(".", key)] = name
         elif match["kind"] == "bias":
             raise _unusable(where, name, "a bias on the low-rank matrices (lora_bias)", "train with lora_bias false")
         else:
@@ -105,7 +115,59 @@ def open_adapter(folder: Path, base_names: Iterable[str] = ()) -> Adapter:
     if not parts and not replaced:
         raise _unusable(where, "", "the adapter is empty", "save the adapter again")
     low_rank = {f"{module}.weight": _low_rank(module, found, config, where) for module, found in parts.items()}
-    return Adapter(folder, weights, low_rank, replaced, config.get("ensure_weight_tying") is True)
+    copied = any(name in ("embed_tokens", "lm_head") for name in config.get("modules_to_save") or [])
+    return Adapter(folder, weights, low_rank, replaced, config.get("ensure_weight_tying") is True, copied)
+
+
+def _key(name: str, base_names: set[str]) -> str:
+    """The name of an adapter's tensor as PEFT would write it for the base: without PREFIX and what wrappers add.
+
+    torch.compile puts `_orig_mod` into names; vision models have the text model under `language_model`.
+    """
+    key = name.removeprefix(PREFIX).replace("_orig_mod.", "")
+    wrapped = "language_model."
+    if wrapped in key and not any(wrapped in one for one in base_names):
+        key = key.replace(f"model.{wrapped}", "model.").replace(wrapped, "")
+        key = key.replace("model.model.", "model.").replace("model.lm_head.", "lm_head.")
+    return key
+
+
+def vocabulary_rows(folder: Path) -> int | None:
+    """The rows of the embedding or head that an adapter folder brings; None where it brings none."""
+    with open_weights(folder, stem="adapter_model") as weights:
+        for name, info in weights.tensors.items():
+            if COPY.sub(".", name).endswith(("embed_tokens.weight", "lm_head.weight")):
+                return info.shape[0]
+    return None
+
+
+def write_as_peft_does(folder: Path, base: Path, out: Path) -> None:
+    """Copy the adapter in `folder` to the existing folder `out`, its tensors under the names that PEFT looks for.
+
+    Raises:
+        MachineError, RecipeError: as `open_weights`.
+    """
+    with open_weights(base) as weights:
+        known = set(weights.tensors)
+    with open_weights(folder, stem="adapter_model") as weights:
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        kept, begin = [], 0
+        for name, info in weights.tensors.items():
+            key = COPY.sub(".", _key(name, known))
+            if ".original_module." in key:
+                continue
+            key = re.sub(r"\.(lora_\w+)\.default\b", r".\1", key)
+            end = begin + info.size_bytes
+            header[PREFIX + key] = {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": [begin, end]}
+            kept.append(name)
+            begin = end
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        with (out / "adapter_model.safetensors").open("wb") as stream:
+            stream.write(struct.pack("<Q", len(text)) + text)
+            for name in kept:
+                stream.write(weights.head(name, weights.tensors[name].size_bytes))
+    shutil.copyfile(folder / "adapter_config.json", out / "adapter_config.json")
 
 
 def check_adapter(folder: Path, base: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from fastft.console import BytesWritten, ignore_bytes
 from fastft.errors import FastftError, MachineError, Problem, Where
+from fastft.exports.adapter import vocabulary_rows
 from fastft.exports.card import CardFacts, model_card, modelfile
 from fastft.exports.gguf.checkout import check_checkout, convert_with_checkout
 from fastft.exports.gguf.quantization import check_quantization
@@ -241,7 +242,8 @@ def _write_beside(job: Job, written: Path, final: Path, kind: str, verdict: Verd
 def stop_texts(job: Job) -> tuple[str, ...]:
     """The texts of the tokens at which the model stops, for programs that stop at texts."""
     source = tokenizer_folder(job.base, job.adapter)
-    rows = read_config(job.base / "config.json")["vocab_size"]
+    grown = None if job.adapter is None else vocabulary_rows(job.adapter)
+    rows = grown or read_config(job.base / "config.json")["vocab_size"]
     vocabulary = read_vocabulary(source, job.base, rows, "", end_ids=job.end_ids)
     stops = [vocabulary.special[kind] for kind in ("eos", "eot") if kind in vocabulary.special]
     return tuple(vocabulary.tokens[token].decode() for token in stops)

@@ -26,6 +26,9 @@ from fastft.recipe.quantizations import QUANTIZATIONS
 # Two tokens of the trained model that are nearer than this, in nats, may swap by rounding: a mean KL divergence of
 # 2e-3, as q8_0 has, moves a logit by some sqrt(2 * 2e-3) = 0.06.
 NEAR_TIE = 0.1
+# Mean and worst KL divergence of a model in bfloat16 from itself in float32: three times the largest measured
+# (benchmarks/kl_bars.json).
+ROUNDED_KL = (5e-3, 5e-2)
 # Held-out conversations that an export is compared on; a hundred answer tokens show a wrong merge or template.
 COMPARED = 16
 ChatMessages = Sequence[dict[str, str]]
@@ -72,6 +75,8 @@ class Reference:
     """`bos_token`, `eos_token`, for the template."""
     end_ids: tuple[int, ...]
     """The tokens at which an answer ends."""
+    is_rounded: bool = False
+    """The logits were computed in 16 bits, as on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +144,7 @@ def judge(artefact: str, kind: str, reference: Reference, reading: Reading, seco
     """Compare an artefact with the trained model."""
     figures = _figures(reference, reading)
     bar = bar_of(kind)
-    reasons = list(_reading_faults(reference, reading))
+    reasons = [*_reading_faults(reference, reading), *_kl_faults(kind, reference, figures)]
     # `not >=` and `not <`, so that NaN fails.
     if not figures["agreement"] >= bar:
         reasons.append(
@@ -152,6 +157,17 @@ def judge(artefact: str, kind: str, reference: Reference, reading: Reading, seco
             f" {figures['mean_kl']:.2e}): the adapter is not in it"
         )
     return Verdict(artefact, kind, tuple(reasons), bar=bar, seconds=seconds, **figures)
+
+
+def _kl_faults(kind: str, reference: Reference, figures: dict[str, Any]) -> Iterable[str]:
+    row = FOLDER_FORMATS[kind] if kind in FOLDER_FORMATS else QUANTIZATIONS[kind]
+    more = ROUNDED_KL if reference.is_rounded else (0.0, 0.0)
+    for what, figure, most in (
+        ("on average", figures["mean_kl"], row.most_mean_kl + more[0]),
+        ("at one token", figures["worst_kl"], row.most_kl + more[1]),
+    ):
+        if not figure <= most:
+            yield f"differs from the trained model by a KL divergence of {figure:.1e} {what}, {most:.1e} is the most"
 
 
 def unreadable(artefact: str, kind: str, error: FastftError) -> Verdict:

@@ -116,6 +116,7 @@ class TrainedWeights:
         """Check the adapter's shapes against the base's, and add a tensor for a tied head that the adapter changes."""
         if self.tied and any(name in adapter.low_rank or name in adapter.replaced for name in (EMBEDDING, HEAD)):
             self._untie(adapter)
+        self._fit_vocabulary(adapter)
         touched = sorted({*adapter.low_rank, *adapter.replaced})
         wrong = [text for name in touched if (text := self._misfit(adapter, name))]
         if wrong:
@@ -126,7 +127,26 @@ class TrainedWeights:
         for name, source in adapter.replaced.items():
             self.shapes[name] = adapter.weights.tensors[source].shape
 
+    def _fit_vocabulary(self, adapter: Adapter) -> None:
+        """Check that embedding and head grew together."""
+        rows = {
+            name: adapter.weights.tensors[adapter.replaced[name]].shape[0] if name in adapter.replaced else shape[0]
+            for name, shape in self.shapes.items()
+            if name in (EMBEDDING, HEAD)
+        }
+        if len(set(rows.values())) > 1:
+            wrong = f"the embedding has {rows[EMBEDDING]} rows with this adapter, the output head {rows[HEAD]}"
+            instead = 'train with modules_to_save = ["embed_tokens", "lm_head"]'
+            raise RecipeError(Problem(Where(str(adapter.folder)), "modules_to_save", wrong, instead))
+
     def _untie(self, adapter: Adapter) -> None:
+        resized = [name for name in (EMBEDDING, HEAD) if name in adapter.replaced]
+        rows = {name: adapter.weights.tensors[adapter.replaced[name]].shape[0] for name in resized}
+        grown = [name for name in resized if rows[name] != self.shapes[EMBEDDING][0]]
+        if len(grown) == 1 and len(resized) == 1 and not adapter.copied:
+            # PEFT saved the one matrix of a resized model that is both.
+            adapter.replaced[EMBEDDING] = adapter.replaced.pop(grown[0])
+            return
         if adapter.ensure_weight_tying:
             if EMBEDDING in adapter.low_rank or HEAD in adapter.low_rank:
                 where = Where(str(adapter.folder / "adapter_config.json"))

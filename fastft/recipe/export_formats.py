@@ -16,15 +16,19 @@ class FolderFormat:
     """What loads it, as the Hub's model cards call it."""
     weight_bytes: float
     """Bytes a weight of the base model that it takes; an adapter holds none of them."""
+    most_mean_kl: float
+    """The largest mean KL divergence from the trained model, in nats a token (see fastft.recipe.quantizations)."""
+    most_kl: float
+    """The largest KL divergence at one token."""
     bar: float
     """Share of positions whose next token must be the trained model's (see fastft.exports.parity)."""
 
 
 _ROWS = (
-    FolderFormat("adapter", "peft", 0.0, bar=0.99),
-    FolderFormat("merged_16bit", "transformers", 2.0, bar=0.99),
+    FolderFormat("adapter", "peft", 0.0, 3e-3, 3e-2, bar=0.99),
+    FolderFormat("merged_16bit", "transformers", 2.0, 3e-3, 3e-2, bar=0.99),
     # NF4 with double quantization takes 0.516 bytes; embeddings and head keep 16 bits, an eighth of an 8B model.
-    FolderFormat("merged_4bit", "transformers", 0.71, bar=0.85),
+    FolderFormat("merged_4bit", "transformers", 0.71, 0.7, 4.8, bar=0.85),
 )
 FOLDER_FORMATS = {row.name: row for row in _ROWS}
 

@@ -79,6 +79,13 @@ def test_an_export_without_its_adapter_is_caught(trained: Trained, tmp_path: Pat
     assert any("nearer to the base" in reason for reason in verdict.reasons)
 
 
+def test_half_an_adapter_whose_tokens_all_agree_is_caught(trained: Trained, tmp_path: Path) -> None:
+    """The agreement of likeliest tokens alone does not see it."""
+    write_adapter(tmp_path / "adapter", lora_alpha=4)
+    verdict = check("f16", export("f16", trained.base, tmp_path / "adapter", tmp_path / "out"), trained.reference)
+    assert any("0.0005 is the most" in reason or "5.0e-04 is the most" in reason for reason in verdict.reasons)
+
+
 @pytest.mark.parametrize("kind", ["merged_16bit", "f16"])
 def test_a_wrong_template_is_caught(trained: Trained, tmp_path: Path, kind: str) -> None:
     wrong = CHAT_TEMPLATE.replace("<|im_start|>assistant", "### Answer:")
