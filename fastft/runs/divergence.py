@@ -81,8 +81,8 @@ class DivergenceWatch:
 
     def _is_above(self, level: float) -> bool:
         above = self._smooth - level
-        # A run that swings wildly is no excuse: twice the loss and a nat more is never noise.
-        return above > max(RISE * level, RISE_NATS) and above > min(RISE_NOISE * self._noise(), level + 1)
+        # A run that swings wildly is no excuse: two and a half times the loss is never noise.
+        return above > max(RISE * level, RISE_NATS) and above > min(RISE_NOISE * self._noise(), 1.5 * level + 1)
 
     def _norm(self, norm: float) -> Alarm | None:
         usual = statistics.median(self._norms[-NOISE_LINES:]) if len(self._norms) >= 2 * FIRST_LINES else float("inf")
