@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import json
@@ -21,6 +22,9 @@ from fastft.probe.software import INSTALL, NEEDED_TO_CHAT, NEEDED_TO_EXPORT, req
 
 # The value of `--resume` without a folder. No folder has an empty name.
 NEWEST = ""
+
+# The base of all usage errors: from click, or in later versions from a copy of it inside typer.
+CLICK_ERROR = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 app = typer.Typer(
     help="Fine-tune language models fast, from one TOML recipe.",
@@ -323,9 +327,16 @@ def main() -> None:
             stream.reconfigure(errors="replace")
     try:
         try:
-            app(_with_resume_value(sys.argv[1:]), prog_name="fastft")
+            sys.exit(app(_with_resume_value(sys.argv[1:]), prog_name="fastft", standalone_mode=False))
         finally:
             sys.stdout.flush()
+    except typer.Abort:
+        raise SystemExit(130) from None
+    except CLICK_ERROR as error:
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            error.show()
+        print(redact(said.getvalue()), end="", file=sys.stderr)  # it repeats what was typed
+        raise SystemExit(error.exit_code) from None
     except FastftError as error:
         for problem in error.problems:
             print(problem, file=sys.stderr)

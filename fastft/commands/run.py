@@ -21,7 +21,6 @@ from fastft.recipe.loader import LoadedRecipe, load
 from fastft.report.result import print_result
 from fastft.runs.directory import RunDir, create_run_dir, differences, find_run, newest_run, next_run_dir, run_name
 from fastft.stages.attempt import Start, run_attempt
-from fastft.stages.weights import refuse_damaged_run
 
 
 def run(recipe: Path, overrides: Sequence[str], runs_dir: Path, start: Start, console: Console) -> RunDir:
@@ -38,6 +37,8 @@ def run(recipe: Path, overrides: Sequence[str], runs_dir: Path, start: Start, co
     check(loaded)
     earlier, notes = _choose(loaded, runs_dir, start)
     if earlier is not None and earlier.is_finished:
+        from fastft.stages.weights import refuse_damaged_run  # numpy, which a machine without training packages lacks
+
         refuse_damaged_run(earlier)
         return earlier
     # The first of two plans: it reports what stops the run for sure, before anything is downloaded or written. The
