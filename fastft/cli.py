@@ -10,7 +10,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -24,7 +24,7 @@ from fastft.probe.software import INSTALL, NEEDED_TO_CHAT, NEEDED_TO_EXPORT, req
 NEWEST = ""
 
 # The base of all usage errors: from click, or in later versions from a copy of it inside typer.
-CLICK_ERROR = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+CLICK_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 app = typer.Typer(
     help="Fine-tune language models fast, from one TOML recipe.",
