@@ -327,7 +327,7 @@ def main() -> None:
             stream.reconfigure(errors="replace")
     try:
         try:
-            sys.exit(app(_with_resume_value(sys.argv[1:]), prog_name="fastft", standalone_mode=False))
+            sys.exit(app(_with_resume_value(sys.argv[1:]), prog_name="fastft", standalone_mode=False) or 0)
         finally:
             sys.stdout.flush()
     except typer.Abort:
