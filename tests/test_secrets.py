@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from fastft.cli import main
 from fastft.console import library_output_to, redact, redact_value, say
 from fastft.errors import Problem, RecipeError, Where
 from fastft.exports.card import CardFacts, model_card
@@ -131,6 +132,24 @@ def test_the_program_echoes_no_secret(write_recipe: Callable[..., Path], argumen
     for form in ([], ["--json"]):
         done = subprocess.run([*command, *form], capture_output=True, text=True, check=False)
         assert "canary" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["run", "x.toml", f"hf_{CANARY}"], ["run", "x.toml", f"--hub-token={CANARY}"], [f"hf_{CANARY}"],
+     ["serve", "x", "--port", f"hf_{CANARY}"], ["run"]],
+)  # fmt: skip
+def test_usage_errors_repeat_no_secret(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["fastft", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+
+    shown = capsys.readouterr()
+    assert ended.value.code == 2
+    assert "canary" not in shown.out + shown.err
+    assert "Usage: fastft" in shown.err
 
 
 def test_redaction_takes_no_time_on_long_texts() -> None:

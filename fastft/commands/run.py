@@ -25,7 +25,6 @@ from fastft.runs.directory import RunDir, create_run_dir, differences, find_run,
 from fastft.runs.ranks import Ranks
 from fastft.stages.attempt import Start, run_attempt
 from fastft.stages.stopping import Stopping
-from fastft.stages.weights import refuse_damaged_run
 
 
 def run(recipe: Path, overrides: Sequence[str], runs_dir: Path, start: Start, console: Console) -> RunDir:
@@ -51,6 +50,8 @@ def _run(
     path, notes = ranks.share("choice", lambda: _choose(loaded, runs_dir, start))
     earlier = None if path is None else RunDir(Path(path))
     if earlier is not None and ranks.share("finished", lambda: earlier.is_finished):
+        from fastft.stages.weights import refuse_damaged_run  # numpy, which a machine without training packages lacks
+
         refuse_damaged_run(earlier)
         return earlier
     # The first of two plans: it reports what stops the run for sure, before anything is downloaded or written. The

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import shutil
 from collections.abc import Callable
@@ -342,6 +343,8 @@ class RunTrainer(SFTTrainer):
             free = free_bytes(self._run.checkpoints)
             said = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
             wrong = f"the checkpoint could not be written: {said} ({free / 2**20:.0f} MiB free)"
+            if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                wrong = f"the checkpoint could not be written: {said}: the folder is read-only"
             raise _cannot_save(self._run.checkpoints, wrong) from error
         finally:
             if self._ranks.world.is_first:

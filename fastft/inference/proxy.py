@@ -9,12 +9,16 @@ import contextlib
 import http.client
 import json
 import re
+import threading
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 MAX_BODY_BYTES = 16 * 1024**2
 # How long a client may take to send its request, and llama.cpp to write the next part of an answer.
 REQUEST_SECONDS, ANSWER_SECONDS = 60, 3600
+# More connections than this wait until one ends: each is a thread, and llama.cpp answers few at a time.
+MAX_CONNECTIONS = 64
 LOOPBACK = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:[0-9]{1,5})?", re.IGNORECASE)
 PASSED_ON = ("Content-Type", "Authorization", "Accept", "Accept-Encoding")
 
@@ -38,10 +42,25 @@ class Proxy(ThreadingHTTPServer):
 
     def __init__(self, port: int, access: Access) -> None:
         self.access = access
+        self._free = threading.BoundedSemaphore(MAX_CONNECTIONS)
         super().__init__(("127.0.0.1", port), _Exchange)
         self.address = f"http://127.0.0.1:{self.server_port}"
         # The first two are the pages that llama.cpp itself serves.
         self.origins = {self.address, f"http://localhost:{self.server_port}", *access.origins}
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._free.acquire()
+        try:
+            super().process_request(request, client_address)
+        except BaseException:
+            self._free.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
 
 
 class _Exchange(BaseHTTPRequestHandler):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from fastft.runs.directory import RunDir
 
 # transformers' own record of a checkpoint: steps, log lines, the best evaluation.
 STATE = "trainer_state.json"
+# Links, and names that fastft would not write, such as step-06 or step-², are no checkpoints.
+NAME = re.compile("step-[1-9][0-9]{0,17}")
 
 
 def evaluations_at(checkpoint: Path, step: int) -> int:
@@ -35,8 +38,8 @@ def ranks_of(checkpoint: Path) -> int:
 
 def checkpoints(run: RunDir) -> list[tuple[int, Path]]:
     """The checkpoints of a run as (step, folder), newest first, whole or not."""
-    folders = [path for path in run.checkpoints.glob("step-*") if path.is_dir()]
-    numbered = [path for path in folders if path.name.removeprefix("step-").isdigit()]
+    folders = [path for path in run.checkpoints.glob("step-*") if path.is_dir() and not path.is_symlink()]
+    numbered = [path for path in folders if NAME.fullmatch(path.name)]
     return sorted(((step_of(path), path) for path in numbered), reverse=True)
 
 

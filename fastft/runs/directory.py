@@ -180,7 +180,7 @@ def _difference(key: str, before: Setting | None, now: Setting | None) -> str:
 def _runs(runs_dir: Path, name: str) -> Iterator[tuple[int, Path]]:
     """(number, path) of the runs name (1), name-2, name-3, ...; some may be missing."""
     for path in runs_dir.iterdir() if runs_dir.is_dir() else ():
-        number = re.fullmatch(re.escape(name) + r"(?:-([1-9][0-9]*))?", path.name)
+        number = re.fullmatch(re.escape(name) + r"(?:-([1-9][0-9]{0,17}))?", path.name)
         if number:
             yield int(number[1] or 1), path
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 # The share of the newest line in the smoothed loss: it then varies by 0.4 of the noise of one line.
 NEW_SHARE = 0.25
 # Lines before anything is said, and how many in a row must be bad.
-FIRST_LINES, BAD_LINES = 6, 4
+FIRST_LINES, BAD_LINES = 8, 4
 # The losses of the last lines, whose spread is the noise.
 NOISE_LINES = 64
 # How far above its lowest point a smoothed loss may be, in its own value, in nats and in noise of one line.
-RISE, RISE_NATS, RISE_NOISE = 0.3, 0.3, 4.0
+RISE, RISE_NATS, RISE_NOISE = 0.3, 0.3, 5.0
 # How often the median a gradient norm may be.
 NORM_RISE = 50.0
 # What is left of the first gradient norm where nothing is learnt any more, while this much of the first loss is left.
@@ -81,8 +81,8 @@ class DivergenceWatch:
 
     def _is_above(self, level: float) -> bool:
         above = self._smooth - level
-        # A run that swings wildly is no excuse: twice the loss and a nat more is never noise.
-        return above > max(RISE * level, RISE_NATS) and above > min(RISE_NOISE * self._noise(), level + 1)
+        # A run that swings wildly is no excuse: two and a half times the loss is never noise.
+        return above > max(RISE * level, RISE_NATS) and above > min(RISE_NOISE * self._noise(), 1.5 * level + 1)
 
     def _norm(self, norm: float) -> Alarm | None:
         usual = statistics.median(self._norms[-NOISE_LINES:]) if len(self._norms) >= 2 * FIRST_LINES else float("inf")

@@ -41,3 +41,9 @@ class HeldOut:
     """Messages with `role` and `content`, the last one an answer."""
     end_ids: tuple[int, ...]
     """The usual one first."""
+
+    def __post_init__(self) -> None:
+        """Refuse, when it is read from a file, what is no conversation."""
+        for messages in self.conversations:
+            if not messages or not all({"role", "content"} <= message.keys() for message in messages):
+                raise ValueError("a message has no role or no content")

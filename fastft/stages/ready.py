@@ -26,7 +26,6 @@ from fastft.runs.manifest import Manifest, changes, make_manifest
 from fastft.runs.ranks import Ranks
 from fastft.stages.inputs import convert, prepare_rows
 from fastft.stages.stopping import Stopping
-from fastft.stages.weights import refuse_damaged
 
 if TYPE_CHECKING:
     from fastft.exports.job import Job
@@ -137,6 +136,8 @@ def begin(attempt: Attempt, ready: Ready) -> Path | None:
         DataError: an earlier attempt had other data, another template or other versions.
         MachineError: the adapter that an earlier attempt wrote is damaged.
     """
+    from fastft.stages.weights import refuse_damaged  # numpy, which light commands do without
+
     run = attempt.run
     refuse_damaged(run.adapter)
     manifest = make_manifest(attempt.loaded, ready.facts, ready.rows, ready.plan, ready.base)

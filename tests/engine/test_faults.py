@@ -104,7 +104,13 @@ def test_the_message_names_the_step_whose_loss_is_no_number(poisoned_model: Path
 
 
 def test_a_loss_that_rises_without_being_no_number_is_said_at_once_and_stopped(model: Path, tmp_path: Path) -> None:
-    full = {"model.full_finetuning": True, "lora.r": None, "lora.lora_alpha": None, "export.formats": ["merged_16bit"]}
+    full = {
+        "train.num_train_epochs": 4,
+        "model.full_finetuning": True,
+        "lora.r": None,
+        "lora.lora_alpha": None,
+        "export.formats": ["merged_16bit"],
+    }
     recipe = write_recipe(tmp_path, model, {**full, "train.learning_rate": 0.9})  # the loss goes from 7 to 30
     with pytest.raises(TrainingError, match=r"train\.stop_on_divergence: .*the run blew up, with rows .* of training"):
         run(recipe)

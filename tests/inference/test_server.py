@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import struct
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from fastft.data.template_values import with_values
 from fastft.errors import FastftError, MachineError, UsageError, Where
 from fastft.exports.gguf.writer import write_gguf
 from fastft.inference.gguf_header import fit_context, read_gguf_header
-from fastft.inference.proxy import MAX_BODY_BYTES, Access
+from fastft.inference.proxy import MAX_BODY_BYTES, Access, Proxy
 from fastft.inference.server import serve
 from tests.exports.tiny import write_base
 
@@ -132,6 +133,24 @@ def test_a_body_over_the_limit_is_refused_before_it_is_read(open_to_all: str) ->
                 f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n".encode()
             )
             assert status in client.recv(1000)
+
+
+def test_more_connections_than_the_limit_wait_until_one_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastft.inference.proxy.MAX_CONNECTIONS", 2)
+    proxy = Proxy(0, Access())
+    threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    address = ("127.0.0.1", proxy.server_port)
+    idle = [socket.create_connection(address, timeout=10) for _ in range(2)]
+    with socket.create_connection(address, timeout=0.3) as third:
+        third.sendall(b"GET /health HTTP/1.0\r\nHost: evil.example\r\n\r\n")
+        with pytest.raises(TimeoutError):
+            third.recv(100)
+        idle[0].close()
+        third.settimeout(10)
+        assert b" 403 " in third.recv(100)
+    idle[1].close()
+    proxy.shutdown()
+    proxy.server_close()
 
 
 def test_a_body_without_a_length_is_refused(open_to_all: str) -> None:
