@@ -124,6 +124,9 @@ class Resumption(TrainerCallback):
         self._trainer.find_best()
         self._trainer.restore_unlogged()
 
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._trainer.begin_epoch()
+
 
 class HeldOutWatch(TrainerCallback):
     """Says once when the held-out loss is above that of the untrained model."""
