@@ -23,7 +23,8 @@ for rank in range(nodes * each):
     env = dict(os.environ, SLURM_STEP_NUM_TASKS=str(nodes * each), SLURM_PROCID=str(rank),
                SLURM_LOCALID=str(rank % each), SLURM_STEP_TASKS_PER_NODE=f"{{each}}(x{{nodes}})",
                SLURM_STEP_NUM_NODES=str(nodes), SLURM_STEP_NODELIST="node[1-2]", SLURM_JOB_ID="9")
-    text = "from fastft.probe.world import find_world as f; w = f(); print(w.rank, w.size, w.local_rank, w.address, w.port)"
+    text = "from fastft.probe.world import find_world; w = find_world(); "
+    text += "print(w.rank, w.size, w.local_rank, w.address, w.port)"
     subprocess.run([sys.executable, "-c", text], env=env, check=True)
 """
 
