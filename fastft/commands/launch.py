@@ -57,30 +57,39 @@ def commands(recipe: Path, overrides: Sequence[str], request: LaunchRequest) -> 
         raise UsageError(Problem(Where("--engine"), "", wrong, "write ddp", request.engine))
     arguments = ["-m", "fastft", "run", str(recipe), *(part for text in overrides for part in ("--set", text))]
     arguments += request.arguments
-    if request.hostfile is not None:
-        if request.nodes is not None or request.processes is not None:
-            wrong = "is given together with --nnodes or --nproc"
-            raise UsageError(Problem(Where("--hostfile"), "", wrong, "write one: the file says both"))
-        hosts = read_hostfile(request.hostfile)
-        if request.node is not None and request.node >= len(hosts):
-            wrong = f"is no host of {request.hostfile}: it has {len(hosts)}"
-            raise UsageError(Problem(Where("--node-rank"), "", wrong, "count from 0", str(request.node)))
-        master = request.master or hosts[0].name
-        nodes = [
-            Node(host, torchrun(host.processes, arguments, nodes=len(hosts), node=number, master=master))
-            for number, host in enumerate(hosts)
-        ]
-        return nodes if request.node is None else [Node(None, nodes[request.node].command)]
+    return _of_hostfile(request.hostfile, request, arguments) if request.hostfile else [_here(request, arguments)]
+
+
+def _of_hostfile(hostfile: Path, request: LaunchRequest, arguments: Sequence[str]) -> list[Node]:
+    if request.nodes is not None or request.processes is not None:
+        wrong = "is given together with --nnodes or --nproc"
+        raise UsageError(Problem(Where("--hostfile"), "", wrong, "write one: the file says both"))
+    hosts = read_hostfile(hostfile)
+    _refuse_node_beyond(request.node, len(hosts))
+    master = request.master or hosts[0].name
+    nodes = [
+        Node(host, torchrun(host.processes, arguments, nodes=len(hosts), node=number, master=master))
+        for number, host in enumerate(hosts)
+    ]
+    return nodes if request.node is None else [Node(None, nodes[request.node].command)]
+
+
+def _here(request: LaunchRequest, arguments: Sequence[str]) -> Node:
+    """The torchrun of this host, one of --nnodes."""
     count = request.nodes or 1
     if count > 1 and (request.node is None or request.master is None):
         wrong = f"{count} hosts need --node-rank and --master too"
         raise UsageError(Problem(Where("--nnodes"), "", wrong, "run the command on each host with its own --node-rank"))
-    if request.node is not None and request.node >= count:
+    _refuse_node_beyond(request.node, count)
+    processes = request.processes
+    if processes is None:
+        device = find_device()
+        processes = device.count if device.is_gpu else 1
+    master = request.master if count > 1 else None
+    return Node(None, torchrun(processes, arguments, nodes=count, node=request.node or 0, master=master))
+
+
+def _refuse_node_beyond(node: int | None, count: int) -> None:
+    if node is not None and node >= count:
         wrong = f"is no host of {count}"
-        raise UsageError(Problem(Where("--node-rank"), "", wrong, "count from 0", str(request.node)))
-    device = find_device()
-    processes = request.processes or (device.count if device.is_gpu else 1)
-    here = torchrun(
-        processes, arguments, nodes=count, node=request.node or 0, master=request.master if count > 1 else None
-    )
-    return [Node(None, here)]
+        raise UsageError(Problem(Where("--node-rank"), "", wrong, "count from 0", str(node)))

@@ -126,6 +126,9 @@ class Resumption(TrainerCallback):
         self._trainer.find_best()
         self._trainer.restore_unlogged()
 
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._trainer.begin_epoch()
+
 
 class Watch(TrainerCallback):
     """Says at once when a run gets worse, with the step, its rows and the likely cause; stops it when asked to."""

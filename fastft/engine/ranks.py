@@ -33,6 +33,8 @@ def join_group(world: World) -> None:
         torch.cuda.set_device(world.local_rank)
         dist.init_process_group("cuda:nccl,cpu:gloo", timeout=PATIENCE)
     else:
+        # accelerate's own "cpu:0" is a place that torch.load cannot restore an optimizer to (torch 2.13).
+        os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
         dist.init_process_group("gloo", timeout=PATIENCE)
     refuse_another_group(world)
 

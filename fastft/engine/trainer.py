@@ -105,6 +105,7 @@ class RunTrainer(SFTTrainer):
         self._run = run
         self._order = order
         self._ranks = hooks.ranks
+        self._dealt: DealtSampler | None = None
         self._saving_to: Path | None = None
         self._real_tokens: list[torch.Tensor | int] = []
         self._examples: list[torch.Tensor | int] = []
@@ -142,7 +143,13 @@ class RunTrainer(SFTTrainer):
             step_rows = batch * self.args.gradient_accumulation_steps
             return EpochSampler(len(dataset), self.args.seed, grouped, step_rows)
         epochs = EpochSampler(len(dataset) - 1, self.args.seed, grouped, order.step_rows)
-        return DealtSampler(epochs, order.lengths, batch=batch, step_rows=order.step_rows, ranks=ranks)
+        self._dealt = DealtSampler(epochs, order.lengths, batch=batch, step_rows=order.step_rows, ranks=ranks)
+        return self._dealt
+
+    def begin_epoch(self) -> None:
+        """Tell the sampler of several ranks the epoch: after a resume within one, accelerate does not reach it."""
+        if self._dealt is not None:
+            self._dealt.set_epoch(math.floor((self.state.epoch or 0.0) + 1e-6))
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int] | None:
         batch, ranks = self.args.eval_batch_size, self._ranks.world.size

@@ -124,7 +124,7 @@ def trainer_call(
         "save_steps": train.save_steps,
         "deepspeed": deepspeed,
         # Without it each process on a processor trains alone (transformers/training_args.py, _setup_devices).
-        "use_cpu": True if ranks_on_cpu else None,
+        "use_cpu": ranks_on_cpu or None,
     }
     if train.load_best_model_at_end or train.early_stopping_patience is not None:
         metric = train.metric_for_best_model or "eval_loss"

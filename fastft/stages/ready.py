@@ -58,7 +58,8 @@ class Attempt:
 
     def interrupted(self, where: Path, *, saved: bool) -> Interrupted:
         """The error of an attempt that was asked to stop."""
-        name = self.stopping.asked.name if self.stopping.asked else "the keyboard"
+        other = "the keyboard" if self.ranks.world.size == 1 else "a signal to another process"
+        name = self.stopping.asked.name if self.stopping.asked else other
         wrong = f"stopped by {name}" + (" after a checkpoint" if saved else " before a checkpoint could be written")
         return Interrupted(Problem(Where(str(where)), "", wrong, "the same command continues"))
 

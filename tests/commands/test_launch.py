@@ -1,0 +1,80 @@
+"""`fastft launch` prints the torchrun commands that it runs, and refuses options that do not fit together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fastft.commands.launch import LaunchRequest, commands, launch_in_terminal
+from fastft.errors import UsageError
+from fastft.stages.launch import read_hostfile
+
+
+def request(**changes: object) -> LaunchRequest:
+    values = {"processes": None, "hostfile": None, "nodes": None, "node": None, "master": None, "engine": "ddp"}
+    return LaunchRequest(**{**values, "arguments": (), **changes})  # type: ignore[arg-type]
+
+
+def test_one_host(write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = write_recipe()
+
+    assert launch_in_terminal(recipe, ["train.seed=3"], request(processes=2), dry_run=True) == 0
+
+    shown = capsys.readouterr().out.strip()
+    wanted = "-m torch.distributed.run --nproc-per-node=2 --standalone -m fastft run"
+    assert shown.endswith(f"{wanted} {recipe} --set train.seed=3")
+
+
+def test_a_host_file_is_one_command_a_host(tmp_path: Path) -> None:
+    hosts = tmp_path / "hosts"
+    hosts.write_text("127.0.0.1 slots=2  # this machine\n\nnode2 slots=2\n", encoding="utf-8")
+
+    here, there = commands(Path("a.toml"), [], request(hostfile=hosts, master="127.0.0.1:4000"))
+
+    assert "--nnodes=2 --node-rank=0 --master-addr=127.0.0.1 --master-port=4000" in str(here)
+    assert str(there).startswith("ssh -o BatchMode=yes -o ConnectTimeout=10 node2")
+    assert "--node-rank=1" in str(there)
+
+
+def test_one_host_of_a_file_needs_no_ssh(tmp_path: Path) -> None:
+    hosts = tmp_path / "hosts"
+    hosts.write_text("node1 slots=2\nnode2 slots=2\n", encoding="utf-8")
+
+    (only,) = commands(Path("a.toml"), [], request(hostfile=hosts, node=1))
+
+    assert "ssh" not in str(only)
+    assert "--node-rank=1 --master-addr=node1 --master-port=29500" in str(only)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"engine": "zero2"}, r"--engine: is no way .* \(got zero2\); write ddp"),
+        ({"nodes": 2}, "--nnodes: 2 hosts need --node-rank and --master too"),
+        ({"nodes": 2, "node": 2, "master": "a"}, "--node-rank: is no host of 2"),
+    ],
+)
+def test_options_that_do_not_fit_together(changes: dict[str, object], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        commands(Path("a.toml"), [], request(**changes))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("node1", "1: --hostfile: is no host with its number of processes"),
+        ("node1 slots=0", "is no host with its number of processes"),
+        ("node1 slots=1\nnode1 slots=1", "2: --hostfile: is a host twice"),
+        ("-oProxyCommand=x slots=1", "is no host with its number of processes"),
+        ("a slots=1\nb slots=2", "the same number of slots"),
+        ("# none", "names no host"),
+    ],
+)
+def test_a_host_file_that_is_wrong(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "hosts"
+    path.write_text(text, encoding="utf-8")
+
+    with pytest.raises(UsageError, match=words):
+        read_hostfile(path)

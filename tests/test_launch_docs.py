@@ -1,0 +1,61 @@
+"""The files in docs/launch.md work as written: the batch script starts the ranks that the plan counts."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from fastft.probe.world import find_world
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "launch.md").read_text(encoding="utf-8")
+
+# Starts each task as Slurm does, with the variables of a step; here a task writes what it was given.
+FAKE_SRUN = """#!{python}
+import os, subprocess, sys
+command = [part for part in sys.argv[1:] if not part.startswith("--")]
+assert command == ["python", "-m", "fastft", "run", "recipe.toml"], command
+nodes, each = {nodes}, {each}
+for rank in range(nodes * each):
+    env = dict(os.environ, SLURM_STEP_NUM_TASKS=str(nodes * each), SLURM_PROCID=str(rank),
+               SLURM_LOCALID=str(rank % each), SLURM_STEP_TASKS_PER_NODE=f"{{each}}(x{{nodes}})",
+               SLURM_STEP_NUM_NODES=str(nodes), SLURM_STEP_NODELIST="node[1-2]", SLURM_JOB_ID="9")
+    text = "from fastft.probe.world import find_world; w = find_world(); "
+    text += "print(w.rank, w.size, w.local_rank, w.address, w.port)"
+    subprocess.run([sys.executable, "-c", text], env=env, check=True)
+"""
+
+
+def block(language: str, word: str) -> str:
+    """The block of code in `language` that holds `word`."""
+    return next(text for text in re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL) if word in text)
+
+
+def test_the_batch_script_starts_one_rank_a_task(tmp_path: Path) -> None:
+    script = block("bash", "#SBATCH")
+    options = dict(re.findall(r"^#SBATCH --([\w-]+)=(\S+)$", script, re.MULTILINE))
+    nodes, each = int(options["nodes"]), int(options["ntasks-per-node"])
+    assert each == int(options["gpus-per-node"])
+    (tmp_path / "job.sh").write_text(script, encoding="utf-8")
+    fake = tmp_path / "srun"
+    fake.write_text(FAKE_SRUN.format(python=sys.executable, nodes=nodes, each=each), encoding="utf-8")
+    fake.chmod(0o755)
+    env = {name: value for name, value in os.environ.items() if name not in ("WORLD_SIZE", "RANK")}
+    env |= {"PATH": f"{tmp_path}:{env['PATH']}", "PYTHONPATH": str(ROOT)}
+
+    done = subprocess.run(["bash", "job.sh"], cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
+
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert [line[:3] for line in lines] == [[str(rank), "16", str(rank % 8)] for rank in range(16)]
+    assert {line[3] for line in lines} == {"node1"}
+    assert len({line[4] for line in lines}) == 1
+
+
+def test_a_pod_knows_its_place() -> None:
+    command = next(line for line in block("yaml", "kind: Job").splitlines() if "fastft launch" in line)
+
+    assert re.search(r"--nnodes 2 --node-rank \$JOB_COMPLETION_INDEX --master fastft-0\.fastft --nproc 8", command)
+    assert find_world({}).size == 1
