@@ -20,6 +20,7 @@ from fastft.engine.callbacks import EarlyStopping, HeldOutWatch
 from fastft.engine.evaluate import answer
 from fastft.engine.memory import peak_memory
 from fastft.engine.model import Model, Tokenizer
+from fastft.engine.random_state import RandomState
 from fastft.engine.trainer import Hooks, RunTrainer
 from fastft.errors import OutOfMemoryError, Problem, TrainingError, Where
 from fastft.planning.plan import Plan
@@ -60,7 +61,11 @@ def train(
     """
     try:
         trainer = make_trainer(plan, model, tokenizer, material, run, hooks)
+        # Training begins with the same random numbers (dropout), whether this attempt measures the untrained model or
+        # an earlier one did, which was killed before its first checkpoint.
+        begin = RandomState.now()
         before = _before(trainer, tokenizer, material, run, hooks)
+        begin.restore()
         if before.eval_loss is not None:
             trainer.add_callback(HeldOutWatch(before.eval_loss, hooks.note))
         if checkpoint is not None:
