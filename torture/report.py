@@ -13,20 +13,20 @@ from pathlib import Path
 from fastft import __version__
 from torture.case import BAD, GOOD, Ledger, Line
 
-# What each kind is, and what its seconds are of.
+# How many cases each kind has, what it is, and what its seconds are of.
 KINDS = {
-    "kills": ("SIGKILL", "the run that goes on"),
-    "signals": ("SIGINT, SIGTERM, SIGHUP, SIGUSR1", "from the signal to the end"),
-    "resume": ("a stop at 7 points of 17 configurations", "the run that goes on"),
-    "damage": ("12 files x empty, half, a bit, hostile, a list", "answer"),
-    "disk": ("the disk fills up", "the run that ends"),
-    "numbers": ("the loss becomes no number", ""),
-    "divergence": ("a model that gets worse", ""),
-    "drift": ("base, rows, versions changed before a resume", "answer"),
-    "recipes": ("bad recipes", "answer"),
-    "rows": ("bad data files", "answer"),
-    "artefacts": ("hostile configs, adapters, templates, weights, GGUF, runs", "answer"),
-    "secrets": ("secrets in recipe, options, environment", "answer"),
+    "kills": (300, "SIGKILL", "the run that goes on"),
+    "signals": (200, "SIGINT, SIGTERM, SIGHUP, SIGUSR1", "from the signal to the end"),
+    "resume": (119, "a stop at 7 points of 17 configurations", "the run that goes on"),
+    "damage": (60, "12 files x empty, half, a bit, hostile, a list", "answer"),
+    "disk": (12, "the disk fills up", "the run that ends"),
+    "numbers": (14, "the loss becomes no number", ""),
+    "divergence": (10, "a model that gets worse", ""),
+    "drift": (20, "base, rows, versions changed before a resume", "answer"),
+    "recipes": (350, "bad recipes", "answer"),
+    "rows": (200, "bad data files", "answer"),
+    "artefacts": (130, "hostile configs, adapters, templates, weights, GGUF, runs", "answer"),
+    "secrets": (20, "secrets in recipe, options, environment", "answer"),
 }
 PACKAGES = ("torch", "transformers", "trl", "peft", "tokenizers", "safetensors", "xllamacpp")
 HEAD = """\
@@ -64,7 +64,7 @@ def write_report(ledger: Ledger, seed: int, path: Path) -> None:
         ),
         "## All kinds\n",
         _table(
-            ("fault", "cases", "as it should be", *BAD, "slowest (s)", "of what"),
+            ("fault", "cases", "tried", "as it should be", *BAD, "slowest (s)", "of what"),
             [*(_row(kind, [line for line in lines if line.kind == kind]) for kind in KINDS), _row("all", lines)],
         ),
         "Seconds are of CPU time, because other work shares the cores; those of signals are on the clock.\n",
@@ -98,10 +98,18 @@ def _count(lines: Sequence[Line], kind: str, verdict: str) -> int:
 
 def _row(kind: str, lines: Sequence[Line]) -> tuple[object, ...]:
     counts = Counter(line.verdict for line in lines)
-    what, of = KINDS.get(kind, ("**all**", ""))
+    planned, what, of = KINDS.get(kind, (sum(each for each, _, _ in KINDS.values()), "**all**", ""))
     slowest = max((line.seconds for line in lines), default=0.0) if of else 0.0
     good = sum(counts[verdict] for verdict in GOOD)
-    return (what, len(lines), good, *(counts[verdict] for verdict in BAD), f"{slowest:.1f}" if slowest else "", of)
+    return (
+        what,
+        planned,
+        len(lines),
+        good,
+        *(counts[verdict] for verdict in BAD),
+        f"{slowest:.1f}" if slowest else "",
+        of,
+    )
 
 
 def _by_group(lines: Sequence[Line]) -> str:

@@ -20,6 +20,7 @@ from fastft.engine.callbacks import EarlyStopping, Watch
 from fastft.engine.evaluate import answer
 from fastft.engine.memory import peak_memory
 from fastft.engine.model import Model, Tokenizer
+from fastft.engine.random_state import RandomState
 from fastft.engine.ranks import refuse_another_group, wait_for_all
 from fastft.engine.trainer import Hooks, RowOrder, RunTrainer
 from fastft.errors import OutOfMemoryError, Problem, TrainingError, Where
@@ -63,7 +64,11 @@ def train(
     """
     try:
         trainer = make_trainer(plan, model, tokenizer, material, run, hooks)
+        # Training begins with the same random numbers (dropout), whether this attempt measures the untrained model or
+        # an earlier one did, which was killed before its first checkpoint.
+        begin = RandomState.now()
         before = _before(trainer, tokenizer, material, run, hooks)
+        begin.restore()
         trainer.add_callback(Watch(trainer, before.eval_loss, material.stop_on_divergence, hooks.note))
         if checkpoint is not None:
             checkpoint = trainer.completed(checkpoint)

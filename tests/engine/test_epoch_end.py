@@ -116,3 +116,23 @@ def test_a_kill_between_the_checkpoint_and_its_evaluation_loses_neither(
     monkeypatch.undo()
 
     assert outcome(run(recipe, resume=True)) == undisturbed[way]
+
+
+def test_a_kill_before_the_first_checkpoint_changes_no_random_number(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The continued run does not measure the untrained model again, which takes random numbers too."""
+    changes = {**BY_STEPS, "train.num_train_epochs": 2}
+    write(tmp_path, model, "steps", "rows")
+    whole = outcome(run(write_recipe(tmp_path, model, {**CHANGES, **changes}, "whole")))
+    recipe = write_recipe(tmp_path, model, {**CHANGES, **changes}, "killed")
+
+    def killed(*_: Any) -> None:
+        raise MemoryError("as good as a kill")
+
+    monkeypatch.setattr(RunTrainer, "_save_checkpoint", killed)
+    with pytest.raises(TrainingError):
+        run(recipe)
+    monkeypatch.undo()
+
+    assert outcome(run(recipe)) == whole
