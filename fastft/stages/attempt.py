@@ -45,6 +45,7 @@ from fastft.runs.held_out import HeldOut, Untrained
 from fastft.runs.manifest import Manifest, changes, make_manifest
 from fastft.runs.metrics import MetricsFile, OutOfMemory, StepMetrics, Totals
 from fastft.runs.result import ExportedFile, Result, SavedWeights, Trained, make_result
+from fastft.stages.ending import reported
 from fastft.stages.faults import explain
 from fastft.stages.inputs import convert, prepare_rows
 from fastft.stages.stopping import Stopping
@@ -136,7 +137,7 @@ def run_attempt(
             view.stage(note)
         attempt = Attempt(loaded, facts, engine, run, view, stopping, start.accepted_drift)
         log = new_attempt(run)
-        with library_output_to(log):
+        with library_output_to(log), reported(run, log.parent, view.note):
             try:
                 _run(attempt)
             except FastftError as error:

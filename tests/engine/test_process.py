@@ -121,6 +121,7 @@ class TestProcess:
             "metrics.jsonl",
             "plan.json",
             "recipe.toml",
+            "report.html",
             "result.json",
             "settings.json",
         }
