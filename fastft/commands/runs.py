@@ -41,7 +41,7 @@ def _table(runs: list[Listed]) -> Table:
         table.add_column(name, justify="right")
     table.add_column("exports", overflow="fold")
     for run in runs:
-        steps = f"{run.steps}" if run.total_steps is None else f"{run.steps} of {run.total_steps}"
+        steps = f"{run.steps}" if run.total_steps in (None, run.steps) else f"{run.steps} of {run.total_steps}"
         losses = ("" if loss is None else f"{loss:.4f}" for loss in (run.loss_before, run.loss_after))
         cells = (steps, *losses, duration(run.seconds), size(run.size_bytes), ", ".join(run.exports))
         table.add_row(Text(run.name), run.state, *cells)

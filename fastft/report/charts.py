@@ -12,7 +12,7 @@ Point = tuple[float, float]
 
 # As wide as a phone, so that the text of 11 units is readable there; wider screens show two beside each other.
 WIDTH, HEIGHT = 400, 230
-LEFT, RIGHT, TOP, BOTTOM = 58, 12, 24, 40
+LEFT, RIGHT, TOP, BOTTOM = 62, 12, 24, 40
 # More points than pixels show nothing, and a run of a million steps should fit into an e-mail.
 MOST_POINTS = 500
 TICKS = 4

@@ -8,6 +8,7 @@ import shlex
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastft.files.atomic import write_text
 from fastft.files.records import read_record
@@ -24,7 +25,10 @@ from fastft.runs.metrics import History, MetricsFile
 from fastft.runs.planned import Planned
 from fastft.runs.result import Result
 from fastft.runs.state import State, state_of
-from fastft.runs.verdict import judge, match_difference
+from fastft.runs.verdict import judge, loss_change, match_difference
+
+if TYPE_CHECKING:
+    from fastft.exports.record import RecordedArtefact
 
 FILE = "report.html"
 # Rows of rejects.jsonl on the page, and letters of the recipe.
@@ -138,6 +142,10 @@ def _figures(records: Records) -> Markup:
         ("trained weights", "", f"{result.trained_weights:,} of {result.weights:,}"),
     ]
     parts = [table(("", "before", "after"), rows, frozenset({1, 2}))]
+    change = loss_change(result)
+    if change is not None and change.interval is not None:
+        text = f"The interval of the loss is over {len(result.eval_batches)} micro-batches of the same rows."
+        parts.append(element("p", text, class_="soft"))
     difference = match_difference(match)
     if difference is not None:
         parts.append(
@@ -156,12 +164,12 @@ def _recipe(records: Records) -> Markup:
     settings, planned = records.settings, records.planned
     parts = []
     if settings is not None:
-        changed = [
-            (key(name), element("code", cut(toml(one.value))), one.origin, _default(name))
-            for name, one in settings.settings.items()
-            if one.origin != "default"
-        ]
-        parts.append(table(("key", "value", "from", "default"), changed))
+        rows = []
+        for name, one in settings.settings.items():
+            value, default = toml(one.value), _default(name)
+            if one.origin != "default" and value != default:
+                rows.append((key(name), element("code", cut(value)), one.origin, element("code", default)))
+        parts.append(table(("key", "value", "from", "default"), rows))
     if planned is not None:
         parts += [element("p", f"Caution: {each.says}: {each.reason}.") for each in planned.warnings]
         chosen = [(key(name), element("code", toml(each.value)), each.reason) for name, each in planned.choices.items()]
@@ -235,22 +243,29 @@ def _exports(records: Records) -> Markup:
     result, parts = records.result, []
     if result is not None:
         parts.append(element("p", "Trained weights: ", element("code", result.weights_folder)))
-    rows = []
     if records.run.exports.is_dir():
         from fastft.exports.record import read_exports  # numpy, which most runs can do without
 
-        for each in read_exports(records.run.exports).artefacts:
-            gate = each.parity
-            figures = ("not compared", "", "")
-            if gate is not None:
-                outcome = "passed" if gate.passed else "FAILED: " + "; ".join(gate.reasons)
-                agreement = f"{100 * gate.agreement:.1f} % of {gate.positions:,} ({100 * gate.bar:.0f} % needed)"
-                figures = (outcome, agreement, f"{gate.mean_kl:.2e}")
-            rows.append((each.kind, each.path, size(each.size_bytes), *figures))
-    if not rows:
-        return joined(*parts, element("p", "No merged or GGUF weights were exported."))
-    head = ("kind", "file", "size", "gate", "same next token as the trained model", "mean KL (nats a token)")
-    return joined(*parts, table(head, rows))
+        parts += [_export(each) for each in read_exports(records.run.exports).artefacts]
+    if len(parts) < 2:
+        parts.append(element("p", "No merged or GGUF weights were exported."))
+    return joined(*parts)
+
+
+def _export(made: RecordedArtefact) -> Markup:
+    rows = [("file", f"{made.path}, {size(made.size_bytes)}")]
+    gate = made.parity
+    if gate is None:
+        rows.append(("gate", "not compared with the trained model"))
+    else:
+        agreement = f"{100 * gate.agreement:.1f} % of {gate.positions:,}, {100 * gate.bar:.0f} % needed"
+        rows += [
+            ("gate", "passed" if gate.passed else "FAILED: " + "; ".join(gate.reasons)),
+            ("same next token as the trained model", agreement),
+            ("mean KL divergence from it", f"{gate.mean_kl:.2e} nats a token"),
+        ]
+    rows += [("note", note) for note in made.notes]
+    return joined(element("h3", made.kind), table(("", ""), rows))
 
 
 def _environment(manifest: Manifest | None) -> Markup:

@@ -21,7 +21,7 @@ STYLES: dict[Word, str] = {"better": "bold green", "worse": "bold red", "cannot 
 def print_result(console: Console, result: Result, run_dir: str) -> None:
     """Print the verdict, and the result as a table: figures before and after, one real answer, the folder."""
     verdict = judge(result)
-    console.print(Text(str(verdict), style=STYLES[verdict.word]))
+    console.print(Text(str(verdict), style=STYLES[verdict.word]), soft_wrap=True)
     table = Table(title=run_dir, title_justify="left", title_style="bold", show_edge=False, pad_edge=False)
     table.add_column("")
     table.add_column("before", justify="right")

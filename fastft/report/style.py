@@ -12,11 +12,10 @@ STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 70rem; background: var(--page); color: var(--ink);
   font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
-h1 { font-size: 1.1rem; margin: 0; color: var(--soft); font-weight: 600; }
 h2 { font-size: 1.2rem; margin: 2.5rem 0 .5rem; padding-top: .5rem; border-top: 1px solid var(--rule); }
 h3 { font-size: 1rem; margin: 1rem 0 .25rem; }
 p { margin: .5rem 0; }
-.verdict { font-size: 1.35rem; font-weight: 600; line-height: 1.35; margin: .25rem 0 .5rem; padding-left: .75rem;
+h1 { font-size: 1.35rem; font-weight: 600; line-height: 1.35; margin: .25rem 0 .5rem; padding-left: .75rem;
   border-left: .3rem solid var(--soft); }
 .better { border-color: var(--good); } .worse, .failed { border-color: var(--bad); }
 .cannot-tell, .stopped { border-color: var(--unsure); } .running { border-color: var(--one); }

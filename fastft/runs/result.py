@@ -11,7 +11,7 @@ from fastft.data.content import final_text
 from fastft.data.prepare import Prepared
 from fastft.data.render import Prompt
 from fastft.planning.plan import Plan
-from fastft.runs.held_out import Evaluation
+from fastft.runs.held_out import Evaluation, MicroBatch
 from fastft.runs.metrics import OutOfMemory, Totals
 from fastft.runs.score import Score, score
 
@@ -45,6 +45,15 @@ class BeforeAfter:
 
     before: float | None
     after: float | None
+
+
+@dataclass(frozen=True)
+class PairedBatch:
+    """The sum of the held-out loss over one micro-batch before and after training, and its tokens with loss."""
+
+    before: float
+    after: float
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -114,6 +123,8 @@ class Result:
     weights_folder: str
     forecast: dict[str, Score]
     exports: tuple[ExportedFile, ...] = field(default=())
+    eval_batches: tuple[PairedBatch, ...] = field(default=())
+    """What the held-out losses are made of; empty where the two evaluations had other micro-batches."""
 
     def card_figures(self) -> dict[str, str]:
         """Name and value of each figure for the model card."""
@@ -161,7 +172,16 @@ def make_result(
             train_seconds=totals.seconds,
             weights_bytes=saved.size_bytes,
         ),
+        eval_batches=_paired(trained.before.batches, trained.after.batches),
     )
+
+
+def _paired(before: Sequence[MicroBatch], after: Sequence[MicroBatch]) -> tuple[PairedBatch, ...]:
+    """The micro-batches of both evaluations; none where they differ, as after a batch that did not fit."""
+    if [batch.tokens for batch in before] != [batch.tokens for batch in after]:
+        return ()
+    pairs = zip(before, after, strict=True)
+    return tuple(PairedBatch(one.loss_sum, other.loss_sum, one.tokens) for one, other in pairs)
 
 
 def _exact_match(prepared: Prepared, trained: Trained, prompts: Sequence[Prompt]) -> ExactMatch | None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from fastft.runs.result import ExactMatch, Result
+from fastft.runs.result import ExactMatch, PairedBatch, Result
 
 Word = Literal["better", "worse", "cannot tell"]
 # The quantile of the normal distribution for 95 %.
 Z = 1.959964
+# With fewer, Student's t is so wide that the interval says nothing.
+FEWEST_BATCHES = 5
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,70 @@ def _crossing(falling: Callable[[float], float], low: float, high: float, value:
     return (low + high) / 2
 
 
+@dataclass(frozen=True)
+class LossChange:
+    """The held-out loss after training less the one before, with a 95 % interval; None: too few micro-batches."""
+
+    before: float
+    after: float
+    interval: tuple[float, float] | None
+
+    @property
+    def word(self) -> Word:
+        """What the interval says, or without one, the loss itself."""
+        if not math.isfinite(self.after):
+            return "worse"
+        low, high = self.interval or (self.after - self.before,) * 2
+        return "better" if high < 0 else "worse" if low > 0 else "cannot tell"
+
+    def __str__(self) -> str:
+        verb = "stayed" if self.after == self.before else "fell" if self.after < self.before else "rose"
+        sentence = f"the held-out loss {verb} from {self.before:.4f} to {self.after:.4f}"
+        if self.interval is None:
+            return sentence
+        low, high = self.interval
+        return f"{sentence} (95 % interval of the change {low:+.4f} to {high:+.4f})"
+
+
+def loss_change(result: Result) -> LossChange | None:
+    """How the held-out loss changed; None where it was not measured before and after training."""
+    loss = result.eval_loss
+    if loss.before is None or loss.after is None:
+        return None
+    return LossChange(loss.before, loss.after, change_interval(result.eval_batches))
+
+
+def change_interval(batches: Sequence[PairedBatch]) -> tuple[float, float] | None:
+    """The 95 % interval of the change of a mean over tokens, from micro-batches before and after training.
+
+    A ratio of sums over the same clusters: linearised, with Student's t (W. Cochran, Sampling Techniques, 1977,
+    section 6.3). By simulation of micro-batches of 4 rows it covers 95 % where the changes of rows are bell-shaped, 94 %
+    in 40 and 93 % in 13 micro-batches where they are exponential, and 89 % where a few rows make most of the change. None
+    for fewer than FEWEST_BATCHES, or where a loss is no number.
+    """
+    count, tokens = len(batches), sum(batch.tokens for batch in batches)
+    changes = [batch.after - batch.before for batch in batches]
+    if count < FEWEST_BATCHES or not tokens or not all(map(math.isfinite, changes)):
+        return None
+    change = sum(changes) / tokens
+    rest = (value - change * batch.tokens for value, batch in zip(changes, batches, strict=True))
+    error = math.sqrt(count / (count - 1) * sum(value * value for value in rest)) / tokens
+    margin = _student(count - 1) * error
+    return change - margin, change + margin
+
+
+def _student(freedom: int) -> float:
+    """The quantile of Student's t for 95 %, from 4 degrees of freedom on to 0.001 (Abramowitz and Stegun, 26.7.5)."""
+    z = Z
+    return (
+        z
+        + (z**3 + z) / (4 * freedom)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
+        + (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / (92160 * freedom**4)
+    )
+
+
 def match_difference(match: ExactMatch | None) -> Difference | None:
     """The paired difference of exact matches; None where the answers of both models are not kept."""
     if match is None or not match.answers or any(answer.before is None for answer in match.answers):
@@ -107,29 +173,18 @@ def judge(result: Result) -> Verdict:
     Exact match decides where its interval leaves 0 out. Else the held-out loss decides, unless exact match points the
     other way.
     """
-    difference, loss = match_difference(result.exact_match), result.eval_loss
-    by_loss: Word = "cannot tell"
-    sentences = []
-    if loss.before is not None and loss.after is not None:
-        by_loss = _by_loss(loss.before, loss.after)
-        verb = {"better": "fell", "worse": "rose", "cannot tell": "stayed"}[by_loss]
-        sentences.append(f"the held-out loss {verb} from {loss.before:.4f} to {loss.after:.4f}")
+    difference, change = match_difference(result.exact_match), loss_change(result)
+    by_loss: Word = "cannot tell" if change is None else change.word
+    loss = [] if change is None else [f"{change}"]
     if difference is None:
-        counted = _counted(result.exact_match)
-        return Verdict(by_loss, " and ".join([*sentences, *counted]) or "nothing was held out")
-    sentences.insert(0, _in_words(difference))
+        return Verdict(by_loss, " and ".join([*loss, *_counted(result.exact_match)]) or "nothing was held out")
+    match = _in_words(difference)
     if difference.word != "cannot tell":
-        return Verdict(difference.word, " and ".join(sentences))
+        return Verdict(difference.word, " and ".join([match, *loss]))
     against = difference.share < 0 if by_loss == "better" else difference.share > 0
     if by_loss == "cannot tell" or against:
-        return Verdict("cannot tell", " and ".join(sentences) + _would_tell(difference))
-    return Verdict(by_loss, " and ".join(reversed(sentences)))
-
-
-def _by_loss(before: float, after: float) -> Word:
-    if not math.isfinite(after):
-        return "worse"
-    return "better" if after < before else "worse" if after > before else "cannot tell"
+        return Verdict("cannot tell", " and ".join([match, *loss]) + _would_tell(difference))
+    return Verdict(by_loss, " and ".join([*loss, match]))
 
 
 def _counted(match: ExactMatch | None) -> list[str]:

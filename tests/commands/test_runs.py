@@ -40,7 +40,7 @@ def test_the_table_has_a_line_a_run(tmp_path: Path) -> None:
     assert [cell.strip() for cell in line.split("│")][:6] == [
         "done",
         "finished",
-        "60 of 60",
+        "60",
         "3.0000",
         "0.2500",
         "3 min 00 s",

@@ -209,9 +209,10 @@ def test_the_command_that_repeats_the_run_has_what_was_set(page: Path) -> None:
 def test_only_what_differs_from_the_defaults_is_listed(page: Path) -> None:
     text = re.sub(r"<wbr>", "", page.read_text())
 
-    for key in ("train.seed", "lora.r", "model.id"):
+    for key in ("train.seed", "lora.lora_alpha", "model.id"):
         assert f"<td><code>{key}</code></td>" in text
-    assert "<td><code>lora.use_dora</code></td>" not in text
+    for key in ("lora.use_dora", "lora.r"):
+        assert f"<td><code>{key}</code></td>" not in text, "not set, or set to the default"
 
 
 def test_every_axis_has_its_unit(page: Path) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import random
+from collections.abc import Callable
 from functools import cache
 
 import pytest
 
-from fastft.runs.result import BeforeAfter, ExactMatch, ShownAnswer
-from fastft.runs.verdict import judge, match_difference, paired_difference
+from fastft.runs.result import BeforeAfter, ExactMatch, PairedBatch, ShownAnswer
+from fastft.runs.verdict import change_interval, judge, match_difference, paired_difference
 from tests.report.made_up import RESULT, with_figures
 
 CASES = [(50, 0.5, 0.05), (50, 0.3, 0.3), (50, 0.2, 0.1), (100, 0.1, 0.1), (100, 0.8, 0.02), (100, 0.05, 0.02)]
@@ -65,6 +67,58 @@ def test_without_a_changed_answer_the_interval_is_that_of_its_equation() -> None
     # Tango's equation with no gained and no lost answer, solved by hand: z^2 / (n + z^2).
     assert interval.high == pytest.approx(1.959964**2 / (50 + 1.959964**2), abs=1e-6)
     assert interval.low == pytest.approx(-interval.high, abs=1e-9)
+
+
+def made_up_batches(draw: Callable[[], float], chance: random.Random, count: int) -> list[PairedBatch]:
+    """Micro-batches of four rows of 5 to 50 tokens, the loss of each changed by `draw()` a token."""
+    made = []
+    for _ in range(count):
+        lengths = [chance.randint(5, 50) for _ in range(4)]
+        made.append(PairedBatch(0.0, sum(length * draw() for length in lengths), sum(lengths)))
+    return made
+
+
+@pytest.mark.parametrize(("shape", "count"), [("bell", 13), ("bell", 40), ("skewed", 40)])
+def test_the_interval_of_the_loss_covers_the_true_change_in_950_of_1000_made_up_results(shape: str, count: int) -> None:
+    chance = random.Random(0)  # noqa: S311 -- not for secrets
+    draws = {"bell": lambda: chance.gauss(-0.1, 0.3), "skewed": lambda: 0.2 - chance.expovariate(1 / 0.3)}
+    covered = 0
+    for _ in range(1000):
+        interval = change_interval(made_up_batches(draws[shape], chance, count))
+        assert interval is not None
+        covered += interval[0] <= -0.1 <= interval[1]
+
+    assert 930 <= covered <= 970
+
+
+@pytest.mark.parametrize(("count", "quantile"), [(5, 2.776), (7, 2.447), (11, 2.228), (31, 2.042), (1001, 1.962)])
+def test_few_micro_batches_widen_the_interval_as_student_says(count: int, quantile: float) -> None:
+    batches = [PairedBatch(10.0, 10.0 + (-1) ** number, 10) for number in range(count - 1)] + [PairedBatch(1, 1, 10)]
+
+    interval = change_interval(batches)
+
+    assert interval is not None
+    # Changes of +-0.1 a token with the mean 0: their standard error by hand.
+    error = 0.1 * math.sqrt((count - 1) / (count * (count - 1)))
+    assert interval[1] / error == pytest.approx(quantile, abs=0.002)
+
+
+def test_no_interval_is_made_up_of_too_few_or_broken_batches() -> None:
+    chance = random.Random(0)  # noqa: S311 -- not for secrets
+    batches = made_up_batches(chance.random, chance, 40)
+
+    assert change_interval(batches[:4]) is None
+    assert change_interval([*batches, PairedBatch(1.0, float("nan"), 10)]) is None
+
+
+def test_a_loss_whose_interval_has_0_in_it_does_not_tell() -> None:
+    batches = tuple(PairedBatch(10.0, 10.0 + change, 10) for change in (3, -3, 2, -2, 1, -1.5))
+    result = with_figures(RESULT, BeforeAfter(1.0, 0.9917), None)
+
+    verdict = judge(dataclasses.replace(result, eval_batches=batches))
+
+    assert verdict.word == "cannot tell"
+    assert "95 % interval of the change -0." in verdict.because
 
 
 def answers(gained: int, lost: int, same: int) -> ExactMatch:
