@@ -290,6 +290,36 @@ def serve(
 
 
 @app.command()
+def report(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="The folder of a run.", callback=_looked_up, show_default=False)
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Default: report.html in the run's folder.", callback=_looked_up),
+    ] = None,
+    open_it: Annotated[bool, typer.Option("--open", help="Show it in a browser.")] = False,
+) -> None:
+    """Write the report page of a run: one HTML file that loads nothing."""
+    from fastft.commands.report import report_in_terminal
+
+    report_in_terminal(run, out, open_it=open_it)
+
+
+@app.command()
+def runs(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of the runs.", callback=_looked_up)] = Path(
+        "runs"
+    ),
+    as_json: AsJson = False,
+) -> None:
+    """List the runs in a folder: state, steps, held-out loss, time, size, exports."""
+    from fastft.commands.runs import runs_in_terminal
+
+    runs_in_terminal(folder, as_json=as_json)
+
+
+@app.command()
 def explain(
     key: Annotated[
         str | None, typer.Argument(metavar="KEY", help="A key (learning_rate, lora.r) or a section.")

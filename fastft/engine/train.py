@@ -26,7 +26,7 @@ from fastft.engine.trainer import Hooks, RowOrder, RunTrainer
 from fastft.errors import OutOfMemoryError, Problem, TrainingError, Where
 from fastft.planning.plan import Plan
 from fastft.runs.directory import RunDir
-from fastft.runs.held_out import Evaluation, Untrained
+from fastft.runs.held_out import Evaluation, MicroBatch, Untrained
 from fastft.runs.result import Trained
 
 # How libraries report that memory ran out: torch, CUDA and Triton; cuBLAS; torch on a processor.
@@ -102,7 +102,7 @@ def _before(trainer: RunTrainer, tokenizer: Tokenizer, material: Material, run: 
     if material.prompts:
         # Generation switched kernels; training must not inherit its caches.
         trainer.model.train()
-    untrained = Untrained(measured.eval_loss, measured.answers)
+    untrained = Untrained(measured.eval_loss, measured.answers, measured.batches)
     if hooks.ranks.world.is_first:
         run.write(untrained)
     wait_for_all()
@@ -194,9 +194,11 @@ def _dataset(rows: Rows) -> datasets.Dataset:
 def _evaluate(trainer: RunTrainer, tokenizer: Tokenizer, material: Material, hooks: Hooks, when: str) -> Evaluation:
     """Loss and answers on the held-out rows, as far as the recipe asks for them."""
     loss = answers = None
+    batches: tuple[MicroBatch, ...] = ()
     if material.eval is not None:
         hooks.stage(f"evaluating {len(material.eval)} held-out rows {when}")
         loss = float(trainer.evaluate()["eval_loss"])
+        batches = trainer.evaluated_batches
     if material.prompts:
         hooks.stage(f"answering {len(material.prompts)} held-out prompts {when}")
         answers = hooks.ranks.first(
@@ -210,7 +212,7 @@ def _evaluate(trainer: RunTrainer, tokenizer: Tokenizer, material: Material, hoo
             )
         )
         hooks.ranks.share(f"answered {when}", lambda: True)
-    return Evaluation(loss, answers)
+    return Evaluation(loss, answers, batches)
 
 
 def _trained(trainer: RunTrainer, before: Evaluation, after: Evaluation, *, finished: bool) -> Trained:

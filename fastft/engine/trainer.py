@@ -44,6 +44,7 @@ from fastft.files.records import read_record, write_record
 from fastft.files.seal import seal
 from fastft.runs.checkpoints import STATE, checkpoints, evaluations_at
 from fastft.runs.directory import RunDir
+from fastft.runs.held_out import MicroBatch
 from fastft.runs.metrics import EvaluationMetrics, StepMetrics
 from fastft.runs.ranks import Ranks
 
@@ -216,6 +217,14 @@ class RunTrainer(SFTTrainer):
         summed, tokens = self.accelerator.reduce(torch.stack(self._eval_losses).sum(dim=0)).tolist()
         output.metrics["eval_loss"] = summed / tokens
         return output
+
+    @property
+    def evaluated_batches(self) -> tuple[MicroBatch, ...]:
+        """The micro-batches of the last evaluation; none with several processes, each of which has a part of them."""
+        if self.accelerator.num_processes > 1:
+            return ()
+        sums = torch.stack(self._eval_losses).tolist()
+        return tuple(MicroBatch(loss_sum, int(tokens)) for loss_sum, tokens in sums)
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
         self._grad_norm = super()._get_grad_norm(*args, **kwargs)

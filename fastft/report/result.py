@@ -11,15 +11,17 @@ from rich.text import Text
 from fastft.report.units import duration, size
 from fastft.runs.result import Result, ShownAnswer
 from fastft.runs.score import Score
+from fastft.runs.verdict import Word, judge
 
 # Characters of an answer that the table shows; result.json has all.
 SHOWN = 300
+STYLES: dict[Word, str] = {"better": "bold green", "worse": "bold red", "cannot tell": "bold yellow"}
 
 
 def print_result(console: Console, result: Result, run_dir: str) -> None:
-    """Print the result as a table: figures before and after, one real answer, the folder."""
-    if result.worse is not None:
-        console.print(Text(f"this run made the model worse: {result.worse}", style="bold red"))
+    """Print the verdict, and the result as a table: figures before and after, one real answer, the folder."""
+    verdict = judge(result)
+    console.print(Text(str(verdict), style=STYLES[verdict.word]), soft_wrap=True)
     table = Table(title=run_dir, title_justify="left", title_style="bold", show_edge=False, pad_edge=False)
     table.add_column("")
     table.add_column("before", justify="right")

@@ -53,7 +53,7 @@ class RunDir:
 
     @property
     def plan(self) -> Path:
-        """Figures and exact calls, for people and programs; fastft itself does not read it."""
+        """Figures and exact calls, for people and programs; of it, fastft reads what `Planned` names."""
         return self.path / "plan.json"
 
     @property

@@ -15,11 +15,23 @@ class Answers:
 
 
 @dataclass(frozen=True)
+class MicroBatch:
+    """The held-out loss of one micro-batch: the sum over its tokens with loss, and how many these are."""
+
+    loss_sum: float
+    tokens: int
+
+
+@dataclass(frozen=True)
 class Evaluation:
-    """The held-out figures of a model. The loss is a mean over trained tokens; None if not asked for."""
+    """The held-out figures of a model. The loss is a mean over trained tokens; None if not asked for.
+
+    `batches`: what the loss is made of, in the order of the rows; empty with several processes.
+    """
 
     eval_loss: float | None
     answers: Answers | None
+    batches: tuple[MicroBatch, ...] = ()
 
 
 @dataclass(frozen=True)

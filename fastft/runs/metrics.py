@@ -50,6 +50,11 @@ class EvaluationMetrics:
     step: int
     figures: dict[str, float]
 
+    @property
+    def loss(self) -> float | None:
+        """The held-out loss."""
+        return self.figures.get("eval_loss")
+
     def as_json(self) -> dict[str, Any]:
         return {"event": "evaluation", "step": self.step, **self.figures}
 
@@ -79,6 +84,15 @@ class Totals:
     out_of_memory: tuple[OutOfMemory, ...]
 
 
+@dataclass(frozen=True)
+class History:
+    """All that metrics.jsonl holds, in its order."""
+
+    steps: tuple[StepMetrics, ...]
+    evaluations: tuple[EvaluationMetrics, ...]
+    out_of_memory: tuple[OutOfMemory, ...]
+
+
 class MetricsFile:
     """metrics.jsonl: one JSON object a line, appended and flushed at once, so that a crash loses at most one line."""
 
@@ -90,16 +104,25 @@ class MetricsFile:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(event.as_json()) + "\n")
 
+    def history(self) -> History:
+        """Every line of the run, as it was logged."""
+        steps, evaluations, retries = [], [], []
+        names = [field.name for field in dataclasses.fields(StepMetrics)]
+        for _, line in self._lines():
+            if line["event"] == "step":
+                steps.append(StepMetrics(**{name: line[name] for name in names}))
+            elif line["event"] == "evaluation":
+                figures = {key: value for key, value in line.items() if key not in ("event", "step")}
+                evaluations.append(EvaluationMetrics(line["step"], figures))
+            elif line["event"] == "out_of_memory":
+                retries.append(OutOfMemory(line["step"], line["rows"], line["rows_now"]))
+        return History(tuple(steps), tuple(evaluations), tuple(retries))
+
     def totals(self) -> Totals:
         """The sums over all attempts of the run."""
-        lines = [line for _, line in self._lines()]
-        steps = [line for line in lines if line["event"] == "step"]
-        retries = [line for line in lines if line["event"] == "out_of_memory"]
-        return Totals(
-            sum(line["tokens"] for line in steps),
-            sum(line["seconds"] for line in steps),
-            tuple(OutOfMemory(line["step"], line["rows"], line["rows_now"]) for line in retries),
-        )
+        history = self.history()
+        tokens = sum(step.tokens for step in history.steps)
+        return Totals(tokens, sum(step.seconds for step in history.steps), history.out_of_memory)
 
     def rewind(self, step: int, evaluations: int) -> None:
         """Remove the lines that a resumed run will write again, and damaged lines.

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import ClassVar
 
+from fastft.data.content import final_text
 from fastft.data.prepare import Prepared
 from fastft.data.render import Prompt
 from fastft.planning.plan import Plan
-from fastft.runs.held_out import Evaluation
+from fastft.runs.held_out import Evaluation, MicroBatch
 from fastft.runs.metrics import OutOfMemory, Totals
 from fastft.runs.score import Score, score
 
@@ -47,6 +48,15 @@ class BeforeAfter:
 
 
 @dataclass(frozen=True)
+class PairedBatch:
+    """The sum of the held-out loss over one micro-batch before and after training, and its tokens with loss."""
+
+    before: float
+    after: float
+    tokens: int
+
+
+@dataclass(frozen=True)
 class ShownAnswer:
     """One held-out row: the question, its reference, and the answers before and after training."""
 
@@ -54,6 +64,16 @@ class ShownAnswer:
     reference: str
     before: str | None
     after: str
+
+    @property
+    def was_right(self) -> bool:
+        """Whether the untrained model answered as the reference, reasoning and white space around it aside."""
+        return self.before is not None and final_text(self.before) == final_text(self.reference)
+
+    @property
+    def is_right(self) -> bool:
+        """The same of the trained model."""
+        return final_text(self.after) == final_text(self.reference)
 
 
 @dataclass(frozen=True)
@@ -64,6 +84,9 @@ class ExactMatch:
     before: int | None
     after: int
     example: ShownAnswer
+    """The first that is right after training, or else the first."""
+    answers: tuple[ShownAnswer, ...] = ()
+    """All of them, in the order of the held-out rows."""
 
 
 @dataclass(frozen=True)
@@ -100,17 +123,8 @@ class Result:
     weights_folder: str
     forecast: dict[str, Score]
     exports: tuple[ExportedFile, ...] = field(default=())
-
-    @property
-    def worse(self) -> str | None:
-        """In words, what got worse on the held-out rows; None where nothing did, or nothing was held out."""
-        loss, match = self.eval_loss, self.exact_match
-        parts = []
-        if loss.before is not None and loss.after is not None and loss.after > loss.before:
-            parts.append(f"the held-out loss rose from {loss.before:.4f} to {loss.after:.4f}")
-        if match is not None and match.before is not None and match.after < match.before:
-            parts.append(f"exact matches fell from {match.before} to {match.after} of {match.rows}")
-        return " and ".join(parts) or None
+    eval_batches: tuple[PairedBatch, ...] = field(default=())
+    """What the held-out losses are made of; empty where the two evaluations had other micro-batches."""
 
     def card_figures(self) -> dict[str, str]:
         """Name and value of each figure for the model card."""
@@ -158,21 +172,30 @@ def make_result(
             train_seconds=totals.seconds,
             weights_bytes=saved.size_bytes,
         ),
+        eval_batches=_paired(trained.before.batches, trained.after.batches),
     )
+
+
+def _paired(before: Sequence[MicroBatch], after: Sequence[MicroBatch]) -> tuple[PairedBatch, ...]:
+    """The micro-batches of both evaluations; none where they differ, as after a batch that did not fit."""
+    if [batch.tokens for batch in before] != [batch.tokens for batch in after]:
+        return ()
+    pairs = zip(before, after, strict=True)
+    return tuple(PairedBatch(one.loss_sum, other.loss_sum, one.tokens) for one, other in pairs)
 
 
 def _exact_match(prepared: Prepared, trained: Trained, prompts: Sequence[Prompt]) -> ExactMatch | None:
-    """Counts before and after, and the first held-out row that is right after training, or else the first."""
     before, after = trained.before.answers, trained.after.answers
     if after is None or prepared.eval is None:
         return None
-    right = [text.strip() == prompt.reference.strip() for text, prompt in zip(after.texts, prompts, strict=True)]
-    shown = right.index(True) if any(right) else 0
-    messages = prepared.eval.examples[shown].messages
-    example = ShownAnswer(
-        question=next((message.content for message in reversed(messages) if message.role == "user"), ""),
-        reference=prompts[shown].reference,
-        before=None if before is None else before.texts[shown],
-        after=after.texts[shown],
+    answers = tuple(
+        ShownAnswer(
+            question=next((message.content for message in reversed(example.messages) if message.role == "user"), ""),
+            reference=prompt.reference,
+            before=None if before is None else before.texts[index],
+            after=after.texts[index],
+        )
+        for index, (example, prompt) in enumerate(zip(prepared.eval.examples, prompts, strict=False))
     )
-    return ExactMatch(len(prompts), None if before is None else before.exact, after.exact, example)
+    shown = next((answer for answer in answers if answer.is_right), answers[0])
+    return ExactMatch(len(prompts), None if before is None else before.exact, after.exact, shown, answers)

@@ -39,6 +39,7 @@ from fastft.runs.held_out import Untrained
 from fastft.runs.metrics import MetricsFile, OutOfMemory, StepMetrics, Totals
 from fastft.runs.ranks import Ranks
 from fastft.runs.result import ExportedFile, Result, SavedWeights, Trained, make_result
+from fastft.stages.ending import reported
 from fastft.stages.faults import explain
 from fastft.stages.ready import Attempt, Ready, begin, prepare_run
 from fastft.stages.stopping import Stopping
@@ -101,8 +102,9 @@ def run_attempt(
             view.stage(f"{ranks.world.size} processes met at {ranks.world.address}")
         attempt = Attempt(loaded, facts, engine, run, view, stopping, start.accepted_drift, ranks)
         log = Path(ranks.share("log", lambda: str(new_attempt(run))))
+        report = reported(run, log.parent, view.note) if first else contextlib.nullcontext()
         log = log if first else log.with_name(f"rank-{ranks.world.rank}.log")
-        with library_output_to(log):
+        with library_output_to(log), report:
             try:
                 _run(attempt)
             except FastftError as error:

@@ -11,6 +11,7 @@ import pytest
 
 from fastft.errors import DataError, Interrupted, MachineError, UsageError
 from fastft.runs.directory import RunDir
+from fastft.runs.state import state_of
 from fastft.stages.attempt import Start
 from tests.engine.tiny import SignalAt, run, stop, write_recipe
 from tests.exports.tiny import write_base
@@ -43,6 +44,16 @@ def change_manifest(recipe: Path, key: str, value: object) -> None:
     else:
         manifest[section] = value
     path.write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def test_a_stopped_run_has_its_message_and_its_page(stopped: Path) -> None:
+    folder = RunDir(stopped.parent / "runs" / "tiny")
+
+    state, why = state_of(folder)
+
+    assert (state, "stopped by SIGTERM after a checkpoint" in why) == ("stopped", True)
+    page = (folder.path / "report.html").read_text(encoding="utf-8")
+    assert ">Stopped after optimizer step 8 of 12: " in page
 
 
 def test_the_same_command_continues_an_unfinished_run_and_says_so(stopped: Path) -> None:

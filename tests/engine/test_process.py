@@ -92,10 +92,15 @@ class TestProcess:
 
     def test_standard_output_holds_the_result_alone(self, finished: Process) -> None:
         lines = [line for line in finished.out.splitlines() if line]
-        assert lines[0].strip() == "runs/tiny"
+        assert lines[0].startswith("Better: the held-out loss fell from ")
+        assert lines[1].strip() == "runs/tiny"
         assert lines[-1] == "weights: runs/tiny/adapter"
         for name in ("Unsloth", "it/s", "Warning", "\x1b", "bitsandbytes", "{'loss'"):
             assert name not in finished.out
+
+    def test_the_page_of_the_run_begins_as_its_result(self, finished: Process) -> None:
+        page = (finished.run.path / "report.html").read_text(encoding="utf-8")
+        assert f">{finished.out.splitlines()[0]}.</h1>" in page
 
     def test_what_the_libraries_say_is_in_the_log(self, processes: dict[str, Process]) -> None:
         assert "Unsloth" in processes["unsloth"].log
@@ -121,6 +126,7 @@ class TestProcess:
             "metrics.jsonl",
             "plan.json",
             "recipe.toml",
+            "report.html",
             "result.json",
             "settings.json",
         }

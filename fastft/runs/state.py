@@ -1,0 +1,59 @@
+"""How the last attempt at a run ended, and what state the run is in."""
+
+from __future__ import annotations
+
+import fcntl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from fastft.files.records import read_record, write_record
+from fastft.runs.directory import RunDir
+
+State = Literal["finished", "running", "stopped", "failed"]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """ended.json of an attempt that did not finish: whether it was asked to stop, and its message."""
+
+    FILE: ClassVar[str] = "ended.json"
+    SCHEMA: ClassVar[int] = 1
+
+    stopped: bool
+    why: str
+
+
+def keep_end(attempt: Path, ended: Ended) -> None:
+    """Write ended.json into the folder of an attempt."""
+    write_record(attempt / Ended.FILE, ended)
+
+
+def state_of(run: RunDir) -> tuple[State, str]:
+    """(state, the message of the last attempt where it did not finish).
+
+    Raises:
+        MachineError: ended.json is damaged.
+    """
+    if run.is_finished:
+        return "finished", ""
+    attempts = [path for path in run.attempts.glob("*") if path.name.isdigit()]
+    last = max(attempts, key=lambda path: int(path.name), default=None)
+    ended = None if last is None else read_record(last / Ended.FILE, Ended)
+    if ended is not None:
+        return "stopped" if ended.stopped else "failed", ended.why
+    if _is_locked(run):
+        return "running", ""
+    return "failed", "the process ended without a word: it was killed, or the machine went down"
+
+
+def _is_locked(run: RunDir) -> bool:
+    """Whether a process is running in the folder."""
+    try:
+        with (run.path / "lock").open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
