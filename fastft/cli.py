@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import io
 import itertools
@@ -17,7 +16,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from fastft import __version__
-from fastft.console import redact
+from fastft.console import redact, show_plain_signs
 from fastft.errors import FastftError, MachineError, Problem, UsageError, Where
 from fastft.files.cache import cache_folder
 from fastft.probe.software import INSTALL, NEEDED_TO_CHAT, NEEDED_TO_EXPORT, require
@@ -385,25 +384,9 @@ def _top(
     """Fine-tune language models fast, from one TOML recipe."""
 
 
-# What terminals of other encodings show for the signs of our pages; "?" for all else that they lack.
-_SIGNS = {"█": "#", "░": ".", "◂": "<", "•": "*", "±": "+-", "…": "...", "×": "x", "→": "->", "─": "-", "│": "|"}
-_PLAIN = "fastft-plain"
-
-
-def _plainly(error: UnicodeError) -> tuple[str, int]:
-    if not isinstance(error, UnicodeEncodeError):
-        raise error
-    return "".join(_SIGNS.get(sign, "?") for sign in error.object[error.start : error.end]), error.end
-
-
-codecs.register_error(_PLAIN, _plainly)
-
-
 def main() -> None:
     """Run the command line. Exit codes: docs/runs.md."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors=_PLAIN)
+    show_plain_signs()
     try:
         try:
             sys.exit(app(_with_resume_value(sys.argv[1:]), prog_name="fastft", standalone_mode=False) or 0)

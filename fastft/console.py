@@ -5,7 +5,9 @@ What fastft prints, logs or writes about a run passes through `redact`.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import io
 import logging
 import os
 import re
@@ -152,3 +154,24 @@ def redact_file(path: Path) -> None:
             file.seek(0)
             file.write(redacted)
             file.truncate()
+
+
+# What terminals of other encodings show for the signs of our pages; "?" for all else that they lack.
+_SIGNS = {"█": "#", "░": ".", "◂": "<", "•": "*", "±": "+-", "…": "...", "×": "x", "→": "->", "─": "-", "│": "|"}
+_PLAIN = "fastft-plain"
+
+
+def _plainly(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(_SIGNS.get(sign, "?") for sign in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error(_PLAIN, _plainly)
+
+
+def show_plain_signs() -> None:
+    """Let terminals whose encoding lacks our signs show plain ones instead."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_PLAIN)

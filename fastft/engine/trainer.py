@@ -14,12 +14,9 @@ import torch
 from safetensors import SafetensorError
 from torch.utils.data import Sampler
 from transformers import (
-    Trainer,
     TrainerState,
 )
-from trl import SFTTrainer
 
-from fastft.data.encode import NO_LOSS
 from fastft.engine.callbacks import (
     EarlyStopping,
     NumberGuard,
@@ -28,6 +25,7 @@ from fastft.engine.callbacks import (
     StopOnRequest,
     evaluations_without_gain,
 )
+from fastft.engine.counting import CountingTrainer
 from fastft.engine.random_state import RandomState
 from fastft.engine.ranks import all_equal, mean, total, wait_for_all
 from fastft.engine.sampler import (
@@ -37,14 +35,12 @@ from fastft.engine.sampler import (
     with_row_without_loss,
     without_padding_rows,
 )
-from fastft.engine_choice import selected
 from fastft.errors import Problem, TrainingError, Where
 from fastft.files.atomic import free_bytes
 from fastft.files.records import read_record, write_record
 from fastft.files.seal import seal
 from fastft.runs.checkpoints import STATE, checkpoints, evaluations_at
 from fastft.runs.directory import RunDir
-from fastft.runs.held_out import MicroBatch
 from fastft.runs.metrics import EvaluationMetrics, StepMetrics
 from fastft.runs.ranks import Ranks
 
@@ -95,7 +91,7 @@ class RowOrder:
     step_rows: int
 
 
-class RunTrainer(SFTTrainer):
+class RunTrainer(CountingTrainer):
     """An SFTTrainer that writes sealed `step-N` checkpoints into a run directory and counts what it really trained."""
 
     train_dataset: Any
@@ -108,9 +104,6 @@ class RunTrainer(SFTTrainer):
         self._ranks = hooks.ranks
         self._dealt: DealtSampler | None = None
         self._saving_to: Path | None = None
-        self._real_tokens: list[torch.Tensor | int] = []
-        self._examples: list[torch.Tensor | int] = []
-        self._eval_losses: list[torch.Tensor] = []
         self._loss: torch.Tensor | None = None
         self._grad_norm: torch.Tensor | float | None = None
         super().__init__(*args, **kwargs)
@@ -119,11 +112,6 @@ class RunTrainer(SFTTrainer):
             if self.eval_dataset is not None:
                 self.eval_dataset = with_row_without_loss(self.eval_dataset)
             self.data_collator = without_padding_rows(self.data_collator)
-        # TRL 1.15 computes its loss in a Triton kernel alone, which needs a GPU; Unsloth brings a loss of its own.
-        self._needs_plain_loss = selected() == "transformers" and self.args.device.type == "cpu"
-        # Unsloth's trainer for GPUs makes no logits, and so none of the accuracies that TRL reports.
-        best = self.args.metric_for_best_model
-        self._needs_accuracy = best == "eval_mean_token_accuracy" and SFTTrainer.__name__ == "UnslothSFTTrainer"
         self._checkpoint: Path | None = None
         self._before_evaluation: RandomState | None = None
         self._reporter = StepReporter(self, hooks.step, hooks.evaluated)
@@ -166,65 +154,6 @@ class RunTrainer(SFTTrainer):
         loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
         self._loss = loss if self._loss is None else self._loss + loss
         return loss
-
-    def _count(self, inputs: dict[str, Any]) -> None:
-        mask = inputs.get("attention_mask")
-        # Sums stay on the device until a line is logged: reading them here would make the GPU wait.
-        self._real_tokens.append(inputs["input_ids"].numel() if mask is None else mask.sum())
-        positions, lengths = inputs.get("position_ids"), inputs.get("packed_seq_lengths")
-        if lengths is not None:
-            self._examples.append(lengths.numel())
-        else:
-            self._examples.append(len(inputs["input_ids"]) if positions is None else (positions == 0).sum())
-
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        if not self._needs_plain_loss:
-            result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-            if self._needs_accuracy and not model.training:
-                with torch.no_grad():
-                    outputs = model(**{key: value for key, value in inputs.items() if key != "labels"}, use_cache=False)
-                self._note_accuracy(outputs.logits, inputs["labels"])
-            return result
-        inputs["use_cache"] = False
-        loss, outputs = Trainer.compute_loss(self, model, inputs, True, num_items_in_batch)
-        if not model.training:
-            self._note_accuracy(outputs.logits, inputs["labels"])
-        return (loss, outputs) if return_outputs else loss
-
-    def _note_accuracy(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        trained = labels[:, 1:] != NO_LOSS
-        right = (logits[:, :-1].argmax(-1) == labels[:, 1:]) & trained
-        right_count, count = self.accelerator.reduce(torch.stack([right.sum(), trained.sum()])).tolist()
-        self._metrics["eval"]["mean_token_accuracy"].append(right_count / max(1, count))
-
-    def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        tokens = (inputs["labels"][:, 1:] != NO_LOSS).sum()
-        result = super().prediction_step(model, inputs, *args, **kwargs)
-        # The mean over no tokens is no number.
-        summed = torch.where(tokens > 0, result[0].double() * tokens, 0.0)
-        self._eval_losses.append(torch.stack([summed, tokens.double()]))
-        return result
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """As the trainer's, with the loss as a mean over all trained tokens.
-
-        Its own is the mean of the micro-batches' means, which changes with the batch size and with packing.
-        """
-        self._eval_losses = []
-        output = super().evaluation_loop(*args, **kwargs)
-        summed, tokens = self.accelerator.reduce(torch.stack(self._eval_losses).sum(dim=0)).tolist()
-        output.metrics["eval_loss"] = summed / tokens
-        return output
-
-    @property
-    def evaluated_batches(self) -> tuple[MicroBatch, ...]:
-        """The micro-batches of the last evaluation; none with several processes, each of which has a part of them."""
-        if self.accelerator.num_processes > 1:
-            return ()
-        sums = torch.stack(self._eval_losses).tolist()
-        return tuple(MicroBatch(loss_sum, int(tokens)) for loss_sum, tokens in sums)
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
         self._grad_norm = super()._get_grad_norm(*args, **kwargs)

@@ -150,15 +150,7 @@ def trainer_call(
         "seed": train.seed,
         # Rows are tokenized, masked and cut by fastft; with packing TRL only joins them (no row is longer than a row).
         "packing": packing,
-        **(
-            {"packing_strategy": "bfd"}
-            if packing
-            # By name, because Unsloth chooses padded batches itself on some cards (unsloth/utils/padding_choice.py).
-            else {"dataset_kwargs": {"skip_prepare_dataset": True}, "padding_free": mode == "padding_free"}
-        ),
-        # Unsloth would share the packing among processes by the machine's size, and each share packs by itself: the
-        # number of rows, and so of steps, would differ from machine to machine.
-        **({"dataset_num_proc": 1} if packing and choices.engine.value == "unsloth" else {}),
+        **_packing(choices, mode),
         "max_length": recipe.model.max_seq_length if packing else None,
         **_sampling(choices.group_by_length.value, transformers),
         "dataloader_num_workers": train.dataloader_num_workers,
@@ -175,6 +167,15 @@ def trainer_call(
         **{key: value for key, value in optional.items() if value is not None},
     }
     return Call("trl.SFTConfig", kwargs)
+
+
+def _packing(choices: Choices, mode: Mode) -> dict[str, Any]:
+    if not choices.packing.value:
+        # By name, because Unsloth chooses padded batches itself on some cards (unsloth/utils/padding_choice.py).
+        return {"dataset_kwargs": {"skip_prepare_dataset": True}, "padding_free": mode == "padding_free"}
+    # Unsloth would share the packing among processes by the machine's size, and each share packs by itself: the number
+    # of rows, and so of steps, would differ from machine to machine.
+    return {"packing_strategy": "bfd", **({"dataset_num_proc": 1} if choices.engine.value == "unsloth" else {})}
 
 
 def _is_bfloat16_throughout(recipe: Recipe, choices: Choices) -> bool:

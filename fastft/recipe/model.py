@@ -560,7 +560,8 @@ class TrainSection(Section):
 
     stop_on_divergence: Literal["blow-up", "always", "never"] = "blow-up"
     """When a run that gets worse is stopped: "blow-up", once the loss is far above where it began; "always", already
-    when it rises and stays; "never", it is only said. Loss, gradient norm and held-out loss are watched."""
+    when it rises and stays; "never", it is only said. Loss, gradient norm and held-out loss are watched.
+    Upstream: none (fastft watches the run)"""
 
     report_to: Literal["none"] | Annotated[tuple[str, ...], names_of(lambda: REPORTERS)] = ()
     """Where metrics go besides metrics.jsonl: "tensorboard", "wandb", "mlflow", "trackio" and others that transformers

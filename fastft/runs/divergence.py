@@ -73,8 +73,10 @@ class DivergenceWatch:
         self._lowest = min(self._lowest, self._smooth)
         if self._bad < BAD_LINES:
             return None
-        if self._is_above(self._first):
-            words = f"the smoothed loss rose from {self._first:.4f} at the start to {self._smooth:.4f}: the run blew up"
+        # One line of easy rows is no sign of how good the untrained model was.
+        start = max(self._first, self.untrained or 0.0)
+        if self._is_above(start):
+            words = f"the smoothed loss rose from {start:.4f} at the start to {self._smooth:.4f}: the run blew up"
             return self._once("blow-up", Alarm(True, words))
         words = f"the smoothed loss rose from {self._lowest:.4f} to {self._smooth:.4f} and stays there"
         return self._once("drift", Alarm(False, words))

@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 
 from fastft.data.encode import NO_LOSS
+from fastft.engine.counting import CountingTrainer
 from fastft.engine.export import export_weights, trained_reference
 from fastft.engine.model import save_weights
 from fastft.engine.reference import load_to_ask
 from fastft.engine.sampler import EpochSampler
 from fastft.engine.selftest.made_up import SEED, STEP, Bench, nothing
-from fastft.engine.trainer import RunTrainer
 from fastft.errors import FastftError
 from fastft.exports.card import CardFacts
 from fastft.exports.job import MERGED, Job
@@ -95,7 +95,7 @@ def _device(bench: Bench) -> Outcome:
 
 def _whose_trainer(bench: Bench) -> Outcome:
     """Unsloth's own SFTTrainer under ours: its GPU class is called UnslothSFTTrainer, that for processors is marked."""
-    base = RunTrainer.__mro__[1]
+    base = CountingTrainer.__mro__[1]
     where = f"{base.__module__}.{base.__qualname__}"
     if bench.engine != "unsloth":
         return True, f"{where}, as the engine is {bench.engine}"

@@ -22,6 +22,7 @@ from unsloth.kernels.fast_lora import apply_lora_mlp_swiglu, apply_lora_qkv
 from fastft.data.encode import NO_LOSS
 from fastft.data.order import grouped, shuffled
 from fastft.data.render import Prompt
+from fastft.engine.counting import CountingTrainer
 from fastft.engine.model import save_weights
 from fastft.engine.train import train
 from fastft.engine.trainer import RunTrainer
@@ -99,7 +100,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def test_the_trainer_and_the_layers_are_those_of_unsloth_on_a_gpu(model: Path, tmp_path: Path) -> None:
     trainer = make_parts(write_recipe(tmp_path, model)).trainer()
     layer = trainer.model.base_model.model.model.layers[0]
-    assert RunTrainer.__mro__[1].__name__ == "UnslothSFTTrainer"
+    assert CountingTrainer.__mro__[1].__name__ == "UnslothSFTTrainer"
     assert layer.self_attn.apply_qkv is apply_lora_qkv
     assert layer.mlp.forward.__func__ is apply_lora_mlp_swiglu
     assert trainer.args.bf16
