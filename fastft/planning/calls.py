@@ -123,8 +123,6 @@ def trainer_call(
         "eval_steps": train.eval_steps,
         "save_steps": train.save_steps,
         "deepspeed": deepspeed,
-        # Without it each process on a processor trains alone (transformers/training_args.py, _setup_devices).
-        "use_cpu": ranks_on_cpu or None,
     }
     if train.load_best_model_at_end or train.early_stopping_patience is not None:
         metric = train.metric_for_best_model or "eval_loss"
@@ -153,6 +151,7 @@ def trainer_call(
         **_packing(choices, mode),
         "max_length": recipe.model.max_seq_length if packing else None,
         **_sampling(choices.group_by_length.value, transformers),
+        **_placement(ranks_on_cpu),
         "dataloader_num_workers": train.dataloader_num_workers,
         "logging_steps": train.logging_steps,
         "logging_first_step": True,
@@ -190,6 +189,11 @@ def _warmup(recipe: Recipe, transformers: tuple[int, ...]) -> dict[str, Any]:
     if ratio is None:
         return {"warmup_steps": steps or 0}
     return {"warmup_steps": ratio} if transformers >= (5,) else {"warmup_ratio": ratio}
+
+
+def _placement(ranks_on_cpu: bool) -> dict[str, Any]:
+    """Without it each process on a processor trains alone (transformers/training_args.py, _setup_devices)."""
+    return {"use_cpu": True} if ranks_on_cpu else {}
 
 
 def _sampling(grouped: bool, transformers: tuple[int, ...]) -> dict[str, Any]:

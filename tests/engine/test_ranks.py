@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +110,7 @@ def start(recipe: Path, ranks: int, *more: str) -> list[subprocess.Popen[str]]:
     return processes
 
 
-def finish(processes: list[subprocess.Popen[str]], seconds: float = 120) -> tuple[list[int], list[str]]:
+def finish(processes: list[subprocess.Popen[str]], seconds: float = 400) -> tuple[list[int], list[str]]:
     """(exit codes, standard errors) of processes; none stays."""
     errors = []
     try:
@@ -164,7 +163,7 @@ def two(folder: Path) -> RunDir:
 
 def test_two_processes_train_what_one_trains(folder: Path, two: RunDir) -> None:
     command = [sys.executable, "-m", "fastft", "run", "alone.toml"]
-    subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, check=True, timeout=120)
+    subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, check=True, timeout=400)
     alone = RunDir(folder / "runs" / "alone")
     # Sums in float32 in another order; 5e-7 was measured.
     assert [step[:2] for step in steps(two)] == [pytest.approx(step[:2], abs=1e-4) for step in steps(alone)]
@@ -194,9 +193,7 @@ def test_a_killed_rank_ends_the_others_with_its_name_and_the_same_command_contin
     processes = start(recipe, 2)
     wait_for(processes[0], "step 3/")
     processes[1].kill()
-    began = time.monotonic()
-    codes, errors = finish(processes)
-    assert time.monotonic() - began < 60
+    codes, errors = finish(processes, 60)
     assert codes == [4, -signal.SIGKILL], errors
     assert "rank 1 (process" in errors[0]
     assert "ended without a word" in errors[0]
