@@ -41,7 +41,7 @@ def cases(shared: Path, base: Path, seed: int) -> list[Case]:
 
 def _recipe(folder: Path, model: str, more: str = "") -> None:
     (folder / "rows.jsonl").write_text(json.dumps(ROW) + "\n", encoding="utf-8")
-    text = f'[model]\nid = "{model}"\n[data]\ntrain = "rows.jsonl"\n{more}'
+    text = f'[model]\nid = "{model}"\nengine = "transformers"\n[data]\ntrain = "rows.jsonl"\n{more}'
     (folder / "recipe.toml").write_text(text, encoding="utf-8")
 
 
@@ -114,7 +114,8 @@ def weights(base: Path, way: str, folder: Path) -> Outcome:
     }
     file.write_bytes(contents.get(way, struct.pack("<Q", len(text)) + text + whole[8 + size :]))
     _recipe(folder, "./base")
-    return refusal(command(("run", "recipe.toml"), folder), "safetensors", limit=SOON_SECONDS)
+    ended = command(("run", "recipe.toml"), folder)
+    return refusal(ended, "safetensors", limit=SOON_SECONDS, names="safetensors")
 
 
 def gguf(shared: Path, number: int, place: float, folder: Path) -> Outcome:

@@ -74,7 +74,7 @@ def bad_row(base: Path, name: str, place: int, folder: Path) -> Outcome:
     (folder / "rows.jsonl").write_bytes(content(rows))
     ended = check(base, "rows.jsonl", folder)
     where = f"rows.jsonl:{place + 1}"
-    if ended.code == 0 and (where in ended.shown or "1 of 12" in ended.shown or "left out" in ended.shown):
+    if ended.code == 0 and (where in ended.shown or "left out" in ended.shown or "without effect" in ended.shown):
         return Outcome("said", ended.cpu_seconds, "a row", ended.last_line)
     return refusal(ended, "a row", names="rows.jsonl")
 
