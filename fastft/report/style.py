@@ -9,7 +9,8 @@ ins { text-decoration: none; }
   --unsure: #d29922; } }
 @media print { :root { color-scheme: light; --ink: #000; --soft: #444; --page: #fff; --panel: #fff; --rule: #bbb;
   --one: #0969da; --two: #bc4c00; --faint: #8cb8ea; --good: #1a7f37; --bad: #cf222e; --unsure: #9a6700; }
-  figure, tr, .answer > div { break-inside: avoid; } h2, h3 { break-after: avoid; } ins { text-decoration: underline; } }
+  figure, tr, .answer > div { break-inside: avoid; } h2, h3 { break-after: avoid; }
+  ins { text-decoration: underline; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 70rem; background: var(--page); color: var(--ink);
   font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
