@@ -233,9 +233,15 @@ def _forecast(result: Result | None) -> Markup:
     for name, score in result.forecast.items():
         words = name.removesuffix("_bytes").removesuffix("_seconds").replace("train", "training time").replace("_", " ")
         show = size if name.endswith("_bytes") else duration if name.endswith("_seconds") else number
-        error = "" if score.error is None else "exact" if score.error == 0 else f"{100 * score.error:+.0f} %"
-        rows.append((words, "unknown" if score.forecast is None else show(score.forecast), show(score.actual), error))
+        forecast = "unknown" if score.forecast is None else show(score.forecast)
+        rows.append((words, forecast, show(score.actual), _off_by(score.error)))
     return table(("", "forecast", "actual", "off by"), rows, frozenset({1, 2, 3}))
+
+
+def _off_by(error: float | None) -> str:
+    if error is None or error == 0:
+        return "" if error is None else "exact"
+    return "under 1 %" if abs(error) < 0.005 else f"{100 * error:+.0f} %"
 
 
 def _exports(records: Records) -> Markup:
