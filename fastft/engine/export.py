@@ -20,7 +20,7 @@ from fastft.engine.reference import check_folder, load_to_ask, make_reference
 from fastft.engine.torch_model import prompt_ids, special_tokens
 from fastft.errors import ExportError, MachineError, Problem, Where
 from fastft.exports.card import CardFacts
-from fastft.exports.job import ADAPTER, MERGED_4BIT, Artefact, Job, is_kept, kept, publish, write
+from fastft.exports.job import ADAPTER, MERGED_4BIT, Artefact, Job, is_kept, kept, publish, write, write_together
 from fastft.exports.kept import exporting_alone
 from fastft.exports.merged import tokenizer_folder
 from fastft.exports.parity import ChatMessages, Reference, Verdict, check_gguf
@@ -74,7 +74,8 @@ def export_weights(
 ) -> Exported:
     """Write each artefact of `job`, compare it with `reference`, seal and record it; then comes the next.
 
-    What an earlier export of the same weights left, proven and unchanged, is not made again.
+    GGUF files are written in one pass over base and adapter. What an earlier export of the same weights left, proven
+    and unchanged, is not made again.
 
     With None only its tensors are compared with base + adapter, and the model card says so. Release the trained model
     before: an artefact needs its memory. `writing` shows the progress of each one.
@@ -88,13 +89,18 @@ def export_weights(
     artefacts: list[Artefact] = []
     verdicts: list[Verdict] = []
     with exporting_alone(job.out):
+        missing = [kind for kind in job.kinds if not is_kept(job, kind, source)]
+        written: dict[str, Artefact] = {}
         for kind in job.kinds:
-            if is_kept(job, kind, source):
+            if kind not in missing:
                 artefact, verdict = kept(job, kind)
                 say(f"{kind} is there already, {'not compared' if verdict is None else 'proven'}: {artefact.path}")
             else:
-                artefact, verdict = _make(job, kind, reference, say, writing)
-                artefact = publish(job, artefact, verdict, card, source)
+                if kind not in written:
+                    written |= _write(job, kind, missing, say, writing)
+                verdict = compare(job, written[kind], reference)
+                say(_in_words(kind, verdict))
+                artefact = publish(job, written[kind], verdict, card, source)
             artefacts.append(artefact)
             verdicts += [] if verdict is None else [verdict]
     record, failed = job.out / FILE, [verdict for verdict in verdicts if not verdict.passed]
@@ -107,16 +113,22 @@ def export_weights(
     return Exported(record, tuple(artefacts), tuple(verdicts))
 
 
-def _make(job: Job, kind: str, reference: Reference | None, say: Say, writing: Writing) -> tuple[Artefact, Verdict]:
-    """One artefact in the folder of unfinished ones, and how it compares with the trained model."""
-    say(f"writing {kind} to {job.place(kind)}")
-    with writing(kind) as on_bytes:
-        artefact = write_artefact(job.staging, kind, on_bytes)
-    for note in artefact.notes:
-        say(f"{kind}: {note}")
-    verdict = compare(job, artefact, reference)
-    say(_in_words(kind, verdict))
-    return artefact, verdict
+def _write(job: Job, kind: str, missing: Sequence[str], say: Say, writing: Writing) -> dict[str, Artefact]:
+    """Write one artefact into the folder of unfinished ones, a GGUF file together with the other missing ones."""
+    together = [kind]
+    if kind not in FOLDER_FORMATS and job.llama_cpp is None:
+        together = [one for one in missing if one not in FOLDER_FORMATS]
+    for one in together:
+        say(f"writing {one} to {job.place(one)}")
+    with writing(", ".join(together)) as on_bytes:
+        if len(together) > 1:
+            artefacts = write_together(job.staging, together, on_bytes)
+        else:
+            artefacts = (write_artefact(job.staging, kind, on_bytes),)
+    for artefact in artefacts:
+        for note in artefact.notes:
+            say(f"{artefact.kind}: {note}")
+    return {artefact.kind: artefact for artefact in artefacts}
 
 
 def load_trained(base: Path, adapter: Path | None) -> tuple[Model, Tokenizer]:

@@ -8,7 +8,7 @@ import os.path
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from fastft.exports.card import CardFacts, model_card, modelfile
 from fastft.exports.gguf.checkout import check_checkout, convert_with_checkout
 from fastft.exports.gguf.quantization import check_quantization
 from fastft.exports.gguf.vocabulary import read_vocabulary
-from fastft.exports.gguf.writer import estimate_gguf_bytes, write_gguf
+from fastft.exports.gguf.writer import estimate_gguf_bytes, write_ggufs
 from fastft.exports.kept import UNFINISHED, artefact_damage, find_recorded, remove_artefact, source_hash
 from fastft.exports.merged import (
     copy_tokenizer,
@@ -191,8 +191,17 @@ def write(job: Job, kind: str, on_bytes: BytesWritten = ignore_bytes) -> Artefac
         return Artefact(kind, place, merged.size_bytes, merged.seconds, notes)
     if job.llama_cpp is not None:
         return _convert(job, kind, place, job.llama_cpp, on_bytes)
-    written = write_gguf(job.base, job.adapter, place, kind, end_ids=job.end_ids, on_bytes=on_bytes)
-    return Artefact(kind, place, written.size_bytes, written.seconds, written.notes)
+    return write_together(job, (kind,), on_bytes)[0]
+
+
+def write_together(job: Job, kinds: Sequence[str], on_bytes: BytesWritten = ignore_bytes) -> tuple[Artefact, ...]:
+    """Write GGUF files of several quantizations in one pass over base and adapter; raises what `write` raises."""
+    places = {kind: job.place(kind) for kind in kinds}
+    reports = write_ggufs(job.base, job.adapter, places, end_ids=job.end_ids, on_bytes=on_bytes)
+    return tuple(
+        Artefact(kind, one.file, one.size_bytes, one.seconds, one.notes)
+        for kind, one in zip(kinds, reports, strict=True)
+    )
 
 
 def publish(job: Job, artefact: Artefact, verdict: Verdict | None, card: CardFacts, source: str) -> Artefact:
