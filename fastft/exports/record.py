@@ -27,7 +27,7 @@ class RecordedArtefact:
     parity: Verdict | None = None
     """None: it was not compared with the trained model."""
     source: str | None = None
-    """SHA-256 of what it was made of; None before version 0.2."""
+    """SHA-256 of what it was made of; None in records that older versions wrote."""
     sha256: str | None = None
     """Of a file; a folder has its own seal."""
 
