@@ -44,7 +44,7 @@ def cli_page() -> str:
 def tables_page() -> str:
     """What recipes and options can name, from the tables that every module reads."""
     optimizers = [
-        (name, row.family, f"{row.state_bytes:g}", _yes(row.needs_gpu), _yes(row.paged), row.on_cpu or "")
+        (name, row.family, f"{row.state_bytes:g}", ", ".join(row.packages), _yes(row.paged), row.on_cpu or "")
         for name, row in OPTIMIZERS.items()
     ]
     types = [
@@ -83,8 +83,8 @@ def tables_page() -> str:
         "# Tables",
         "Made by `make docs`; do not edit. What recipes and options can name, and what fastft knows of each.",
         "## Optimizers",
-        "`train.optim`. State: bytes a trained weight. On a processor, another form of the same algorithm may run.",
-        _table(("name", "algorithm", "state", "needs a GPU", "paged", "on a processor"), optimizers),
+        "`train.optim`. State: bytes a trained weight. Package: to install besides torch and transformers.",
+        _table(("name", "algorithm", "state", "package", "paged", "default on a processor"), optimizers),
         "## GGUF quantizations",
         "`export.quantization`. Bits: a weight, all of Llama-3.1-8B together. Needed: the share of held-out answer"
         " tokens at which the file must predict the trained model's next token. Mean and worst KL: the most that its"

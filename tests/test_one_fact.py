@@ -39,7 +39,7 @@ LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
 LLAMA_WEIGHTS = 8_030_261_248
 ADAPTER_WEIGHTS = 41_943_040  # of rank 16
 NEW_OPTIMIZER = Optimizer(
-    "muon_8bit", "muon", "Muon", 3.0, needs_gpu=True, on_cpu="sgd", takes_betas=True, takes_epsilon=False
+    "muon_8bit", "muon", "Muon", 3.0, ("muon",), paged=True, on_cpu="sgd", takes_betas=True, takes_epsilon=False
 )
 NEW_QUANTIZATION = Quantization("q1_k", "Q2_K", "MOSTLY_Q2_K", 1.5, 4.0, 12.0, bar=0.7)
 ROOT = Path(__file__).parents[1]
@@ -98,22 +98,12 @@ def test_the_plan_forecasts_memory_and_disk_of_the_new_rows(asked: LoadedRecipe)
     assert planned["disk"]["gguf_bytes"] == round(LLAMA_WEIGHTS * 1.5 / 8)
 
 
-def test_the_plan_passes_the_upstream_name_and_falls_back_on_a_processor(asked: LoadedRecipe) -> None:
-    assert '"optim": "muon"' in json.dumps(plan(asked, A100))
-
-    on_cpu = json.dumps(plan(asked, CPU))
-    assert '"optim": "sgd"' in on_cpu
-    assert "muon_8bit needs a GPU; the same Muon in float32" in on_cpu
-
-
-def test_an_optimizer_without_a_form_for_processors_is_an_obstacle_there(
-    recipe: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(OPTIMIZERS, "gpu_only", Optimizer("gpu_only", "gpu_only", "Any", 1.0, needs_gpu=True))
-    loaded = recipe("", "train.optim=gpu_only")
-
-    assert "this optimizer is made for GPUs" in json.dumps(plan(loaded, CPU))
-    assert "this optimizer is made for GPUs" not in json.dumps(plan(loaded, A100))
+def test_the_plan_passes_the_upstream_name_and_says_what_it_needs(asked: LoadedRecipe) -> None:
+    for device in (A100, CPU):
+        made = json.dumps(plan(asked, device))
+        assert '"optim": "muon"' in made
+        assert "muon_8bit needs muon, not installed" in made
+    assert "nothing is paged here" in json.dumps(plan(asked, CPU))
 
 
 def test_explain_schema_and_docs_list_the_new_rows(added: None) -> None:
@@ -167,9 +157,9 @@ def test_every_quantization_is_of_types_that_the_writer_knows() -> None:
     assert {row.file_type for row in QUANTIZATIONS.values()} <= set(gguf.LlamaFileType.__members__)
 
 
-def test_every_optimizer_falls_back_to_one_that_a_processor_runs() -> None:
+def test_what_a_processor_takes_by_default_needs_no_package() -> None:
     for row in OPTIMIZERS.values():
-        assert row.on_cpu is None or not OPTIMIZERS[row.on_cpu].needs_gpu
+        assert row.on_cpu is None or not OPTIMIZERS[row.on_cpu].packages
 
 
 @pytest.mark.parametrize("name", DATA_FORMATS)

@@ -55,9 +55,7 @@ def check_in_terminal(recipes: Sequence[Path], overrides: Sequence[str], *, rows
 def _check(loaded: LoadedRecipe) -> Inspection:
     """What every command checks, and, where training libraries are installed, the packages that the recipe names."""
     found = check_loaded(loaded)
-    present = installed()
-    missing = list(missing_packages(loaded, present)) if "transformers" in present else []
-    if missing:
+    if missing := list(missing_packages(loaded, installed())):
         raise MachineError(missing)
     return found
 

@@ -13,6 +13,7 @@ from fastft.engine.memory import free_memory
 from fastft.errors import Problem, TrainingError, Where
 from fastft.files.atomic import remove_leftovers
 from fastft.files.seal import sealed_folder
+from fastft.planning.memory import NF4_BLOCK
 from fastft.planning.plan import Plan
 from fastft.recipe.rules import is_hub_id
 from fastft.runs.directory import RunDir
@@ -56,6 +57,8 @@ def _load(plan: Plan) -> tuple[Any, Any]:
         from fastft.engine.backends import transformers as backend  # type: ignore[no-redef]
     model, tokenizer = backend.load(plan.calls, getattr(torch, plan.choices.dtype.value))
     _refuse_other_weights(plan, model)
+    if is_in_4bit(model) and model.device.type == "cpu":
+        _keep_4_bits_right(plan, model)
     return backend.attach(plan.calls, model), tokenizer
 
 
@@ -73,6 +76,27 @@ def _refuse_other_weights(plan: Plan, model: Any) -> None:
     if not load.get("full_finetuning") and model.dtype != getattr(torch, load["dtype"]):
         wrong = f"the plan says {load['dtype']}, the loader gave {model.dtype} weights"
         raise TrainingError(Problem(Where(plan.recipe), "model.dtype", wrong, "write the type that the loader gives"))
+
+
+def _keep_4_bits_right(plan: Plan, model: Any) -> None:
+    """Work around what bitsandbytes 0.50.2 does wrong with 4-bit weights on a processor; tests show both.
+
+    Its kernel reads a row that is no multiple of a block at the wrong places. And where the processor has AVX512-BF16,
+    the first evaluation packs the weights for a kernel without a backward pass: training after it would get no gradient
+    through them, and they would lose precision at each change.
+
+    Raises:
+        TrainingError: a layer has rows that are read wrongly.
+    """
+    for name, layer in model.named_modules():
+        state = getattr(getattr(layer, "weight", None), "quant_state", None)
+        if state is None:
+            continue
+        layer.support_avx512bf16_for_cpu = False
+        if state.shape[-1] % NF4_BLOCK:
+            wrong = f"bitsandbytes misreads 4-bit rows of {state.shape[-1]} weights ({name}) on a processor"
+            instead = f"write false: only rows of a multiple of {NF4_BLOCK} are read right without a GPU"
+            raise TrainingError(Problem(Where(plan.recipe), "model.load_in_4bit", wrong, instead))
 
 
 def is_in_4bit(model: Model) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 import pyarrow
 from datasets.fingerprint import generate_random_fingerprint
+from transformers.training_args import OptimizerNames
 from trl import SFTConfig
 
 from fastft.data.cache import as_arrow
@@ -128,10 +129,14 @@ def make_trainer(
         TrainingError: the trainer would do something else than the plan says.
     """
     patience = material.early_stopping_patience
+    args = SFTConfig(**plan.calls.trainer.kwargs)
+    if args.device.type == "cpu":
+        # Unsloth 2026.10 takes bitsandbytes' optimizers for what only a GPU can do (unsloth_zoo/cpu/trainer.py).
+        args.optim = OptimizerNames(plan.calls.trainer.kwargs["optim"])
     try:
         trainer = RunTrainer(
             model=model,
-            args=SFTConfig(**plan.calls.trainer.kwargs),
+            args=args,
             train_dataset=_dataset(material.train),
             eval_dataset=None if material.eval is None else _dataset(material.eval),
             processing_class=tokenizer,

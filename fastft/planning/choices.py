@@ -115,6 +115,9 @@ def choose_bf16(recipe: Recipe, device: Device) -> Choice[bool]:
 def choose_fp16(recipe: Recipe, device: Device, bf16: bool) -> Choice[bool]:
     """Whether the trainer computes in float16: on a GPU without bfloat16."""
     asked = recipe.train.fp16
+    if asked is True and not device.is_gpu:
+        # accelerate/accelerator.py, 1.15: with "fp16" it scales and casts nothing on a processor, without a word.
+        return Choice(False, "asked for, but Accelerate has no float16 on a processor: float32 here")
     if asked != "auto":
         return Choice(asked, "asked for by train.fp16")
     if device.is_gpu and not bf16 and recipe.model.dtype != "float32" and recipe.train.bf16 == "auto":
@@ -135,13 +138,18 @@ def choose_dtype(recipe: Recipe, device: Device, bf16: bool, fp16: bool) -> Choi
 
 
 def choose_optimizer(recipe: Recipe, device: Device) -> Choice[str]:
-    """The optimizer that really runs: 8-bit and paged AdamW keep their state on a GPU."""
+    """The optimizer that really runs: on a processor, the default is the same AdamW in its fastest form."""
     asked = OPTIMIZERS[recipe.train.optim]
-    if device.is_gpu or asked.on_cpu is None:
+    if device.is_gpu:
         return Choice(asked.name, "as train.optim says")
-    if not asked.needs_gpu:
+    if asked.on_cpu is not None and not asked.packages:
         return Choice(asked.on_cpu, "the fused form of the same sums")
-    return Choice(asked.on_cpu, f"{asked.name} needs a GPU; the same {asked.family} in float32")
+    if asked.on_cpu is not None and "optim" not in recipe.train.model_fields_set:
+        # Measured: 7.1 million weights take 0.13 s of one core fused, 6.7 s in 8 bits (bitsandbytes 0.50.2).
+        return Choice(asked.on_cpu, f"the same {asked.family} in float32, far faster than 8 bits on a processor")
+    if asked.paged:
+        return Choice(asked.name, "as train.optim says; nothing is paged here: all of its state is in main memory")
+    return Choice(asked.name, "as train.optim says")
 
 
 # Below it Unsloth recomputes without moving anything to main memory (unsloth/models/_utils.py,

@@ -14,7 +14,7 @@ Head = Literal["plain", "fused"]
 
 # NF4 with double quantization: 4 bits a weight, 8 bits for each block of 64, 32 for each 256 of those (Dettmers et al.
 # 2023, section 3): 4.127 bits.
-NF4_BYTES_PER_WEIGHT = 0.5159
+NF4_BYTES_PER_WEIGHT, NF4_BLOCK = 0.5159, 64
 # Bytes a vocabulary entry of a token's logits: 16-bit logits 2, float32 copy 4, shifted copy 4, float32 gradient 4,
 # 16-bit gradient 2. On a processor in float32: logits, the shifted copy, the log-softmax, its gradient, that of the
 # logits, and the copy that TRL takes its accuracy from (measured: benchmarks/forecast_cpu.json).
@@ -115,8 +115,8 @@ def forecast_memory(
         optimizer_bytes=round(OPTIMIZERS[settings.optimizer].state_bytes * trained),
         activations_bytes=round(activations),
         logits_bytes=round(logits),
-        # One projection is expanded to 16 bits at a time.
-        workspace_bytes=2 * model.largest_projection_weights if settings.load_in_4bit else 0,
+        # One projection is expanded at a time.
+        workspace_bytes=size * model.largest_projection_weights if settings.load_in_4bit else 0,
         framework_bytes=settings.framework_bytes,
         tokens=tokens,
         device_bytes=device_bytes,

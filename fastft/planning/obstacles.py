@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from fastft.errors import Problem
+from fastft.planning.choices import choose_optimizer
 from fastft.planning.disk import Disk
 from fastft.planning.facts import Facts
+from fastft.planning.memory import NF4_BLOCK
+from fastft.probe.architecture import architecture_of
 from fastft.probe.base_model import BaseModel
 from fastft.probe.device import GIB, Device
 from fastft.probe.software import CEILINGS, INSTALL, NEEDED, TESTED, below_floor, release
@@ -22,8 +25,12 @@ def find_obstacles(loaded: LoadedRecipe, facts: Facts, disk: Disk, engine: str) 
     """Every obstacle, most basic first."""
     return (
         *_software(loaded, facts.installed, engine),
-        *missing_packages(loaded, facts.installed),
-        *(_gpu(loaded, facts.device, engine) if facts.device.is_gpu else _processor(loaded, facts.device)),
+        *missing_packages(loaded, facts.installed, facts.device),
+        *(
+            _gpu(loaded, facts.device, engine)
+            if facts.device.is_gpu
+            else _processor(loaded, facts.device, facts.base_model)
+        ),
         *_ranks(loaded, facts, engine),
         *_untrained(loaded, facts.device, facts.base_model, engine),
         *_memory(loaded, facts.device, facts.base_model),
@@ -45,8 +52,26 @@ def _software(loaded: LoadedRecipe, installed: Mapping[str, str], engine: str) -
             yield loaded.problem("model.engine", wrong, instead)
 
 
-def missing_packages(loaded: LoadedRecipe, installed: Mapping[str, str]) -> Iterator[Problem]:
-    """What the recipe asks for by name and a package that is not installed would do."""
+def missing_packages(
+    loaded: LoadedRecipe, installed: Mapping[str, str], device: Device | None = None
+) -> Iterator[Problem]:
+    """What needs a package that is not installed: what the recipe names, and what `device` takes by default.
+
+    Nothing where the training libraries are not installed at all: the command that installs them is said already.
+    """
+    if "transformers" not in installed:
+        return
+    optimizer = OPTIMIZERS[loaded.recipe.train.optim]
+    if device is not None:
+        optimizer = OPTIMIZERS[choose_optimizer(loaded.recipe, device).value]
+    absent = [name for name in optimizer.packages if name not in installed]
+    if absent and (device or "train.optim" in loaded.given):
+        wrong = f"{optimizer.name} needs {', '.join(absent)}, not installed"
+        instead = f'run: pip install {" ".join(absent)}, or write "adamw_torch"'
+        yield loaded.problem("train.optim", wrong, instead)
+    if loaded.recipe.model.load_in_4bit and "bitsandbytes" not in installed:
+        instead = "run: pip install bitsandbytes, or write false"
+        yield loaded.problem("model.load_in_4bit", "4-bit weights need bitsandbytes, not installed", instead)
     reporters = loaded.recipe.train.report_to
     for name in () if reporters == "none" else reporters:
         if missing := missing_for(name, installed):
@@ -72,22 +97,20 @@ def _gpu(loaded: LoadedRecipe, device: Device, engine: str) -> Iterator[Problem]
         yield loaded.problem("model.attn_implementation", wrong, instead)
 
 
-def _processor(loaded: LoadedRecipe, device: Device) -> Iterator[Problem]:
+def _processor(loaded: LoadedRecipe, device: Device, model: BaseModel) -> Iterator[Problem]:
     recipe = loaded.recipe
     here = f"{device.missing}; here is only {device}" if device.missing else f"no GPU found, only {device}"
-    fits = "take recipes/quickstart.toml, a 135M model, on this machine"
-    if recipe.model.load_in_4bit:
-        instead = f"run it on a host with an NVIDIA GPU of 16 GB or more, or {fits}"
-        yield loaded.problem("model.load_in_4bit", f"4-bit training needs an NVIDIA GPU: {here}", instead)
-    if recipe.train.fp16 is True:
-        wrong = f"float16 training needs a GPU: {here}"
-        yield loaded.problem("train.fp16", wrong, "write false, or take the line away")
-    optimizer = OPTIMIZERS[recipe.train.optim]
-    if optimizer.needs_gpu and optimizer.on_cpu is None:
-        instead = 'write "adamw_torch", or run it on a GPU'
-        yield loaded.problem("train.optim", f"this optimizer is made for GPUs: {here}", instead)
+    shape = architecture_of(recipe.model.id, model.config)
+    if recipe.model.load_in_4bit and shape is not None:
+        odd = {name: inputs for name, (inputs, _) in shape.projections.items() if inputs % NF4_BLOCK}
+        if odd:
+            name, inputs = next(iter(odd.items()))
+            wrong = f"bitsandbytes misreads 4-bit rows of {inputs} weights ({name}) on a processor"
+            instead = f"write false: only rows of a multiple of {NF4_BLOCK} are read right without a GPU"
+            yield loaded.problem("model.load_in_4bit", wrong, instead)
     if recipe.train.deepspeed is not None:
-        yield loaded.problem("train.deepspeed", f"DeepSpeed needs GPUs: {here}", "take the line away")
+        wrong = f"DeepSpeed is not proven on a processor: {here}"
+        yield loaded.problem("train.deepspeed", wrong, "take the line away")
 
 
 def _ranks(loaded: LoadedRecipe, facts: Facts, engine: str) -> Iterator[Problem]:

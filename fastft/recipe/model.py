@@ -407,8 +407,8 @@ class TrainSection(Section):
     Upstream: SFTConfig(warmup_steps=)"""
 
     optim: Annotated[str, OneOf(lambda: OPTIMIZERS)] = "adamw_8bit"
-    """The optimizer. The 8-bit ones keep their state in a quarter of the memory and need a GPU; "paged" ones move it to
-    main memory when the GPU is full.
+    """The optimizer. The 8-bit ones keep their state in a quarter of the memory, and are slow on a processor: there the
+    default is the same AdamW in float32. "paged" ones move it to main memory when the GPU is full.
     Upstream: SFTConfig(optim=)"""
 
     weight_decay: float = Field(default=0.0, ge=0, lt=1)
@@ -476,7 +476,8 @@ class TrainSection(Section):
     Upstream: SFTConfig(bf16=)"""
 
     fp16: Auto | bool = "auto"
-    """Compute in float16 with loss scaling, for GPUs without bfloat16 (T4, V100). "auto" switches it on there.
+    """Compute in float16 with loss scaling, for GPUs without bfloat16 (T4, V100). "auto" switches it on there. A
+    processor computes in float32 instead, and the plan says so.
     On: fast on old GPUs; small gradients can vanish.
     Off: bfloat16 or float32.
     Upstream: SFTConfig(fp16=)"""

@@ -50,6 +50,7 @@ def test_unsloth_trains_where_it_is(recipe: Make, override: str, installed: dict
         (A100, ["model.dtype=float32"], ("float32", False, False)),
         (A100, ["model.dtype=float16"], ("float16", False, True)),
         (CPU, ["train.bf16=true"], ("float32", True, False)),
+        (CPU, ["train.fp16=true", "model.load_in_4bit=true"], ("float32", False, False)),
         (T4, ["train.fp16=false"], ("float32", False, False)),
     ],
 )
@@ -64,12 +65,23 @@ def test_precision_is_what_the_device_computes_in(
     assert (choose_dtype(asked, device, bf16, fp16).value, bf16, fp16) == values
 
 
-@pytest.mark.parametrize("asked", ["adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "adamw_torch"])
-def test_a_processor_gets_the_same_adamw_in_float32_and_is_told(recipe: Make, asked: str) -> None:
-    loaded = recipe("", f"train.optim={asked}")
+@pytest.mark.parametrize(
+    ("asked", "taken", "reason"),
+    [
+        ([], "adamw_torch_fused", "the same AdamW in float32, far faster than 8 bits on a processor"),
+        (["train.optim=adamw_torch"], "adamw_torch_fused", "the fused form of the same sums"),
+        (["train.optim=adamw_8bit"], "adamw_8bit", "as train.optim says"),
+        (["train.optim=paged_lion_8bit"], "paged_lion_8bit", "nothing is paged here"),
+    ],
+)
+def test_a_processor_runs_the_optimizer_that_was_named_or_else_the_fastest_adamw(
+    recipe: Make, asked: list[str], taken: str, reason: str
+) -> None:
+    choice = choose_optimizer(recipe("", *asked).recipe, CPU)
 
-    assert choose_optimizer(loaded.recipe, CPU).value == "adamw_torch_fused"
-    assert choose_optimizer(loaded.recipe, A100).value == asked
+    assert choice.value == taken
+    assert reason in choice.reason
+    assert choose_optimizer(recipe("", *asked).recipe, A100).value == recipe("", *asked).recipe.train.optim
 
 
 @pytest.mark.parametrize(("tokens", "value"), [(511, True), (512, "unsloth")])

@@ -51,7 +51,7 @@ def test_the_same_recipe_and_facts_make_the_same_plan(recipe: Make) -> None:
 
 
 def test_a_plan_is_plain_json(recipe: Make) -> None:
-    made = plan(recipe("", "model.load_in_4bit=true"), CPU)
+    made = plan(recipe("", "train.deepspeed=zero.json"), CPU)
 
     assert json.loads(json.dumps(made.as_json()))["obstacles"] == [str(problem) for problem in made.obstacles]
 
@@ -176,10 +176,7 @@ def test_epochs_and_steps_never_both_reach_the_trainer(recipe: Make) -> None:
 @pytest.mark.parametrize(
     ("device", "overrides", "field", "expected"),
     [
-        (CPU, ["model.load_in_4bit=true"], "model.load_in_4bit", "4-bit training needs an NVIDIA GPU: no GPU found"),
-        (CPU, ["train.fp16=true"], "train.fp16", "float16 training needs a GPU"),
-        (CPU, ["train.optim=lion_8bit"], "train.optim", "this optimizer is made for GPUs"),
-        (CPU, ["train.deepspeed=zero.json"], "train.deepspeed", "DeepSpeed needs GPUs"),
+        (CPU, ["train.deepspeed=zero.json"], "train.deepspeed", "DeepSpeed is not proven on a processor: no GPU"),
         (T4, ["train.bf16=true"], "train.bf16", "Tesla T4, 15.0 GiB does not compute in bfloat16"),
         (A100, ["model.dtype=float32"], "model.dtype", "on this GPU Unsloth computes in bfloat16 all the same"),
         (A100, ["train.bf16=false"], "train.bf16", "on this GPU Unsloth computes in bfloat16 all the same"),
@@ -230,6 +227,28 @@ def test_missing_packages_are_one_obstacle_with_the_command(recipe: Make) -> Non
 
     assert "torch, transformers, trl, peft, accelerate, datasets, unsloth not installed" in str(obstacle)
     assert str(obstacle).endswith('run: pip install "fastft[train]"')
+
+
+@pytest.mark.parametrize(
+    ("overrides", "device", "field"),
+    [
+        (["train.optim=lion_8bit"], CPU, "train.optim"),
+        (["train.optim=paged_adamw_8bit"], A100, "train.optim"),
+        ([], A100, "train.optim"),  # the default is an 8-bit AdamW there
+        ([], CPU, None),
+        (["model.load_in_4bit=true"], CPU, "model.load_in_4bit"),
+    ],
+)
+def test_what_bitsandbytes_does_is_an_obstacle_without_it(
+    recipe: Make, overrides: list[str], device: Device, field: str | None
+) -> None:
+    without = {name: version for name, version in TESTED.items() if name != "bitsandbytes"}
+
+    obstacles = plan(recipe("", *overrides), device, installed=without).obstacles
+
+    assert [problem.field for problem in obstacles] == ([field] if field else [])
+    assert all("run: pip install bitsandbytes" in problem.instead for problem in obstacles)
+    assert plan(recipe("", *overrides), device).obstacles == ()
 
 
 @pytest.mark.parametrize(
