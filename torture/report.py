@@ -47,6 +47,7 @@ A warm process forks a child for each command, which runs `fastft.cli.main`: a c
 The kills "process from the shell" hit processes of their own. Random moments spread over a whole run: conversion of a
 GGUF base, preparing, training, evaluations, saving, two exports. *Exact*: adapter, merged and GGUF weights, every line
 of `metrics.jsonl` (times and memory aside), result and best checkpoint are those of an undisturbed run.
+*Silent*: a fault had an effect that nothing said. *Harness*: the case itself failed.
 """
 
 

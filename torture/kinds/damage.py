@@ -72,7 +72,7 @@ def damaged(shared: Path, name: str, way: str, seed: int, folder: Path) -> Outco
     damage(folder / "runs/subject" / name, way, seed)
     weights = "runs/subject/exports/merged_16bit" if name.startswith("exports") else "runs/subject"
     asked = [
-        command(("export", weights, "--to", "merged_16bit", "--out", "again"), folder),
+        command(("export", weights, "--to", "gguf", "--quant", "q8_0", "--out", "again"), folder),
         command(("chat", weights, "--prompt", "why?"), folder),
     ]
     if name == "result.json":
