@@ -194,10 +194,9 @@ def _counted(match: ExactMatch | None) -> list[str]:
 
 
 def _in_words(difference: Difference) -> str:
-    return (
-        f"exact match moved by {100 * difference.share:+.0f} points on {difference.rows} held-out rows"
-        f" (95 % interval {100 * difference.low:+.0f} to {100 * difference.high:+.0f})"
-    )
+    moved = f"moved by {100 * difference.share:+.0f} points" if difference.share else "is the same"
+    interval = f"95 % interval of the change {100 * difference.low:+.0f} to {100 * difference.high:+.0f}"
+    return f"exact match {moved} on {difference.rows} held-out rows ({interval})"
 
 
 def _would_tell(difference: Difference) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,20 @@ def test_memorised_rows_reach_a_loss_near_zero(model: Path, tmp_path: Path) -> N
     # ln(259) = 5.6 is what guessing costs. Memorised rows measured 0.01 here; 0.1 leaves room for another CPU's sums.
     assert losses[0] > 4
     assert losses[-1] < 0.1
+
+
+def test_a_run_that_made_the_model_worse_says_so_first_in_its_page(model: Path, tmp_path: Path) -> None:
+    answers = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "zzzzzzzz"}]
+    write_rows(tmp_path / "train.jsonl", [{"messages": answers}] * 8)
+    write_rows(tmp_path / "eval.jsonl", make_rows(24, seed=5))
+    changes = {**NO_CHECKPOINTS, "train.max_steps": 60, "train.num_train_epochs": None, "data.eval": "eval.jsonl"}
+    changes |= {"lora.r": 16, "lora.lora_alpha": 32, "train.learning_rate": 0.02}
+
+    page = run(write_recipe(tmp_path, model, changes)).folder.path / "report.html"
+
+    first = re.search("<h1.*</h1>", page.read_text(encoding="utf-8"))
+    assert first is not None
+    assert re.search(r">Worse: the held-out loss rose from .* \(95 % interval of the change \+", first[0])
 
 
 def test_only_adapter_weights_move_and_all_of_them_do(model: Path, tmp_path: Path) -> None:
