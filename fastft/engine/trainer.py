@@ -80,6 +80,12 @@ class RunTrainer(SFTTrainer):
         self._loss: torch.Tensor | None = None
         self._grad_norm: torch.Tensor | float | None = None
         super().__init__(*args, **kwargs)
+        if self.args.device.type == "cpu":
+            # TRL 1.15 casts the adapter of a 4-bit model to bfloat16; PEFT reads a checkpoint back in float32, so that
+            # a resumed run would be another one.
+            for weight in self.model.parameters():
+                if weight.requires_grad and getattr(self.model, "is_loaded_in_4bit", False):
+                    weight.data = weight.data.float()
         # TRL 1.15 computes its loss in a Triton kernel alone, which needs a GPU; Unsloth brings a loss of its own.
         self._needs_plain_loss = selected() == "transformers" and self.args.device.type == "cpu"
         # Unsloth's trainer for GPUs makes no logits, and so none of the accuracies that TRL reports.
