@@ -112,6 +112,12 @@ class RunTrainer(CountingTrainer):
             if self.eval_dataset is not None:
                 self.eval_dataset = with_row_without_loss(self.eval_dataset)
             self.data_collator = without_padding_rows(self.data_collator)
+        if self.args.device.type == "cpu" and getattr(self.model, "is_loaded_in_4bit", False):
+            # TRL 1.15 casts the adapter of a 4-bit model to bfloat16; PEFT reads a checkpoint back in float32, so that
+            # a resumed run would be another one.
+            for weight in self.model.parameters():
+                if weight.requires_grad:
+                    weight.data = weight.data.float()
         self._checkpoint: Path | None = None
         self._before_evaluation: RandomState | None = None
         self._reporter = StepReporter(self, hooks.step, hooks.evaluated)

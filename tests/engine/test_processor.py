@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,11 @@ from torch.nn import Parameter
 
 from fastft.commands.run import run as run_pipeline
 from fastft.engine.model import load_model
-from fastft.errors import TrainingError
+from fastft.errors import Interrupted, TrainingError
 from fastft.planning.memory import NF4_BLOCK
 from fastft.runs.checkpoints import checkpoints
 from fastft.stages.attempt import Start
-from tests.engine.tiny import ROOT, make_parts, make_rows, read_result, write_recipe, write_rows
+from tests.engine.tiny import ROOT, SignalAt, make_parts, make_rows, read_result, write_recipe, write_rows
 
 QLORA = ROOT / "recipes" / "qlora_training_arguments.toml"
 RATE, DECAY = 1e-3, 0.01
@@ -131,8 +132,10 @@ def test_gradients_pass_4_bit_weights_also_after_an_evaluation(model: Path, tmp_
         torch.testing.assert_close(gradients[0][name], gradient, rtol=1e-3, atol=1e-5)
 
 
-def test_the_qlora_recipe_trains_a_tiny_model_on_a_processor(model: Path, tmp_path: Path) -> None:
-    """What only it can catch: a recipe that only a GPU can run."""
+def test_the_qlora_recipe_trains_a_tiny_model_on_a_processor_and_resumes_bit_by_bit(
+    model: Path, tmp_path: Path
+) -> None:
+    """What only it can catch: a state of 8 bits that a checkpoint loses, or a recipe that only a GPU can run."""
     write_rows(tmp_path / "train.jsonl", make_rows(16))
     write_rows(tmp_path / "eval.jsonl", make_rows(4, seed=5))
     overrides = [
@@ -146,8 +149,13 @@ def test_the_qlora_recipe_trains_a_tiny_model_on_a_processor(model: Path, tmp_pa
         "train.num_train_epochs=3",
     ]
 
-    console = Console(file=io.StringIO(), width=200)
-    whole = run_pipeline(QLORA, overrides, tmp_path / "runs", Start(resume=False), console)
+    def go(where: str, shown: io.StringIO) -> Any:
+        return run_pipeline(QLORA, overrides, tmp_path / where, Start(resume=True), Console(file=shown, width=200))
+
+    whole = go("whole", io.StringIO())
+    with pytest.raises(Interrupted):
+        go("parted", SignalAt("step 2/", signal.SIGTERM))
+    parted = go("parted", io.StringIO())
 
     plan = json.loads((whole.path / "plan.json").read_text())
     assert plan["schedule"]["optimizer_steps"] == 3, "16 rows of 4 x 4, three times"
@@ -156,3 +164,5 @@ def test_the_qlora_recipe_trains_a_tiny_model_on_a_processor(model: Path, tmp_pa
     result = read_result(whole)
     assert result["eval_loss"]["after"] < result["eval_loss"]["before"]
     assert len(checkpoints(whole)) <= 2, "the newest, and the best where it is another"
+    one, two = (load_file(run.adapter / "adapter_model.safetensors") for run in (whole, parted))
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
