@@ -23,6 +23,7 @@ PARTS = (
     ("training rows", "preparing"),
     ("held-out rows (", "preparing"),
     ("reading", "preparing"),
+    ("tokenized", "preparing"),
     ("rehearsing", "preparing"),
     ("learning_rate", "preparing"),
     ("evaluating", "evaluating"),
