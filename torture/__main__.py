@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import json
 import os
@@ -124,6 +125,7 @@ class Pool:
             error = answer.with_suffix(".error")
             said = error.read_text(encoding="utf-8").strip().splitlines()[-1] if error.exists() else "no answer"
             outcome = Outcome("hang" if said == "no answer" else "harness", 0.0, "", said[:300])
+        outcome = dataclasses.replace(outcome, detail=outcome.detail.replace(f"{self._folder}/", ""))
         self._done(case, outcome)
         if outcome.is_good or "KEEP" not in os.environ:
             shutil.rmtree(place, ignore_errors=True)

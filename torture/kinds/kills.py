@@ -14,7 +14,7 @@ from pathlib import Path
 from torture.case import Case, Outcome
 from torture.points import Points, die_at_byte
 from torture.process import Child, command
-from torture.subject import RICH, RUN, compare, copy, write_facts, write_subject
+from torture.subject import RICH, RUN, compare, copy, finished_run, write_facts, write_subject
 
 KIND, COUNT, FRESH = "kills", 300, 20
 # What is shown when a part of a run begins; the first that is found in the last line counts.
@@ -23,6 +23,7 @@ PARTS = (
     ("training rows", "preparing"),
     ("held-out rows (", "preparing"),
     ("reading", "preparing"),
+    ("tokenized", "preparing"),
     ("rehearsing", "preparing"),
     ("learning_rate", "preparing"),
     ("evaluating", "evaluating"),
@@ -141,11 +142,12 @@ def in_a_fresh_process(shared: Path, seconds: float, folder: Path) -> Outcome:
 
 
 def goes_on(shared: Path, folder: Path, shown: str, how: str, environment: dict[str, str] | None = None) -> Outcome:
-    """The same command again, to its end."""
+    """The same command again, to its end; with --resume where the kill came behind it, or a new run would begin."""
+    command_line = (*RUN, "--resume") if finished_run(folder) else RUN
     group = f"{part(shown)} / {how}"
     if environment is None:
-        return compare(folder, command(RUN, folder), shared / "facts.json", group)
-    arguments = [sys.executable, "-m", "fastft", *RUN]
+        return compare(folder, command(command_line, folder), shared / "facts.json", group)
+    arguments = [sys.executable, "-m", "fastft", *command_line]
     done = subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     from torture.process import Ended
 
