@@ -58,7 +58,7 @@ def test_a_torch_that_does_not_reach_the_gpu_is_found(
 def test_the_stock_trainer_under_ours_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As if Unsloth had left TRL's class alone: our modules are imported anew on top of the stock one."""
     monkeypatch.setattr(trl, "SFTTrainer", trl.SFTTrainer.__mro__[1])
-    for name in ("trainer", "train", "selftest.made_up", "selftest.checks", "selftest"):
+    for name in ("counting", "trainer", "train", "selftest.made_up", "selftest.checks", "selftest"):
         monkeypatch.delitem(sys.modules, f"fastft.engine.{name}")
         if "." not in name:
             monkeypatch.setattr(fastft.engine, name, None)
