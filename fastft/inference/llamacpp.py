@@ -113,7 +113,6 @@ def _library() -> ctypes.CDLL:
     for name, (result, arguments) in signatures.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
-    library.llama_log_set(_collector, None)
     library.llama_backend_init()
     return library
 
@@ -137,6 +136,7 @@ class GgufVocabulary:
     def __init__(self, file: Path, vocabulary_only: bool = True) -> None:
         self.source = file
         self._lib = library = _library()
+        library.llama_log_set(_collector, None)  # each time: a server of xllamacpp in this process sets its own
         _errors.clear()
         parameters = library.llama_model_default_params()
         if vocabulary_only:

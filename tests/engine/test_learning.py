@@ -45,7 +45,7 @@ def test_a_run_that_made_the_model_worse_says_so_first_in_its_page(model: Path, 
     write_rows(tmp_path / "train.jsonl", [{"messages": answers}] * 8)
     write_rows(tmp_path / "eval.jsonl", make_rows(24, seed=5))
     changes = {**NO_CHECKPOINTS, "train.max_steps": 60, "train.num_train_epochs": None, "data.eval": "eval.jsonl"}
-    changes |= {"lora.r": 16, "lora.lora_alpha": 32, "train.learning_rate": 0.02}
+    changes |= {"lora.r": 16, "lora.lora_alpha": 32, "train.learning_rate": 0.02, "train.stop_on_divergence": "never"}
 
     page = run(write_recipe(tmp_path, model, changes)).folder.path / "report.html"
 
