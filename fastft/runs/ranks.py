@@ -391,7 +391,7 @@ class Ranks:
             FastftError: another rank failed.
         """
         deadline = None if seconds is None else time.monotonic() + seconds
-        told = False
+        reported = False
         while True:
             with self._news:
                 if ready():
@@ -401,8 +401,8 @@ class Ranks:
                     return
                 self._news.wait(0.5)
             asked = self.stop_asked()
-            if asked is not None and not told and not self.world.is_first and self._hub is not None:
-                told = True
+            if asked is not None and not reported and not self.world.is_first and self._hub is not None:
+                reported = True
                 with contextlib.suppress(OSError):
                     _send(self._hub, {"stop": int(asked)})
 

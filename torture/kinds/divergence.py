@@ -44,8 +44,8 @@ def diverges(base: Path, rate: float, changes: dict[str, object], way: str, fold
     if ended.is_traceback or ended.code < 0:
         return Outcome("traceback", 0.0, way, f"exit {ended.code}: {ended.last_line}")
     # Stages ("•") and steps have paths and figures; warnings ("!") and the last problem have words.
-    told = [line for line in ended.shown.splitlines() if not line.startswith(("•", "step "))]
-    lines = [line for line in told if SAID.search(line) or "no number" in line]
+    said = [line for line in ended.shown.splitlines() if not line.startswith(("•", "step "))]
+    lines = [line for line in said if SAID.search(line) or "no number" in line]
     losses = [float(value) for value in re.findall(r"loss (\d+\.\d+)", ended.shown)]
     change = f"loss {losses[0]:.2f} to {losses[-1]:.2f}" if losses else "no loss"
     worse = len(losses) > 1 and losses[-1] > 1.5 * losses[0]
