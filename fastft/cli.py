@@ -113,7 +113,10 @@ def launch(
     nnodes: Annotated[int | None, typer.Option("--nnodes", min=1, max=4096, help="How many hosts.")] = None,
     node_rank: Annotated[int | None, typer.Option("--node-rank", min=0, help="Which host this is, from 0.")] = None,
     master: Annotated[str | None, typer.Option("--master", metavar="ADDRESS[:PORT]", help="The first host.")] = None,
-    engine: Annotated[str, typer.Option("--engine", metavar="NAME", help="How the work is shared: ddp.")] = "ddp",
+    engine: Annotated[
+        str | None,
+        typer.Option("--engine", metavar="NAME", help="ddp, fsdp2, zero1, zero2, zero3 or FILE.json of DeepSpeed."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands alone.")] = False,
 ) -> None:
     """Run a recipe as several processes, on this host or on several.

@@ -13,6 +13,7 @@ from fastft.planning.check import check
 from fastft.probe.device import find_device
 from fastft.probe.software import installed
 from fastft.recipe.loader import load
+from fastft.recipe.sharding import ZERO_STAGES, sharding_override
 from fastft.stages.launch import Node, read_hostfile, run_nodes, torchrun
 
 
@@ -25,7 +26,7 @@ class LaunchRequest:
     nodes: int | None
     node: int | None
     master: str | None
-    engine: str
+    engine: str | None
     arguments: tuple[str, ...]
 
 
@@ -35,6 +36,7 @@ def launch_in_terminal(recipe: Path, overrides: Sequence[str], request: LaunchRe
     Raises:
         FastftError: the recipe is wrong, or the options do not fit together.
     """
+    overrides = [*overrides, *engine_override(request.engine)]
     check(load(recipe, overrides))
     nodes = commands(recipe, overrides, request)
     for node in nodes:
@@ -46,15 +48,28 @@ def launch_in_terminal(recipe: Path, overrides: Sequence[str], request: LaunchRe
     return run_nodes(nodes, say)
 
 
+def engine_override(engine: str | None) -> list[str]:
+    """What --engine sets in the recipe.
+
+    Raises:
+        UsageError: there is no such engine.
+    """
+    if engine is None:
+        return []
+    if engine not in ("ddp", "fsdp2", *ZERO_STAGES) and not engine.endswith(".json"):
+        wrong = "is no way to share the work"
+        instead = f"write ddp, fsdp2, {', '.join(ZERO_STAGES)} or a DeepSpeed configuration FILE.json"
+        raise UsageError(Problem(Where("--engine"), "", wrong, instead, engine))
+    override = sharding_override(engine)
+    return [] if override is None else [override]
+
+
 def commands(recipe: Path, overrides: Sequence[str], request: LaunchRequest) -> list[Node]:
     """What is started here: one torchrun, or with a host file and no --node-rank one for each host.
 
     Raises:
         UsageError: the options do not fit together.
     """
-    if request.engine != "ddp":
-        wrong = "is no way to share the work that is proven here"
-        raise UsageError(Problem(Where("--engine"), "", wrong, "write ddp", request.engine))
     arguments = ["-m", "fastft", "run", str(recipe), *(part for text in overrides for part in ("--set", text))]
     arguments += request.arguments
     return _of_hostfile(request.hostfile, request, arguments) if request.hostfile else [_here(request, arguments)]

@@ -109,7 +109,7 @@ class StopOnRequest(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.global_step < state.max_steps and any_rank(self._asked()):
             self.stopped = control.should_save = control.should_training_stop = True
-            control.should_evaluate = False
+            control.should_evaluate = self._trainer.is_evaluation_due_now()
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.stopped:  # saved already: the resumed run does what the end of the epoch asks for
@@ -123,6 +123,7 @@ class Resumption(TrainerCallback):
         self._trainer = trainer
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._trainer.begin_sharded()
         self._trainer.find_best()
         self._trainer.restore_unlogged()
 

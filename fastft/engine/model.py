@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from fastft.engine.memory import free_memory
+from fastft.engine.sharding import sharded_loading, splits_weights, whole_weights
 from fastft.errors import Problem, TrainingError, Where
 from fastft.files.atomic import remove_leftovers
 from fastft.files.seal import sealed_folder
@@ -31,6 +32,7 @@ class _Untyped:
 # At run time these names are the libraries' own objects.
 Model = NewType("Model", _Untyped)
 Tokenizer = NewType("Tokenizer", _Untyped)
+Weights = dict[str, torch.Tensor]
 
 
 def load_model(plan: Plan, chat_template: str | None) -> tuple[Model, Tokenizer]:
@@ -41,7 +43,8 @@ def load_model(plan: Plan, chat_template: str | None) -> tuple[Model, Tokenizer]
     """
     free_memory()  # of an earlier run in this process
     try:
-        model, tokenizer = _load(plan)
+        with sharded_loading(plan):
+            model, tokenizer = _load(plan)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
         wrong = f"{plan.calls.load.name} or its adapter failed: {' '.join(str(error).split())[:300]}"
         raise TrainingError(Problem(Where(plan.recipe), "model.id", wrong, "see the log of this attempt")) from error
@@ -110,16 +113,23 @@ def trained_weights(model: Model) -> tuple[int, int]:
     for parameter in model.parameters():
         # bitsandbytes stores two 4-bit weights in each byte; quant_state knows the true shape.
         state = getattr(parameter, "quant_state", None)
-        count = state.shape.numel() if state is not None else parameter.numel()
+        # ZeRO-3 leaves an empty tensor, and says what it stands for.
+        count = state.shape.numel() if state is not None else getattr(parameter, "ds_numel", parameter.numel())
         total += count
         trained += count if parameter.requires_grad else 0
     return trained, total
 
 
-def save_weights(model: Model, tokenizer: Tokenizer, plan: Plan, run: RunDir) -> Path:
+def gather_weights(model: Model, plan: Plan) -> Weights | None:
+    """The trained weights of a model that is split among the ranks, all of which must ask; None of one that is not."""
+    return whole_weights(model, trained_alone=plan.calls.adapter is not None) if splits_weights(plan) else None
+
+
+def save_weights(model: Model, tokenizer: Tokenizer, plan: Plan, run: RunDir, gathered: Weights | None = None) -> Path:
     """Write the trained weights and the tokenizer, read them back, and return their folder.
 
-    An adapter goes to `adapter/`; with full fine-tuning the whole model goes to `exports/merged_16bit/`.
+    An adapter goes to `adapter/`; with full fine-tuning the whole model goes to `exports/merged_16bit/`. `gathered`:
+    the weights of a model that is split among ranks.
 
     Raises:
         TrainingError: what was written does not hold the trained weights.
@@ -133,13 +143,15 @@ def save_weights(model: Model, tokenizer: Tokenizer, plan: Plan, run: RunDir) ->
                 # A name that others can load; a folder or a converted file keeps its path.
                 name = plan.base_model if is_hub_id(plan.base_model) else None
                 model.peft_config["default"].base_model_name_or_path = name or _model_path(plan)
-            else:
-                # The folder promises 16 bits; training is over, so that nothing is lost but the last digits.
+            # The folder promises 16 bits; training is over, so that nothing is lost but the last digits.
+            elif gathered is None:
                 model.to(torch.bfloat16)
-            model.save_pretrained(stage, safe_serialization=True)
+            else:
+                gathered = {name: weight.to(torch.bfloat16) for name, weight in gathered.items()}
+            model.save_pretrained(stage, safe_serialization=True, state_dict=gathered)
             tokenizer.save_pretrained(stage)
             if adapted:
-                _prove_adapter(model, stage, final)
+                _prove_adapter(model, stage, final, gathered)
     except OSError as error:
         wrong = f"the weights could not be written: {error}"
         raise TrainingError(Problem(Where(str(final)), "", wrong, "free some space, then use --resume")) from error
@@ -151,11 +163,11 @@ def _model_path(plan: Plan) -> str:
     return str(load.get("model_name") or load["pretrained_model_name_or_path"])
 
 
-def _prove_adapter(model: Model, folder: Path, final: Path) -> None:
+def _prove_adapter(model: Model, folder: Path, final: Path, gathered: Weights | None) -> None:
     """Compare the adapter on disk with the one in memory: an empty or unchanged file must not pass for a result."""
     from peft import get_peft_model_state_dict
 
-    expected = get_peft_model_state_dict(model)
+    expected = get_peft_model_state_dict(model, gathered)
     file = folder / "adapter_model.safetensors"
     written = load_file(file) if file.is_file() else {}
     same = expected.keys() == written.keys() and all(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,12 +23,12 @@ from fastft.engine.evaluate import answer
 from fastft.engine.memory import peak_memory
 from fastft.engine.model import Model, Tokenizer
 from fastft.engine.random_state import RandomState
-from fastft.engine.ranks import refuse_another_group, wait_for_all
+from fastft.engine.ranks import any_rank, refuse_another_group, wait_for_all
 from fastft.engine.trainer import Hooks, RowOrder, RunTrainer
 from fastft.errors import OutOfMemoryError, Problem, TrainingError, Where
 from fastft.planning.plan import Plan
 from fastft.runs.directory import RunDir
-from fastft.runs.held_out import Evaluation, MicroBatch, Untrained
+from fastft.runs.held_out import Answers, Evaluation, MicroBatch, Untrained
 from fastft.runs.result import Trained
 
 # How libraries report that memory ran out: torch, CUDA and Triton; cuBLAS; torch on a processor.
@@ -68,16 +69,21 @@ def train(
         # Training begins with the same random numbers (dropout), whether this attempt measures the untrained model or
         # an earlier one did, which was killed before its first checkpoint.
         begin = RandomState.now()
-        before = _before(trainer, tokenizer, material, run, hooks)
-        begin.restore()
-        trainer.add_callback(Watch(trainer, before.eval_loss, material.stop_on_divergence, hooks.note))
+
+        def measure() -> None:
+            before = _before(trainer, tokenizer, material, run, hooks)
+            begin.restore()
+            trainer.add_callback(Watch(trainer, before.eval_loss, material.stop_on_divergence, hooks.note))
+
+        trainer.before_training(measure)
         if checkpoint is not None:
             checkpoint = trainer.completed(checkpoint)
-        if checkpoint is not None and trainer.has_ended_at(checkpoint):
+        if checkpoint is not None and trainer.has_ended_at(checkpoint) and not trainer.is_sharded:
             trainer.take_from(checkpoint)
         else:
             hooks.stage(f"training: {trainer_steps(plan)} optimizer steps")
             trainer.train_from(checkpoint)
+        before = _before(trainer, tokenizer, material, run, hooks)
         if trainer.stopped:
             return _trained(trainer, before, Evaluation(None, None), finished=False)
         trainer.refuse_if_poisoned()
@@ -129,7 +135,7 @@ def make_trainer(
         TrainingError: the trainer would do something else than the plan says.
     """
     patience = material.early_stopping_patience
-    args = SFTConfig(**plan.calls.trainer.kwargs)
+    args = SFTConfig(**copy.deepcopy(dict(plan.calls.trainer.kwargs)))
     if args.device.type == "cpu":
         # Unsloth 2026.10 takes bitsandbytes' optimizers for what only a GPU can do (unsloth_zoo/cpu/trainer.py).
         args.optim = OptimizerNames(plan.calls.trainer.kwargs["optim"])
@@ -161,7 +167,7 @@ def make_trainer(
 
 
 # What upstream writes in other words: no row is cut or prepared any more, TF32 means nothing to a processor.
-_NOT_COMPARED = ("max_length", "dataset_kwargs", "report_to", "deepspeed", "tf32")
+_NOT_COMPARED = ("max_length", "dataset_kwargs", "report_to", "deepspeed", "fsdp_config", "tf32")
 
 
 def _refuse_another_run(plan: Plan, trainer: RunTrainer) -> None:
@@ -206,16 +212,17 @@ def _evaluate(trainer: RunTrainer, tokenizer: Tokenizer, material: Material, hoo
         batches = trainer.evaluated_batches
     if material.prompts:
         hooks.stage(f"answering {len(material.prompts)} held-out prompts {when}")
-        answers = hooks.ranks.first(
-            lambda: answer(
-                trainer.model,
-                tokenizer,
-                material.prompts,
-                material.stop_ids,
-                material.max_new_tokens,
-                lambda: hooks.stop_asked() and trainer.can_end_here(),
-            )
-        )
+
+        def stop() -> bool:
+            asked = any_rank(hooks.stop_asked()) if trainer.splits_weights else hooks.stop_asked()
+            return asked and trainer.can_end_here()
+
+        def answered() -> Answers:
+            limit = material.max_new_tokens
+            return answer(trainer.model, tokenizer, material.prompts, material.stop_ids, limit, stop)
+
+        # Of a split model each rank computes its part of each answer.
+        answers = answered() if trainer.splits_weights else hooks.ranks.first(answered)
         hooks.ranks.share(f"answered {when}", lambda: True)
     return Evaluation(loss, answers, batches)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import math
 import shutil
@@ -35,6 +36,7 @@ from fastft.engine.sampler import (
     with_row_without_loss,
     without_padding_rows,
 )
+from fastft.engine.sharding import own_part, pickles_as_weights, refuse_if_whole, shard_on_processor
 from fastft.errors import Problem, TrainingError, Where
 from fastft.files.atomic import free_bytes
 from fastft.files.records import read_record, write_record
@@ -106,7 +108,10 @@ class RunTrainer(CountingTrainer):
         self._saving_to: Path | None = None
         self._loss: torch.Tensor | None = None
         self._grad_norm: torch.Tensor | float | None = None
+        self._begin: Callable[[], None] = lambda: None
+        self._after_evaluation: RandomState | None = None
         super().__init__(*args, **kwargs)
+        shard_on_processor(self)
         if self._ranks.world.size > 1:
             self.train_dataset = with_row_without_loss(self.train_dataset)
             if self.eval_dataset is not None:
@@ -124,6 +129,17 @@ class RunTrainer(CountingTrainer):
         self._stop = StopOnRequest(self, hooks.stop_asked)
         for callback in (self._reporter, NumberGuard(self), self._stop, Resumption(self)):
             self.add_callback(callback)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether ranks share more than rows: the model can compute only once the trainer has prepared it."""
+        return bool(self.is_deepspeed_enabled or self.is_fsdp_enabled)
+
+    @property
+    def splits_weights(self) -> bool:
+        """Whether no rank holds the whole model."""
+        plugin = self.args.deepspeed_plugin
+        return bool(self.is_fsdp_enabled) or (plugin is not None and plugin.zero_stage == 3)
 
     @property
     def stopped(self) -> bool:
@@ -187,11 +203,14 @@ class RunTrainer(CountingTrainer):
         Raises:
             TrainingError: one does.
         """
+        state = {} if self.optimizer is None else dict(self.optimizer.state)
         for name, weight in self.model.named_parameters():
-            kept = self.optimizer.state.get(weight, {}).values() if self.optimizer is not None else ()
-            tensors = [value for value in (weight, *kept) if torch.is_tensor(value) and value.is_floating_point()]
-            if weight.requires_grad and not all(bool(torch.isfinite(value).all()) for value in tensors):
+            kept = state.pop(weight, {}).values()
+            if weight.requires_grad and not all(map(_is_finite, (weight, *kept))):
                 raise self._not_a_number(f"{name} holds values that are no numbers", self.state.global_step)
+        # DeepSpeed's state belongs to parts of many weights.
+        if not all(_is_finite(value) for kept in state.values() for value in kept.values()):
+            raise self._not_a_number("the optimizer's state holds values that are no numbers", self.state.global_step)
 
     def rows_in_words(self, step: int) -> str:
         """`, with rows 3, 17 of training (...)`: those of optimizer step `step`; "" where packing mixes them."""
@@ -210,8 +229,9 @@ class RunTrainer(CountingTrainer):
     def _not_a_number(self, wrong: str, step: int) -> TrainingError:
         """The error for numbers that are none, with what is at fault: the base, the learning rate or the rows."""
         field, instead = "data.train", "look at these rows, or lower train.learning_rate; earlier checkpoints are whole"
-        for name, weight in self.model.named_parameters():
-            if weight.requires_grad:
+        for name, held in self.model.named_parameters():
+            weight = own_part(held)
+            if held.requires_grad:
                 if not bool((weight.abs() < WILD_WEIGHT).all()):
                     field = "train.learning_rate"
                     instead = "lower train.learning_rate or raise the warm-up; earlier checkpoints are whole"
@@ -227,6 +247,8 @@ class RunTrainer(CountingTrainer):
         Raises:
             TrainingError: they have.
         """
+        if self.splits_weights:  # each holds its own part
+            return
         trained = [weight.detach().double() for weight in self.model.parameters() if weight.requires_grad]
         own = sum(float(weight.sum()) + float(weight.abs().sum()) for weight in trained)
         if not all_equal(own):
@@ -237,12 +259,56 @@ class RunTrainer(CountingTrainer):
     def train_from(self, checkpoint: Path | None) -> None:
         """Train to the end, or until somebody asks to stop; from `checkpoint` or from the start."""
         self._checkpoint = checkpoint
-        if self._ranks.world.size > 1:
+        if self._ranks.world.size > 1 and not self.is_sharded:
             # After an evaluation accelerate takes the model for prepared, and would not share its gradients: each rank
             # would train a model of its own (accelerate 1.15, prepare_model).
             self.model._is_accelerate_prepared = False
             self.accelerator._models.clear()
-        self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        with contextlib.suppress(_Prepared), self._reading():
+            self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+    def _reading(self) -> contextlib.AbstractContextManager[None]:
+        """Where a checkpoint may be read."""
+        return pickles_as_weights() if self.is_deepspeed_enabled else contextlib.nullcontext()
+
+    def before_training(self, begin: Callable[[], None]) -> None:
+        """Call `begin` once this model can compute: now, or when a sharded one is prepared for training."""
+        if self.is_sharded:
+            self._begin = begin
+        else:
+            begin()
+
+    def begin_sharded(self) -> None:
+        """At the begin of training, with the weights of its checkpoint if it has one.
+
+        Raises:
+            _Prepared: training had ended at that checkpoint.
+        """
+        if not self.is_sharded:
+            return
+        refuse_if_whole(self)
+        self._begin()
+        if self._checkpoint is None:
+            self.state.log_history.clear()  # what an untrained model scores is no evaluation of training
+        elif self._is_evaluation_due(self.state) and not evaluations_at(self._checkpoint, self.state.global_step):
+            # A kill left it out.
+            self._load_rng_state(str(self._checkpoint))
+            self._determine_best_metric(self._evaluate(None, None), None)
+            self.find_best()
+            self._after_evaluation = RandomState.now()
+        if self._checkpoint is not None and (self.has_ended_at(self._checkpoint) or self.control.should_training_stop):
+            if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
+                self._load_best_model()
+            raise _Prepared
+
+    def _load_rng_state(self, checkpoint: Any) -> None:
+        super()._load_rng_state(checkpoint)
+        if self._after_evaluation is not None:
+            self._after_evaluation.restore()
+
+    def is_evaluation_due_now(self) -> bool:
+        """Whether a stop after this step must evaluate first: a resumed sharded run cannot do it before it trains."""
+        return self.is_sharded and self._is_evaluation_due(self.state)
 
     def take_counts(self) -> tuple[int, int]:
         """Real tokens and examples that all ranks trained since the last call."""
@@ -312,8 +378,9 @@ class RunTrainer(CountingTrainer):
             self.find_best()
             self.state.save_to_json(str(written / STATE))
         write_record(written / Unlogged.FILE, unlogged)
-        # A pickle of the arguments, tokens included, that nothing here reads.
-        (written / "training_args.bin").unlink(missing_ok=True)
+        # A pickle of the arguments, tokens included, that nothing here reads; a program of DeepSpeed.
+        for name in ("training_args.bin", "zero_to_fp32.py"):
+            (written / name).unlink(missing_ok=True)
         seal(written, self._run.checkpoints / f"step-{self.state.global_step}")
 
     def _refuse_if_disk_is_short(self) -> None:
@@ -324,7 +391,9 @@ class RunTrainer(CountingTrainer):
         """
         trained = [weight for weight in self.model.parameters() if weight.requires_grad]
         state = [value for kept in self.optimizer.state.values() for value in kept.values() if torch.is_tensor(value)]
-        needed, free = sum(tensor.nbytes for tensor in (*trained, *state)), free_bytes(self._run.checkpoints)
+        shares = self._ranks.world.size if self.is_deepspeed_enabled else 1  # this rank has its own part alone
+        needed = sum(weight.nbytes for weight in trained) + shares * sum(tensor.nbytes for tensor in state)
+        free = free_bytes(self._run.checkpoints)
         if free < needed:
             wrong = f"the disk is full: a checkpoint needs {needed / 2**20:.1f} MiB, {free / 2**20:.1f} MiB are free"
             raise _cannot_save(self._run.checkpoints, wrong)
@@ -337,7 +406,7 @@ class RunTrainer(CountingTrainer):
 
     def save_before_evaluation(self) -> None:
         """Within an evaluation: save the step as if the evaluation had not begun, unless that is done."""
-        if not self.can_end_here() and self._before_evaluation is not None:
+        if not self.is_sharded and not self.can_end_here() and self._before_evaluation is not None:
             self._before_evaluation.restore()
             self._save_checkpoint(self.model, None)
 
@@ -348,7 +417,7 @@ class RunTrainer(CountingTrainer):
         its files and holds what the evaluation changes: metrics, best checkpoint, patience used up, random numbers.
         """
         state = TrainerState.load_from_json(str(checkpoint / STATE))
-        if not self._is_evaluation_due(state) or evaluations_at(checkpoint, state.global_step):
+        if self.is_sharded or not self._is_evaluation_due(state) or evaluations_at(checkpoint, state.global_step):
             return checkpoint
         self.state = state
         self.find_best()
@@ -417,6 +486,16 @@ class RunTrainer(CountingTrainer):
         kept = [path for _, path in checkpoints(self._run) if str(path) != best]
         for path in kept[limit - (best is not None and limit > 1) :] if limit else []:
             shutil.rmtree(path)
+
+
+class _Prepared(Exception):  # noqa: N818 -- no error: training had ended before
+    """A sharded model is ready to be evaluated, and has nothing more to learn."""
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether a tensor, or what this rank has of it, holds numbers alone."""
+    part = own_part(value)
+    return not torch.is_tensor(part) or not part.is_floating_point() or bool(torch.isfinite(part).all())
 
 
 def _cannot_save(folder: Path, wrong: str) -> TrainingError:

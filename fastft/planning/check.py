@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
-
 from fastft.data.inspect import Inspection, inspect
 from fastft.errors import DataError, Problem, RecipeError
 from fastft.planning.facts import example_counts
 from fastft.planning.schedule import steps_per_epoch, total_steps
+from fastft.planning.sharding import deepspeed_file_problems
 from fastft.recipe.loader import LoadedRecipe
 from fastft.recipe.rules import steps_and_epochs
+from fastft.recipe.sharding import ZERO_STAGES
 
 
 def check(loaded: LoadedRecipe) -> Inspection:
@@ -50,13 +50,14 @@ def _steps_and_epochs(loaded: LoadedRecipe, found: Inspection) -> list[Problem]:
 
 def _deepspeed(loaded: LoadedRecipe) -> list[Problem]:
     name = loaded.recipe.train.deepspeed
-    if name is None:
+    if name is None or name in ZERO_STAGES:
         return []
     path = loaded.folder / name
     if not path.is_file():
-        return [loaded.problem("train.deepspeed", "no such file", "paths are relative to the recipe")]
+        instead = f"write {', '.join(ZERO_STAGES)} or a path relative to the recipe"
+        return [loaded.problem("train.deepspeed", "no such file", instead)]
     try:
-        json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        return [loaded.problem("train.deepspeed", f"is not valid JSON: {error}", "correct the file")]
-    return []
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        return [loaded.problem("train.deepspeed", f"cannot be read: {error}", "correct the file")]
+    return [loaded.problem("train.deepspeed", *one) for one in deepspeed_file_problems(text)]

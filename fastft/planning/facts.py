@@ -19,6 +19,7 @@ from fastft.probe.software import installed
 from fastft.probe.world import world_size
 from fastft.recipe.loader import LoadedRecipe
 from fastft.recipe.model import Recipe
+from fastft.recipe.sharding import ZERO_STAGES
 
 if TYPE_CHECKING:
     from fastft.data.prepare import Prepared
@@ -73,6 +74,7 @@ class Facts:
     once they are tokenized or estimated, else None and `rows_missing` says why. `free_disk_bytes`: free space where
     runs are written; `free_cache_bytes`: where base models are kept, None if that is the same disk. `measured`: the
     rates of earlier runs here. `processes`: how many this run is made of, one a GPU (see probe/world.py).
+    `deepspeed`: the text of the configuration file that the recipe names.
     """
 
     device: Device
@@ -86,6 +88,7 @@ class Facts:
     processes: int = 1
     measured: Measured = field(default_factory=dict)
     free_cache_bytes: int | None = None
+    deepspeed: str | None = None
 
     @property
     def lengths(self) -> Sequence[int] | None:
@@ -114,7 +117,14 @@ def find_facts(loaded: LoadedRecipe, runs_dir: Path) -> Facts:
         free_cache_bytes=None if on_one_disk(runs_dir, cache) else free_bytes(cache),
         processes=world_size(),
         measured=measured_shares(throughput_file()),
+        deepspeed=_deepspeed_text(loaded),
     )
+
+
+def _deepspeed_text(loaded: LoadedRecipe) -> str | None:
+    name = loaded.recipe.train.deepspeed
+    path = None if name is None or name in ZERO_STAGES else loaded.folder / name
+    return path.read_text(encoding="utf-8") if path is not None and path.is_file() else None
 
 
 def with_rows(facts: Facts, recipe: Recipe, prepared: Prepared) -> Facts:

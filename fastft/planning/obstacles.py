@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from fastft.errors import Problem
-from fastft.planning.choices import choose_optimizer
+from fastft.planning.choices import Choices, choose_optimizer
 from fastft.planning.disk import Disk
 from fastft.planning.facts import Facts
 from fastft.planning.memory import NF4_BLOCK
+from fastft.planning.sharding import sharding_obstacles
 from fastft.probe.architecture import architecture_of
 from fastft.probe.base_model import BaseModel
 from fastft.probe.device import GIB, Device
@@ -21,17 +22,15 @@ from fastft.recipe.reporters import missing_for
 LLAMA_3_END_OF_TURN, LLAMA_3_VOCABULARY = 128_009, 128_256
 
 
-def find_obstacles(loaded: LoadedRecipe, facts: Facts, disk: Disk, engine: str) -> tuple[Problem, ...]:
+def find_obstacles(loaded: LoadedRecipe, facts: Facts, disk: Disk, choices: Choices) -> tuple[Problem, ...]:
     """Every obstacle, most basic first."""
+    engine = choices.engine.value
     return (
         *_software(loaded, facts.installed, engine),
         *missing_packages(loaded, facts.installed, facts.device),
-        *(
-            _gpu(loaded, facts.device, engine)
-            if facts.device.is_gpu
-            else _processor(loaded, facts.device, facts.base_model)
-        ),
+        *(_gpu(loaded, facts.device, engine) if facts.device.is_gpu else _processor(loaded, facts.base_model)),
         *_ranks(loaded, facts, engine),
+        *sharding_obstacles(loaded, facts, choices),
         *_untrained(loaded, facts.device, facts.base_model, engine),
         *_memory(loaded, facts.device, facts.base_model),
         *_disk(loaded, disk),
@@ -97,9 +96,8 @@ def _gpu(loaded: LoadedRecipe, device: Device, engine: str) -> Iterator[Problem]
         yield loaded.problem("model.attn_implementation", wrong, instead)
 
 
-def _processor(loaded: LoadedRecipe, device: Device, model: BaseModel) -> Iterator[Problem]:
+def _processor(loaded: LoadedRecipe, model: BaseModel) -> Iterator[Problem]:
     recipe = loaded.recipe
-    here = f"{device.missing}; here is only {device}" if device.missing else f"no GPU found, only {device}"
     shape = architecture_of(recipe.model.id, model.config)
     if recipe.model.load_in_4bit and shape is not None:
         odd = {name: inputs for name, (inputs, _) in shape.projections.items() if inputs % NF4_BLOCK}
@@ -108,9 +106,6 @@ def _processor(loaded: LoadedRecipe, device: Device, model: BaseModel) -> Iterat
             wrong = f"bitsandbytes misreads 4-bit rows of {inputs} weights ({name}) on a processor"
             instead = f"write false: only rows of a multiple of {NF4_BLOCK} are read right without a GPU"
             yield loaded.problem("model.load_in_4bit", wrong, instead)
-    if recipe.train.deepspeed is not None:
-        wrong = f"DeepSpeed is not proven on a processor: {here}"
-        yield loaded.problem("train.deepspeed", wrong, "take the line away")
 
 
 def _ranks(loaded: LoadedRecipe, facts: Facts, engine: str) -> Iterator[Problem]:
@@ -120,9 +115,6 @@ def _ranks(loaded: LoadedRecipe, facts: Facts, engine: str) -> Iterator[Problem]
     if engine == "unsloth" and not facts.device.is_gpu:
         wrong = f"{facts.processes} processes on processors: Unsloth shares work among GPUs alone"
         yield loaded.problem("model.engine", wrong, 'write "transformers" or "auto"')
-    if loaded.recipe.train.deepspeed is not None:
-        wrong = f"is not proven here with {facts.processes} processes"
-        yield loaded.problem("train.deepspeed", wrong, "take the line away: each process then holds the whole model")
 
 
 def _untrained(loaded: LoadedRecipe, device: Device, model: BaseModel, engine: str) -> Iterator[Problem]:

@@ -18,6 +18,7 @@ from fastft.planning.fitting import MemoryForecast, UnknownMemory, fit_checkpoin
 from fastft.planning.forecast import make_forecast
 from fastft.planning.obstacles import find_obstacles
 from fastft.planning.schedule import Schedule, UnknownSchedule, make_schedule, unknown_schedule
+from fastft.planning.sharding import deepspeed_config
 from fastft.planning.timing import Time, UnknownTime
 from fastft.probe.architecture import Architecture, architecture_of
 from fastft.probe.software import TESTED, release
@@ -94,7 +95,7 @@ def make_plan(loaded: LoadedRecipe, facts: Facts, run_dir: str, price_per_hour: 
         disk=disk,
         choices=choices,
         warnings=find_cautions(Sight(loaded, facts, schedule, choices)),
-        obstacles=find_obstacles(loaded, facts, disk, engine.value),
+        obstacles=find_obstacles(loaded, facts, disk, choices),
         calls=_calls(loaded, facts, choices, batching.active, run_dir),
     )
 
@@ -167,7 +168,6 @@ def _calls(loaded: LoadedRecipe, facts: Facts, choices: Choices, mode: Mode, run
     # A local folder wherever there is one, so that the loader looks nothing up again.
     model_path = base.id if base.folder is None else str(base.folder)
     transformers = release(facts.installed.get("transformers", TESTED["transformers"]))
-    deepspeed = None if recipe.train.deepspeed is None else str(loaded.folder / recipe.train.deepspeed)
     return Calls(
         load=load_call(recipe, model_path, choices),
         adapter=None if recipe.model.full_finetuning else adapter_call(recipe, choices),
@@ -177,7 +177,7 @@ def _calls(loaded: LoadedRecipe, facts: Facts, choices: Choices, mode: Mode, run
             choices,
             mode,
             transformers,
-            deepspeed,
+            deepspeed_config(recipe, facts, choices),
             ranks_on_cpu=facts.processes > 1 and not facts.device.is_gpu,
         ),
     )

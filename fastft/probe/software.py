@@ -28,6 +28,8 @@ TESTED: Mapping[str, str] = {
 }
 # Required to train. Unsloth is optional: model.engine = "transformers" works without it.
 NEEDED = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
+# For train.deepspeed alone.
+DEEPSPEED = "deepspeed"
 INSTALL = 'pip install "fastft[train]"'
 # What the modules of these commands import.
 NEEDED_TO_EXPORT = ("numpy", "gguf", "xllamacpp", "torch", "transformers", "peft")
@@ -60,7 +62,7 @@ def version(package: str) -> str | None:
 
 def installed() -> dict[str, str]:
     """The installed packages among those that training uses, or can use if asked to: name -> version."""
-    found = {name: version(name) for name in (*TESTED, *REPORTER_PACKAGES)}
+    found = {name: version(name) for name in (*TESTED, *REPORTER_PACKAGES, DEEPSPEED)}
     return {name: text for name, text in found.items() if text is not None}
 
 

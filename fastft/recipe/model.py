@@ -577,8 +577,13 @@ class TrainSection(Section):
     Upstream: SFTConfig(dataloader_num_workers=)"""
 
     deepspeed: str | None = None
-    """A DeepSpeed configuration (`.json`, relative to the recipe) for runs on several GPUs.
+    """What the processes of a run share with DeepSpeed: "zero1" the optimizer's state, "zero2" gradients too, "zero3"
+    weights too; or a configuration of your own (`.json`, relative to the recipe), with "auto" for what the recipe says.
     Upstream: SFTConfig(deepspeed=)"""
+
+    fsdp: Literal["fsdp2"] | None = None
+    """Let the processes of a run share weights, gradients and the optimizer's state with PyTorch's own FSDP2.
+    Upstream: SFTConfig(fsdp=, fsdp_config=)"""
 
 
 class EvalSection(Section):

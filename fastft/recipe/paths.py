@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fastft.recipe.model import Recipe
+from fastft.recipe.sharding import ZERO_STAGES
 
 
 def unreachable_paths(recipe: Recipe, folder: Path) -> Iterator[tuple[str, str, str]]:
@@ -20,7 +21,7 @@ def unreachable_paths(recipe: Recipe, folder: Path) -> Iterator[tuple[str, str, 
         **{f"data.sources[{number}].path": source.path for number, source in enumerate(data.sources)},
         "data.eval": data.eval,
         "data.chat_template": data.chat_template,
-        "train.deepspeed": recipe.train.deepspeed,
+        "train.deepspeed": None if recipe.train.deepspeed in ZERO_STAGES else recipe.train.deepspeed,
     }
     for field, name in values.items():
         if name is not None and (wrong := refusal(folder, name)):

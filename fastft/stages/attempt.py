@@ -140,12 +140,13 @@ def _run(attempt: Attempt) -> None:
     if ready.job.kinds:
         from fastft.engine.export import load_trained, trained_reference
         from fastft.engine.model import is_in_4bit
+        from fastft.engine.sharding import splits_weights
         from fastft.exports.job import is_kept
 
         job, reference = _export_again(attempt, ready, result), None
         if not all(is_kept(job, kind, job.source) for kind in job.kinds):
-            if is_in_4bit(model):
-                # Users load the adapter on the 16-bit base, so an export must equal that.
+            if is_in_4bit(model) or splits_weights(outcome.plan):
+                # Users load the adapter on the 16-bit base, so an export must equal that; a split model is gone.
                 attempt.view.stage("loading the 16-bit base, which exports are made of and compared with")
                 del model
                 model, tokenizer = load_trained(job.base, job.adapter)
@@ -180,8 +181,9 @@ def _train_once(
 ) -> tuple[Outcome | None, Model, Tokenizer]:
     ranks = attempt.ranks
     attempt.stage(f"starting {plan.engine} on {plan.device}")
-    from fastft.engine.model import load_model, save_weights, trained_weights
+    from fastft.engine.model import gather_weights, load_model, save_weights, trained_weights
     from fastft.engine.ranks import join_group, leave_group
+    from fastft.engine.sharding import forget_sharding
     from fastft.engine.train import Material, train
     from fastft.engine.trainer import Hooks
 
@@ -242,10 +244,12 @@ def _train_once(
         if trained.steps in dict(checkpoints(attempt.run)):
             until_saved.close()  # a stop loses nothing from here on
             attempt.stage("saving the weights")
+        gathered = gather_weights(model, plan)
+        forget_sharding()
         leave_group()
         if not ranks.world.is_first:
             return None, model, tokenizer
-        folder = save_weights(model, tokenizer, plan, attempt.run)
+        folder = save_weights(model, tokenizer, plan, attempt.run, gathered)
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return Outcome(plan, trained, SavedWeights(trained_count, total, str(folder), size)), model, tokenizer
 

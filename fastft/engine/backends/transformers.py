@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from fastft.planning.calls import Calls
 
@@ -17,8 +18,9 @@ def load(calls: Calls, dtype: Any) -> tuple[Any, Any]:
     path, quantized = values.pop("pretrained_model_name_or_path"), values.pop("quantization_config", None)
     if quantized is not None:
         values["quantization_config"] = BitsAndBytesConfig(**{**quantized, "bnb_4bit_compute_dtype": dtype})
-    device = {"": torch.cuda.current_device()} if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(path, device_map=device, **values)
+    if not is_deepspeed_zero3_enabled():  # which places weights itself
+        values["device_map"] = {"": torch.cuda.current_device()} if torch.cuda.is_available() else "cpu"
+    model = AutoModelForCausalLM.from_pretrained(path, **values)
     model.config.use_cache = False
     tokenizer = AutoTokenizer.from_pretrained(
         path, revision=values.get("revision"), trust_remote_code=values["trust_remote_code"]
@@ -34,4 +36,6 @@ def attach(calls: Calls, model: Any) -> Any:
     if "quantization_config" in calls.load.kwargs:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=trainer["gradient_checkpointing"])
     torch.manual_seed(trainer["seed"])
-    return get_peft_model(model, LoraConfig(**calls.adapter.kwargs))
+    # ZeRO-3 gathers weights of one type alone (DeepSpeed issue 8072); its optimizer keeps the adapter in float32.
+    upcast = not is_deepspeed_zero3_enabled()
+    return get_peft_model(model, LoraConfig(**calls.adapter.kwargs), autocast_adapter_dtype=upcast)
