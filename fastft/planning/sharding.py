@@ -122,6 +122,10 @@ def sharding_obstacles(loaded: LoadedRecipe, facts: Facts, choices: Choices) -> 
     if not is_sharded(recipe):
         return
     field = "train.fsdp" if recipe.train.fsdp else "train.deepspeed"
+    if recipe.train.fsdp is not None:
+        instead = 'write train.deepspeed = "zero3", which splits the same, or take the line away'
+        yield loaded.problem(field, "FSDP2 is not proven: its checkpoints could not be read back", instead)
+        return
     if facts.processes == 1:
         wrong = "shares the model among several processes, and this is one"
         yield loaded.problem(field, wrong, "start them with `fastft launch`, or take the line away")

@@ -18,6 +18,7 @@ from fastft.engine_choice import select
 from fastft.errors import (
     ExportError,
     FastftError,
+    MachineError,
     OutOfMemoryError,
     Problem,
     TrainingError,
@@ -202,6 +203,10 @@ def _train_once(
         metrics.rewind(step, int(known))
     if checkpoint is not None:
         before, now = ranks_of(checkpoint), ranks.world.size
+        if before != now and plan.calls.trainer.kwargs.get("deepspeed"):
+            wrong = f"{now} processes cannot continue what {before} trained: DeepSpeed's state is split in {before}"
+            instead = f"start {before}, or begin anew with --fresh"
+            raise MachineError(Problem(Where(str(checkpoint)), "train.deepspeed", wrong, instead))
         changed = "" if before == now else f" with {now} process{'es' * (now > 1)}, {before} before: the same batches"
         attempt.view.note(f"continuing from step {step_of(checkpoint)}{changed}")
 

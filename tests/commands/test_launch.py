@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fastft.commands.launch import LaunchRequest, commands, launch_in_terminal
+from fastft.commands.launch import LaunchRequest, commands, engine_override, launch_in_terminal
 from fastft.errors import UsageError
 from fastft.stages.launch import read_hostfile
 
@@ -51,13 +51,14 @@ def test_one_host_of_a_file_needs_no_ssh(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"engine": "zero2"}, r"--engine: is no way .* \(got zero2\); write ddp"),
+        ({"engine": "zero9"}, r"--engine: is no way .* \(got zero9\); write ddp"),
         ({"nodes": 2}, "--nnodes: 2 hosts need --node-rank and --master too"),
         ({"nodes": 2, "node": 2, "master": "a"}, "--node-rank: is no host of 2"),
     ],
 )
 def test_options_that_do_not_fit_together(changes: dict[str, object], words: str) -> None:
     with pytest.raises(UsageError, match=words):
+        engine_override(str(changes.get("engine", "ddp")))
         commands(Path("a.toml"), [], request(**changes))
 
 

@@ -50,7 +50,7 @@ MORE = [
     "train.save_steps=1",
     "train.load_best_model_at_end=true",
     "train.early_stopping_patience=1",
-    "train.deepspeed=zero2.json",
+    'train.deepspeed="zero2"',
 ]
 # What Unsloth's GPU loader does not name: (where it goes through **kwargs, the callable that must name it).
 PASSED_ON = {

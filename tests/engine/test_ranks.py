@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from fastft.engine.sampler import DealtSampler, EpochSampler
 from fastft.planning.schedule import make_schedule
@@ -150,6 +152,8 @@ def folder(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_rows(folder / "eval.jsonl", make_rows(7, seed=5))
     for name in ("alone", "two", "stopped", "killed"):
         write_recipe(folder, model, CHANGES, name)
+    for name in ("zero2", "zero3"):
+        write_recipe(folder, model, {**CHANGES, "train.deepspeed": name}, name)
     return folder
 
 
@@ -203,3 +207,25 @@ def test_a_killed_rank_ends_the_others_with_its_name_and_the_same_command_contin
     assert codes == [0, 0], errors
     assert "continuing from step" in errors[0]
     assert adapter(killed) == adapter(two)
+
+
+@pytest.mark.parametrize("name", ["zero2", pytest.param("zero3", marks=pytest.mark.slow)])
+def test_deepspeed_trains_the_same_stops_and_continues(folder: Path, two: RunDir, name: str) -> None:
+    recipe = folder / f"{name}.toml"
+    processes = start(recipe, 2)
+    wait_for(processes[0], "step 5/")
+    processes[1].send_signal(signal.SIGTERM)
+    codes, errors = finish(processes)
+    assert codes == [75, 75], errors
+    codes, errors = finish(start(recipe, 2))
+    assert codes == [0, 0], errors
+    run = RunDir(folder / "runs" / name)
+    assert [step[:2] for step in steps(run)] == [pytest.approx(step[:2], abs=1e-4) for step in steps(two)]
+    assert [step[2:] for step in steps(run)] == [step[2:] for step in steps(two)]
+    assert held_out(run) == pytest.approx(held_out(two), abs=1e-4)
+    ours, theirs = (load_file(each.adapter / "adapter_model.safetensors") for each in (run, two))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.allclose(ours[key], theirs[key], atol=1e-4) for key in ours)
+    newest = run.checkpoints / f"step-{len(steps(run))}"
+    assert len(list(newest.glob("global_step*/*optim_states.pt"))) == 2
+    assert not list(newest.glob("*.py"))

@@ -51,7 +51,7 @@ def test_the_same_recipe_and_facts_make_the_same_plan(recipe: Make) -> None:
 
 
 def test_a_plan_is_plain_json(recipe: Make) -> None:
-    made = plan(recipe("", "train.deepspeed=zero.json"), CPU)
+    made = plan(recipe("", 'train.deepspeed="zero2"'), CPU)
 
     assert json.loads(json.dumps(made.as_json()))["obstacles"] == [str(problem) for problem in made.obstacles]
 
@@ -176,7 +176,7 @@ def test_epochs_and_steps_never_both_reach_the_trainer(recipe: Make) -> None:
 @pytest.mark.parametrize(
     ("device", "overrides", "field", "expected"),
     [
-        (CPU, ["train.deepspeed=zero.json"], "train.deepspeed", "DeepSpeed is not proven on a processor: no GPU"),
+        (CPU, ['train.fsdp="fsdp2"'], "train.fsdp", "FSDP2 is not proven"),
         (T4, ["train.bf16=true"], "train.bf16", "Tesla T4, 15.0 GiB does not compute in bfloat16"),
         (A100, ["model.dtype=float32"], "model.dtype", "on this GPU Unsloth computes in bfloat16 all the same"),
         (A100, ["train.bf16=false"], "train.bf16", "on this GPU Unsloth computes in bfloat16 all the same"),
@@ -339,3 +339,30 @@ def test_what_is_allowed_but_probably_not_meant_is_a_warning(recipe: Make, overr
     made = plan(recipe("", *overrides), rows=row_facts([85] * 480))
 
     assert any(expected in str(warning) for warning in made.warnings)
+
+
+def test_deepspeed_gets_the_numbers_of_the_plan(recipe: Make) -> None:
+    loaded = recipe(
+        "", 'train.deepspeed="zero3"', "train.effective_batch_size=16", "train.per_device_train_batch_size=2"
+    )
+    made = plan(loaded, processes=4, installed={**TESTED, "deepspeed": "0.19.8"})
+    config = made.calls.trainer.kwargs["deepspeed"]
+
+    assert made.obstacles == ()
+    assert (made.engine, made.choices.optim.value) == ("transformers", "adamw_torch")
+    assert [config[name] for name in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps")] == [2, 2]
+    assert (config["train_batch_size"], config["zero_optimization"]["stage"]) == (16, 3)
+    assert "auto" not in json.dumps(config)
+
+
+def test_another_number_in_a_deepspeed_file_is_an_obstacle(recipe: Make) -> None:
+    text = json.dumps({"zero_optimization": {"stage": 2}, "train_batch_size": 7, "gradient_clipping": "auto"})
+    made = plan(recipe("", "train.deepspeed=zero.json"), processes=2, deepspeed=text)
+
+    assert any("says train_batch_size = 7" in str(problem) for problem in made.obstacles)
+
+
+def test_one_process_has_nothing_to_share(recipe: Make) -> None:
+    made = plan(recipe("", 'train.deepspeed="zero2"'), installed={**TESTED, "deepspeed": "0.19.8"})
+
+    assert [problem.field for problem in made.obstacles] == ["train.deepspeed"]
