@@ -58,8 +58,7 @@ def test_one_host_of_a_file_needs_no_ssh(tmp_path: Path) -> None:
 )
 def test_options_that_do_not_fit_together(changes: dict[str, object], words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        engine_override(str(changes.get("engine", "ddp")))
-        commands(Path("a.toml"), [], request(**changes))
+        commands(Path("a.toml"), engine_override(str(changes.get("engine", "ddp"))), request(**changes))
 
 
 @pytest.mark.parametrize(
