@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from peft import PeftModel
 from safetensors import SafetensorError
 from torch.utils.data import Sampler
 from transformers import (
@@ -37,7 +36,7 @@ from fastft.engine.sampler import (
     with_row_without_loss,
     without_padding_rows,
 )
-from fastft.engine.sharding import own_part, pickles_as_weights, refuse_if_whole, shard_on_processor, whole_weights
+from fastft.engine.sharding import own_part, pickles_as_weights, refuse_if_whole, shard_on_processor
 from fastft.errors import Problem, TrainingError, Where
 from fastft.files.atomic import free_bytes
 from fastft.files.records import read_record, write_record
@@ -338,15 +337,6 @@ class RunTrainer(CountingTrainer):
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._saving_to or super()._get_output_dir(trial))
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As the trainer's; under FSDP2 its weights are not gathered yet when they are written (torch 2.13, gloo)."""
-        if not self.is_fsdp_enabled:
-            super().save_model(output_dir, _internal_call)
-            return
-        weights = whole_weights(self.model, trained_alone=isinstance(self.model, PeftModel))
-        if self.args.should_save:
-            self._save(output_dir, state_dict=weights)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Let the trainer write into a folder that nobody reads, then seal it under its final name."""

@@ -137,6 +137,13 @@ def sharding_obstacles(loaded: LoadedRecipe, facts: Facts, choices: Choices) -> 
     if choices.optim.value not in ELEMENTWISE:
         wrong = "is not split among processes"
         yield loaded.problem("train.optim", wrong, f"write one of {', '.join(ELEMENTWISE)}")
+    yield from _impossible_parts(loaded, facts, choices)
+    yield from _other_numbers(loaded, facts, choices)
+
+
+def _impossible_parts(loaded: LoadedRecipe, facts: Facts, choices: Choices) -> Iterator[Problem]:
+    """What cannot be split, and what cannot be moved out of the way."""
+    recipe, field = loaded.recipe, "train.deepspeed"
     config = deepspeed_config(recipe, facts, choices)
     stage = 3 if config is None else config["zero_optimization"].get("stage")
     if recipe.model.load_in_4bit and stage == 3:
@@ -147,7 +154,6 @@ def sharding_obstacles(loaded: LoadedRecipe, facts: Facts, choices: Choices) -> 
             if _section(config["zero_optimization"], name).get("device", "none") != "none":
                 wrong = f"has zero_optimization.{name}, and there is no GPU memory to make room in"
                 yield loaded.problem(field, wrong, "take it out")
-    yield from _other_numbers(loaded, facts, choices)
 
 
 def _other_numbers(loaded: LoadedRecipe, facts: Facts, choices: Choices) -> Iterator[Problem]:
