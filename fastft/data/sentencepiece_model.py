@@ -51,7 +51,7 @@ def write_fast_tokenizer(original: Path, folder: Path, where: Where) -> None:
         wrong = f"{file} cannot be read: {' '.join(str(error).split())[:200]}"
         raise MachineError(Problem(where, "model.id", wrong, "fetch the model again")) from error
     tokenizer = _as_fast(proto)
-    for text in _proofs([piece.piece for piece in proto.pieces]):
+    for text in proof_texts([piece.piece for piece in proto.pieces]):
         ids, own = tokenizer.encode(text, add_special_tokens=False).ids, processor.EncodeAsIds(text)
         if ids != own:
             wrong = f"{text[:40]!r} would get the tokens {ids[:8]}, SentencePiece gives {own[:8]}"
@@ -63,7 +63,7 @@ def write_fast_tokenizer(original: Path, folder: Path, where: Where) -> None:
 
 
 def _as_fast(proto: Any) -> Tokenizer:
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
 
     pieces, spec = list(proto.pieces), proto.normalizer_spec
     unknown = next((piece.piece for piece in pieces if piece.type == UNKNOWN), None)
@@ -81,7 +81,7 @@ def _as_fast(proto: Any) -> Tokenizer:
     if spec.precompiled_charsmap:
         steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
     if spec.remove_extra_whitespaces:
-        steps += [normalizers.Replace(_regex(" {2,}"), " "), normalizers.Strip(left=True, right=True)]
+        steps += [normalizers.Replace(Regex(" {2,}"), " "), normalizers.Strip(left=True, right=True)]
     if spec.add_dummy_prefix:
         steps.append(normalizers.Prepend(SPACE))
     steps.append(normalizers.Replace(" ", SPACE))
@@ -96,12 +96,6 @@ def _as_fast(proto: Any) -> Tokenizer:
     return tokenizer
 
 
-def _regex(pattern: str) -> Any:
-    from tokenizers import Regex
-
-    return Regex(pattern)
-
-
 def _merges(pieces: list[Any], vocabulary: dict[str, int]) -> list[tuple[str, str]]:
     """Every way to make a piece of two others: SentencePiece merges what makes the piece of the highest score."""
     found = []
@@ -114,7 +108,7 @@ def _merges(pieces: list[Any], vocabulary: dict[str, int]) -> list[tuple[str, st
     return [(left, right) for _, left, right in found]
 
 
-def _proofs(pieces: list[str]) -> Iterator[str]:
+def proof_texts(pieces: list[str]) -> Iterator[str]:
     """Texts that cover the vocabulary: runs of its own pieces, seeded, and odd ones; no control token in any."""
     yield from _ODD
     chance = random.Random(0)  # noqa: S311 -- not for secrets

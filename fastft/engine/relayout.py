@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from fastft.data.sentencepiece_model import write_fast_tokenizer
 from fastft.errors import MachineError, Problem, Where
@@ -20,7 +22,18 @@ from fastft.files.tensors import write_header
 from fastft.probe.layouts import Layout, Part
 from fastft.probe.model_config import read_model_config
 
-NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+# safetensors' names of what torch.load may give.
+NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 # What transformers reads of a generation config, and a layout of its own may have more in.
 GENERATION = ("bos_token_id", "eos_token_id", "pad_token_id", "do_sample", "temperature", "top_k", "top_p")
 
@@ -50,7 +63,7 @@ def relayout(original: Path, folder: Path, layout: Layout | None, where: Where) 
             else:
                 copy_tokenizer(original, stage)
             _write_weights(original, stage, layout, config, where)
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
+    except (OSError, EOFError, KeyError, ValueError, RuntimeError, UnpicklingError, SafetensorError) as error:
         wrong = f"the model cannot be converted: {' '.join(str(error).split())[:300]}"
         instead = "check its files and the free space of the cache, or use another model"
         raise MachineError(Problem(where, "model.id", wrong, instead, str(original))) from error
@@ -61,7 +74,7 @@ def _write_weights(original: Path, stage: Path, layout: Layout | None, config: d
     parts = [
         (name, part) for name in tensors for part in ((Part(name),) if layout is None else layout.parts(config, name))
     ]
-    sizes = [_rows(tensors[name], part) * _row_bytes(tensors[name]) for name, part in parts]
+    sizes = [math.prod(_shape(tensors[name], part)) * tensors[name].element_size() for name, part in parts]
     needed, free = sum(sizes), free_bytes(stage)
     if needed > free:
         wrong = f"converting needs {needed / 1e9:.1f} GB in {stage.parent}, {free / 1e9:.1f} GB are free"
@@ -69,14 +82,11 @@ def _write_weights(original: Path, stage: Path, layout: Layout | None, config: d
     shards = _shards(parts, sizes)
     names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
     for name, shard in zip(names, shards, strict=True):
-        heads = [
-            (part.name, NAMES[tensors[own].dtype], (_rows(tensors[own], part), *tensors[own].shape[1:]))
-            for own, part in shard
-        ]
+        heads = [(part.name, NAMES[tensors[own].dtype], _shape(tensors[own], part)) for own, part in shard]
         with (stage / name).open("wb") as stream:
             write_header(stream, heads)
             for own, part in shard:
-                stream.write(_values(tensors[own], part).view(torch.uint8).numpy().data)
+                stream.write(_values(tensors[own], part).reshape(-1).view(torch.uint8).numpy().data)
     write_index(
         stage, {part.name: name for name, shard in zip(names, shards, strict=True) for _, part in shard}, needed
     )
@@ -109,12 +119,8 @@ def _shards(parts: Sequence[tuple[str, Part]], sizes: Sequence[int]) -> list[lis
     return shards
 
 
-def _rows(tensor: torch.Tensor, part: Part) -> int:
-    return tensor.shape[0] if part.rows is None else sum(map(len, part.rows))
-
-
-def _row_bytes(tensor: torch.Tensor) -> int:
-    return int(tensor[0].numel() * tensor.element_size())
+def _shape(tensor: torch.Tensor, part: Part) -> tuple[int, ...]:
+    return tuple(tensor.shape) if part.rows is None else (sum(map(len, part.rows)), *tensor.shape[1:])
 
 
 def _values(tensor: torch.Tensor, part: Part) -> torch.Tensor:

@@ -23,6 +23,7 @@ SMALL_HUB_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "README.md")
 HUB_FILES = (*SMALL_HUB_FILES, "*.safetensors")
 # Weights in these forms are pickles: loading them can run code.
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+PICKLE_FILE = "pytorch_model.bin"
 PICKLES = "stores its weights as pickles, which can run code"
 USE_PICKLES = (
     "use a safetensors model, or write use_safetensors = false: its .bin files are then read as tensors alone, by "
@@ -50,13 +51,14 @@ class BaseModel:
     @property
     def is_here(self) -> bool:
         """Whether the model can be loaded now, without download or conversion."""
-        return self.folder is not None and (self.folder / "config.json").is_file() and self._has_weights
+        return self.folder is not None and (self.folder / "config.json").is_file() and has_weights(self.folder)
 
     @property
-    def _has_weights(self) -> bool:
-        """Whether every safetensors file is there: all that an index names, or one where there is no index."""
-        assert self.folder is not None  # noqa: S101 -- only asked where config.json was read
-        return has_weights(self.folder)
+    def original_is_here(self) -> bool:
+        """Whether the weights that are converted are on this machine, in a form that may be read."""
+        if self.original is None:
+            return False
+        return has_weights(self.original) or (self.pickled and has_weights(self.original, PICKLE_FILE))
 
     @property
     def layout(self) -> Layout | None:
@@ -84,14 +86,14 @@ class BaseModel:
 def has_weights(folder: Path, kind: str = "model.safetensors") -> bool:
     """Whether every weights file is in `folder`: all that an index names, or one where there is no index.
 
-    `kind`: "model.safetensors" or "pytorch_model.bin", the name of a single file.
+    `kind`: "model.safetensors" or PICKLE_FILE, the name of a single file.
     """
     try:
         index = read_object(folder / f"{kind}.index.json")
         return all((folder / name).is_file() for name in set(index["weight_map"].values()))
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         # Without an index one file is all; a damaged one is refused, with its fault, where the weights are opened.
-        return any(folder.glob(f"*{Path(kind).suffix}"))
+        return any(folder.glob("*.safetensors" if kind.endswith(".safetensors") else kind))
 
 
 def hub_cache() -> Path:
@@ -173,7 +175,7 @@ def _folder_model(model_id: str, folder: Path, where: Where, *, pickled: bool) -
         raise unusable(model_id, where, "the folder has no config.json", instead)
     check_config(folder, where, model_id)
     model = _to_convert(BaseModel(model_id, "folder", folder.resolve(), pickled=pickled), where)
-    if not any(folder.glob("*.safetensors")) and not model.is_here and not (pickled and any(folder.glob("*.bin"))):
+    if not any(folder.glob("*.safetensors")) and not model.is_here and not model.original_is_here:
         if any(path.suffix in PICKLED for path in folder.iterdir()):
             raise unusable(model_id, where, PICKLES, USE_PICKLES)
         instead = "convert or download it as safetensors"
@@ -192,10 +194,13 @@ def _to_convert(model: BaseModel, where: Where) -> BaseModel:
     layout = layout_of(config)
     if layout is not None and (wrong := layout.refusal(config)) is not None:
         raise unusable(model.id, where, wrong, "use the 7B model, or another base")
-    converted = dataclasses.replace(model, folder=_conversion(model.folder), original=model.folder)
-    if layout is None and (any(model.folder.glob("*.safetensors")) or not (model.pickled or converted.is_here)):
+    if layout is None and not any(model.folder.glob("pytorch_model*.bin")):
         return model
-    return converted
+    if layout is None and any(model.folder.glob("*.safetensors")):
+        return model
+    converted = dataclasses.replace(model, folder=_conversion(model.folder), original=model.folder)
+    # Without leave to read pickles, what was read with it before is taken, and is safetensors by now.
+    return converted if layout or model.pickled or converted.is_here else model
 
 
 def _conversion(original: Path) -> Path:

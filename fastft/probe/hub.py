@@ -19,7 +19,6 @@ from fastft.probe.base_model import (
     USE_PICKLES,
     BaseModel,
     downloaded,
-    has_weights,
     unusable,
 )
 
@@ -39,26 +38,18 @@ def fetch(model: BaseModel, revision: str | None, where: Where, say: Say) -> Bas
     Raises:
         MachineError: offline, unknown, gated, unreachable or without safetensors; after one short request, no retries.
     """
-    if (
-        model.source != "hub"
-        or model.is_here
-        or (model.original and _has_weights(model.original, pickled=model.pickled))
-    ):
+    if model.source != "hub" or model.is_here or model.original_is_here:
         return model
     say(f"downloading {model.id}")
     info = _ask_hub(model, revision, where)
     files = [sibling.rfilename for sibling in info.siblings or []]
     if any(name.endswith(".safetensors") for name in files):
         return _download(model, info, HUB_FILES, where)
-    if not any(name.endswith(".bin") for name in files):
+    if not any(name.startswith("pytorch_model") for name in files):
         raise unusable(model.id, where, "has no safetensors weights", "use a safetensors model")
     if not model.pickled:
         raise unusable(model.id, where, PICKLES, USE_PICKLES)
-    return _download(model, info, (*SMALL_HUB_FILES, "*.bin"), where)
-
-
-def _has_weights(folder: Path, *, pickled: bool) -> bool:
-    return has_weights(folder) or (pickled and has_weights(folder, "pytorch_model.bin"))
+    return _download(model, info, (*SMALL_HUB_FILES, "pytorch_model*.bin"), where)
 
 
 def fetch_small_files(model: BaseModel, revision: str | None, where: Where) -> BaseModel:

@@ -32,14 +32,13 @@ class Layout:
     """One layout: the `model_type` in its config.json, and what becomes of config and tensors.
 
     `refusal`: why a model of this type is no Llama; None where it is one. `parts`: the tensors that an original one
-    becomes, none where it is computed and not learnt. `fused`: Llama's projections in each fused one.
+    becomes, none where it is computed and not learnt.
     """
 
     name: str
     model_type: str
     to_llama: Callable[[Config], Config]
     parts: Callable[[Config, str], Iterator[Part]]
-    fused: Mapping[str, tuple[str, ...]]
     refusal: Callable[[Config], str | None] = lambda _: None
 
 
@@ -143,10 +142,7 @@ def _internlm2_parts(config: Config, name: str) -> Iterator[Part]:
         yield Part(f"{found[1]}{projection}.{found[2]}", rows)
 
 
-_PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 LAYOUTS = (
-    Layout(
-        "Baichuan", "baichuan", _baichuan_config, _baichuan_parts, {"W_pack": _PROJECTIONS}, refusal=_baichuan_refusal
-    ),
-    Layout("InternLM2", "internlm2", _internlm2_config, _internlm2_parts, {"wqkv": _PROJECTIONS}),
+    Layout("Baichuan", "baichuan", _baichuan_config, _baichuan_parts, _baichuan_refusal),
+    Layout("InternLM2", "internlm2", _internlm2_config, _internlm2_parts),
 )

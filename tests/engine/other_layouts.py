@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from sentencepiece import SentencePieceTrainer
 from torch import Tensor
 from torch.nn.functional import linear, normalize, scaled_dot_product_attention, silu
 
-HIDDEN, INNER, HEADS, LAYERS = 64, 128, 4, 2
+HIDDEN, INNER, HEADS, GROUPS, LAYERS = 64, 128, 4, 2, 2
 WORDS = ("hello", "world", "fine", "tuning", "capital", "of", "Peru", "Lima", "模型", "训练", "数据", "12", "345")
 
 
@@ -49,21 +50,9 @@ def write_baichuan(folder: Path, *, pickled: bool = False, bfloat16: bool = Fals
         "auto_map": {"AutoModelForCausalLM": "modeling_baichuan.BaichuanForCausalLM"},
         "tokenizer_class": "BaichuanTokenizer",
         "model_type": "baichuan",
-        "hidden_act": "silu",
-        "hidden_size": HIDDEN,
-        "intermediate_size": INNER,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS,
-        "max_position_embeddings": 512,
         "model_max_length": 512,
-        "rms_norm_eps": 1e-6,
-        "initializer_range": 0.02,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": 0,
-        "tie_word_embeddings": False,
         "torch_dtype": "bfloat16" if bfloat16 else "float32",
-        "vocab_size": write_sentencepiece(folder),
+        **_sizes(write_sentencepiece(folder)),
     }
     (folder / "config.json").write_text(json.dumps(config))
     settings = {
@@ -75,17 +64,7 @@ def write_baichuan(folder: Path, *, pickled: bool = False, bfloat16: bool = Fals
     (folder / "generation_config.json").write_text(
         json.dumps({"user_token_id": 3, "assistant_token_id": 4, "eos_token_id": 2, "do_sample": True, "top_k": 5})
     )
-    torch.manual_seed(0)
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config["vocab_size"], HIDDEN)}  # type: ignore[dict-item]
-    for layer in range(LAYERS):
-        stem = f"model.layers.{layer}."
-        shapes[f"{stem}self_attn.W_pack.weight"] = (3 * HIDDEN, HIDDEN)
-        shapes[f"{stem}self_attn.o_proj.weight"] = (HIDDEN, HIDDEN)
-        shapes |= {f"{stem}mlp.{name}_proj.weight": (INNER, HIDDEN) for name in ("gate", "up")}
-        shapes[f"{stem}mlp.down_proj.weight"] = (HIDDEN, INNER)
-        shapes |= {f"{stem}{name}_layernorm.weight": (HIDDEN,) for name in ("input", "post_attention")}
-    shapes |= {"model.norm.weight": (HIDDEN,), "lm_head.weight": (config["vocab_size"], HIDDEN)}  # type: ignore[dict-item]
-    tensors = {name: torch.randn(shape) * (0.2 if len(shape) > 1 else 1.0) for name, shape in shapes.items()}
+    tensors = _random_tensors(_BAICHUAN_NAMES, 3 * HIDDEN)
     if bfloat16:
         tensors = {name: tensor.bfloat16() for name, tensor in tensors.items()}
     rope = {f"model.layers.{layer}.self_attn.rotary_emb.inv_freq": torch.ones(8) for layer in range(LAYERS)}
@@ -96,18 +75,127 @@ def write_baichuan(folder: Path, *, pickled: bool = False, bfloat16: bool = Fals
     return tensors
 
 
+def write_internlm2(folder: Path) -> dict[str, Tensor]:
+    """A tiny InternLM2 in its published layout, with two key-value heads. Returns its tensors."""
+    folder.mkdir(parents=True)
+    config = {
+        "architectures": ["InternLM2ForCausalLM"],
+        "model_type": "internlm2",
+        "num_key_value_heads": GROUPS,
+        "rope_theta": 10_000,
+        "rope_scaling": None,
+        "bias": False,
+        "torch_dtype": "float32",
+        **_sizes(write_sentencepiece(folder)),
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    width = HIDDEN // HEADS
+    tensors = _random_tensors(_INTERNLM2_NAMES, (HEADS + 2 * GROUPS) * width)
+    save_file(tensors, folder / "model.safetensors")
+    return tensors
+
+
+# What each tensor of the decoder below is called in a layout.
+_BAICHUAN_NAMES = {
+    "embedding": "model.embed_tokens",
+    "norm": "model.norm",
+    "head": "lm_head",
+    "packed": "self_attn.W_pack",
+    "out": "self_attn.o_proj",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+    "before": "input_layernorm",
+    "after": "post_attention_layernorm",
+}
+_INTERNLM2_NAMES = {
+    "embedding": "model.tok_embeddings",
+    "norm": "model.norm",
+    "head": "output",
+    "packed": "attention.wqkv",
+    "out": "attention.wo",
+    "gate": "feed_forward.w1",
+    "up": "feed_forward.w3",
+    "down": "feed_forward.w2",
+    "before": "attention_norm",
+    "after": "ffn_norm",
+}
+
+
+def _sizes(vocabulary: int) -> dict[str, Any]:
+    return {
+        "hidden_act": "silu",
+        "hidden_size": HIDDEN,
+        "intermediate_size": INNER,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-6,
+        "initializer_range": 0.02,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        "tie_word_embeddings": False,
+        "vocab_size": vocabulary,
+    }
+
+
+def _random_tensors(names: dict[str, str], packed: int) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    shapes: dict[str, tuple[int, ...]] = {
+        "packed": (packed, HIDDEN),
+        "out": (HIDDEN, HIDDEN),
+        "gate": (INNER, HIDDEN),
+        "up": (INNER, HIDDEN),
+        "down": (HIDDEN, INNER),
+        "before": (HIDDEN,),
+        "after": (HIDDEN,),
+    }
+    whole = {f"{names['embedding']}.weight": (400, HIDDEN), f"{names['norm']}.weight": (HIDDEN,)}
+    whole |= {f"{names['head']}.weight": (400, HIDDEN)}
+    for layer in range(LAYERS):
+        whole |= {f"model.layers.{layer}.{names[key]}.weight": shape for key, shape in shapes.items()}
+    return {name: torch.randn(shape) * (0.2 if len(shape) > 1 else 1.0) for name, shape in whole.items()}
+
+
 def baichuan_logits(tensors: dict[str, Tensor], ids: Tensor, mask: Tensor) -> Tensor:
     """What Baichuan 2's own forward pass gives: one product for query, key and value, and a normalized output layer.
 
     `ids`, `mask`: (batch, tokens); the mask is 0 where a row is padded. Returns (batch, tokens, vocabulary).
     """
-    hidden = tensors["model.embed_tokens.weight"][ids]
+
+    def split(packed: Tensor) -> list[Tensor]:
+        return [part.unflatten(-1, (HEADS, -1)) for part in packed.split(HIDDEN, dim=-1)]
+
+    return _logits(tensors, _BAICHUAN_NAMES, split, normalize(tensors["lm_head.weight"]), ids, mask)
+
+
+def internlm2_logits(tensors: dict[str, Tensor], ids: Tensor, mask: Tensor) -> Tensor:
+    """What InternLM2's own forward pass gives: wqkv has, for each key-value head, its queries, its key, its value."""
+
+    def split(packed: Tensor) -> list[Tensor]:
+        grouped = packed.unflatten(-1, (GROUPS, HEADS // GROUPS + 2, HIDDEN // HEADS))
+        key, value = (grouped[..., part, :].repeat_interleave(HEADS // GROUPS, dim=-2) for part in (-2, -1))
+        return [grouped[..., :-2, :].flatten(-3, -2), key, value]
+
+    return _logits(tensors, _INTERNLM2_NAMES, split, tensors["output.weight"], ids, mask)
+
+
+def _logits(
+    tensors: dict[str, Tensor],
+    names: dict[str, str],
+    split: Callable[[Tensor], list[Tensor]],
+    head: Tensor,
+    ids: Tensor,
+    mask: Tensor,
+) -> Tensor:
+    """A decoder with one product for query, key and value, which `split` turns into (batch, tokens, heads, width)."""
+    hidden = tensors[f"{names['embedding']}.weight"][ids]
     batch, length = ids.shape
     causal = torch.ones(length, length, dtype=torch.bool).tril() & mask[:, None, None, :].bool()
     causal |= torch.eye(length, dtype=torch.bool)  # a padded place sees itself, so that nothing is NaN
-    positions = torch.arange(length)[None]
     width = HIDDEN // HEADS
-    angles = positions[..., None].float() * (1.0 / 10_000 ** (torch.arange(0, width, 2).float() / width))
+    angles = torch.arange(length)[None, :, None].float() * (1.0 / 10_000 ** (torch.arange(0, width, 2).float() / width))
     cos, sin = (torch.cat((part, part), -1)[:, None] for part in (angles.cos(), angles.sin()))
 
     def rotated(values: Tensor) -> Tensor:
@@ -118,19 +206,14 @@ def baichuan_logits(tensors: dict[str, Tensor], ids: Tensor, mask: Tensor) -> Te
         return weight * (values * torch.rsqrt(values.pow(2).mean(-1, keepdim=True) + 1e-6))
 
     for layer in range(LAYERS):
-        get = {
-            name.split(f"layers.{layer}.")[1]: value for name, value in tensors.items() if f"layers.{layer}." in name
-        }
-        packed = linear(normed(hidden, get["input_layernorm.weight"]), get["self_attn.W_pack.weight"])
-        query, key, value = (
-            part.view(batch, length, HEADS, width).transpose(1, 2) for part in packed.split(HIDDEN, dim=-1)
-        )
+        get = {key: tensors.get(f"model.layers.{layer}.{name}.weight", head) for key, name in names.items()}
+        packed = linear(normed(hidden, get["before"]), get["packed"])
+        query, key, value = (part.transpose(1, 2) for part in split(packed))
         seen = scaled_dot_product_attention(rotated(query), rotated(key), value, attn_mask=causal)
-        hidden = hidden + linear(seen.transpose(1, 2).reshape(batch, length, HIDDEN), get["self_attn.o_proj.weight"])
-        inner = normed(hidden, get["post_attention_layernorm.weight"])
-        gate, up = linear(inner, get["mlp.gate_proj.weight"]), linear(inner, get["mlp.up_proj.weight"])
-        hidden = hidden + linear(silu(gate) * up, get["mlp.down_proj.weight"])
-    return linear(normed(hidden, tensors["model.norm.weight"]), normalize(tensors["lm_head.weight"]))
+        hidden = hidden + linear(seen.transpose(1, 2).reshape(batch, length, HIDDEN), get["out"])
+        inner = normed(hidden, get["after"])
+        hidden = hidden + linear(silu(linear(inner, get["gate"])) * linear(inner, get["up"]), get["down"])
+    return linear(normed(hidden, tensors[f"{names['norm']}.weight"]), head)
 
 
 def recipe_text(folder: Path, **model: Any) -> str:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from sentencepiece import SentencePieceProcessor
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fastft.data.sentencepiece_model import _proofs, write_fast_tokenizer
+from fastft.data.sentencepiece_model import proof_texts, write_fast_tokenizer
 from fastft.data.tokenizer import load_tokenizer
 from fastft.engine.relayout import relayout
 from fastft.errors import FastftError, Where
@@ -18,7 +17,14 @@ from fastft.probe.base_model import find_base_model
 from fastft.probe.layouts import layout_of
 from fastft.recipe.loader import load
 from fastft.stages.inputs import convert, fetch_tokenizer
-from tests.engine.other_layouts import baichuan_logits, recipe_text, write_baichuan, write_sentencepiece
+from tests.engine.other_layouts import (
+    baichuan_logits,
+    internlm2_logits,
+    recipe_text,
+    write_baichuan,
+    write_internlm2,
+    write_sentencepiece,
+)
 from tests.engine.tiny import make_model, make_rows, run, write_rows
 
 HERE = Where("recipe.toml", 2)
@@ -62,20 +68,20 @@ def test_16_bit_weights_stay_and_the_output_layer_is_rounded_once(tmp_path: Path
     assert torch.equal(model.model.layers[1].self_attn.v_proj.weight, packed[-64:])
 
 
-def test_internlm2_splits_its_groups_of_heads(tmp_path: Path) -> None:
-    """Rows of wqkv: for each key-value head its query heads, its key, its value."""
-    config = {"model_type": "internlm2", "hidden_size": 8, "num_attention_heads": 4, "num_key_value_heads": 2}
-    layout = layout_of(config)
-    assert layout is not None
-    parts = {part.name: part.rows for part in layout.parts(config, "model.layers.0.attention.wqkv.weight")}
+@pytest.mark.parametrize("padding", [0, 5])
+def test_internlm2_as_a_llama_has_the_same_logits(tmp_path: Path, cache: Path, padding: int) -> None:
+    original = write_internlm2(tmp_path / "internlm2")
+    model = AutoModelForCausalLM.from_pretrained(converted(tmp_path / "internlm2"), dtype=torch.float32).eval()
+    ids = torch.randint(5, 400, (2, 17), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[1, :padding] = 0
 
-    assert {
-        name.split(".")[-2]: [row for run in rows for row in run] for name, rows in parts.items() if rows is not None
-    } == {
-        "q_proj": [0, 1, 2, 3, 8, 9, 10, 11],
-        "k_proj": [4, 5, 12, 13],
-        "v_proj": [6, 7, 14, 15],
-    }
+    with torch.no_grad():
+        found = model(input_ids=ids, attention_mask=mask).logits
+
+    torch.testing.assert_close(
+        found[mask.bool()], internlm2_logits(original, ids, mask)[mask.bool()], rtol=0, atol=2e-5
+    )
 
 
 @pytest.mark.parametrize("dummy_prefix", [False, True])
@@ -86,7 +92,7 @@ def test_a_tokenizer_gives_the_ids_of_sentencepiece(tmp_path: Path, dummy_prefix
     fast, own = load_tokenizer(tmp_path / "fast"), SentencePieceProcessor(str(tmp_path / "tokenizer.model"))
     through_transformers = AutoTokenizer.from_pretrained(tmp_path / "fast")
 
-    texts = list(_proofs([own.IdToPiece(number) for number in range(own.vocab_size())]))
+    texts = list(proof_texts([own.IdToPiece(number) for number in range(own.vocab_size())]))
     assert len(texts) == 1000
     for text in texts:
         assert fast.tokenizer.encode(text, add_special_tokens=False).ids == own.EncodeAsIds(text)
@@ -121,9 +127,8 @@ def test_pickles_are_read_only_when_asked_for_and_only_as_tensors(tmp_path: Path
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return exec, (f"open({str(tmp_path / 'harm')!r}, 'w')",)
 
-    with (tmp_path / "baichuan" / "pytorch_model.bin").open("wb") as file:
-        pickle.dump({"model.norm.weight": Harm()}, file)
-    with pytest.raises(FastftError, match="cannot be converted"):
+    torch.save({"model.norm.weight": Harm()}, tmp_path / "baichuan" / "pytorch_model.bin")
+    with pytest.raises(FastftError, match="cannot be converted: Weights only load failed"):
         converted(tmp_path / "baichuan", pickled=True)
     assert not (tmp_path / "harm").exists()
     assert not list(cache.glob("fastft/converted/*"))
@@ -132,7 +137,11 @@ def test_pickles_are_read_only_when_asked_for_and_only_as_tensors(tmp_path: Path
 def test_pickles_of_a_plain_llama_become_safetensors(tmp_path: Path, cache: Path) -> None:
     folder = make_model(tmp_path / "llama")
     expected: dict[str, Tensor] = AutoModelForCausalLM.from_pretrained(folder).state_dict()
-    torch.save(expected, folder / "pytorch_model.bin")
+    # Some families save what they can compute beside the weights, of any type and shape.
+    torch.save(
+        {**expected, "model.mask": torch.ones(2, dtype=torch.bool), "model.step": torch.tensor(7)},
+        folder / "pytorch_model.bin",
+    )
     (folder / "model.safetensors").unlink()
 
     found = AutoModelForCausalLM.from_pretrained(converted(folder, pickled=True)).state_dict()
