@@ -12,7 +12,7 @@ from fastft.probe.device import Device
 
 @dataclass(frozen=True)
 class Link:
-    """One kind of connection. `bandwidth`: bytes/s in one direction, of one GPU inside a host, of a host between them."""
+    """One kind of connection. `bandwidth`: bytes/s in one direction, of a GPU inside a host, of a host between them."""
 
     name: str
     bandwidth: float
@@ -48,8 +48,8 @@ BUILT_IN = {
 # Where --link names none.
 BETWEEN_HOSTS = "100gbit"
 # The share of the bandwidth that NCCL reaches. High: its developers give 370 of NVLink's 450 GB/s (NVIDIA/nccl-tests,
-# issue 212). Low: GPUs whose traffic crosses the processor reach half of PCIe or less (NVIDIA/nccl, issue 1530), and TCP
-# without RDMA about half of a fast network: estimated.
+# issue 212). Low: GPUs whose traffic crosses the processor reach half of PCIe or less (NVIDIA/nccl, issue 1530), and
+# TCP without RDMA about half of a fast network: estimated.
 REACHED = (0.5, 0.82)
 
 

@@ -1,4 +1,4 @@
-"""A run on several GPUs and hosts, on paper: memory of a rank, time of a step, efficiency and price by number of GPUs."""
+"""A run on several GPUs and hosts, on paper: memory of a rank, step time, efficiency and price by number of GPUs."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def make_scaling(recipe: Recipe, facts: Facts, plan: Plan, layout: Layout, price
         raise UsageError(Problem(Where("--devices"), "", f"nothing can be forecast: {missing}", "leave --devices out"))
     if model is None:
         raise UsageError(Problem(Where("--devices"), "", UNKNOWN_MODEL, "leave --devices out"))
-    rows = schedule.per_device_train_batch_size * schedule.gradient_accumulation_steps
+    rows = min(schedule.per_device_train_batch_size * schedule.gradient_accumulation_steps, schedule.train_rows)
     if layout.ranks > rows:
         wrong = f"an optimizer step has {rows} rows, too few for {layout.ranks} GPUs"
         instead = f"ask for at most {rows}, or raise train.effective_batch_size"
@@ -191,7 +191,7 @@ class _Steps:
         factor = self.time.seconds.likely / (compute if alone is None else alone.compute).likely
         seconds = step.times(factor, 1)
         price = None if price_per_hour is None else seconds.times(price_per_hour * ranks / 3600, 2)
-        speed_up = 1.0 if alone is None else alone.seconds.likely / seconds.likely
+        speed_up = 1.0 if alone is None else alone.compute.likely / step.likely
         last = before[-1] if before else None
         gain = 1.0 if last is None else (speed_up - last.speed_up) / (ranks - last.ranks)
         return Point(

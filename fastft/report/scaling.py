@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from fastft.planning.plan import Plan
 from fastft.planning.scaling import PAYS, Point, Scaling
 from fastft.planning.timing import Interval
-from fastft.report.units import between, size
+from fastft.report.units import between, duration, size
 
 
 def scaling_page(plan: Plan, scaling: Scaling) -> Group:
-    """The row that was asked for in words, the table, and where one more GPU stops paying."""
+    """The row that was asked for in words, the table, and where one more GPU stops paying.
+
+    In the table, `exchange` is the share of communication in a step, `works` the efficiency, `adds` the gain of a GPU.
+    """
     layout, asked = scaling.layout, scaling.asked
     hosts = "1 host" if layout.hosts == 1 else f"{layout.hosts} hosts"
     head = f"{plan.recipe}: {plan.base_model} on {hosts} x {layout.per_host} {plan.memory.device}"
@@ -28,7 +31,14 @@ def scaling_page(plan: Plan, scaling: Scaling) -> Group:
     costs = "" if asked.price is None else f", costs {_price(asked.price)}"
     took = between(asked.seconds.low, asked.seconds.high)
     grid.add_row("time", f"{took}, {asked.speed_up:.1f} times as fast as one ({asked.efficiency:.0%}){costs}")
-    parts = [Text(head, style="bold"), grid, Text(), _table(scaling), Text(), Text(_verdict(scaling))]
+    parts: list[RenderableType] = [
+        Text(head, style="bold"),
+        grid,
+        Text(),
+        _table(scaling),
+        Text(),
+        Text(_verdict(scaling)),
+    ]
     if plan.estimate is not None:
         parts.append(Text(f"tokens are ESTIMATED, ±{plan.estimate.error:.0%}: {plan.estimate.why}", style="yellow"))
     if not scaling.step_is_kept:
@@ -40,8 +50,8 @@ def scaling_page(plan: Plan, scaling: Scaling) -> Group:
 
 def _table(scaling: Scaling) -> Table:
     table = Table(show_edge=False, pad_edge=False)
-    for heading in ("GPUs", "batch", "memory", "step", "exchange", "time", "efficiency", "one more adds", "price"):
-        table.add_column(heading, justify="right")
+    for heading in ("GPUs", "batch", "memory", "step", "exchange", "time", "works", "adds", "price"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for point in scaling.points:
         memory, step = point.memory, point.compute.likely + point.communication.likely
         shown = size(memory.peak_bytes)
@@ -51,22 +61,20 @@ def _table(scaling: Scaling) -> Table:
             Text(shown) if memory.fits else Text(f"{shown} too much", "bold red"),
             f"{step:.3g} s",
             f"{point.communication.likely / step:.0%}",
-            between(point.seconds.low, point.seconds.high),
+            duration(point.seconds.likely),
             f"{point.efficiency:.0%}",
             "" if point.ranks == 1 else f"{point.gain:.2f}",
-            "" if point.price is None else _price(point.price),
+            "" if point.price is None else f"{point.price.likely:,.2f}",
         )
     return table
 
 
 def _verdict(scaling: Scaling) -> str:
-    last = scaling.points[-1]
+    last, rows = scaling.points[-1], scaling.rows_per_step
+    bound = f"an optimizer step has {rows} rows, work for at most {rows} GPUs"
     if scaling.best == last.ranks:
-        says = f"Each GPU up to {last.ranks} pays"
-    else:
-        says = f"One more GPU stops paying after {scaling.best}: from there each adds less than {PAYS:g} of one"
-    bound = f"an optimizer step of {scaling.rows_per_step} rows has work for no more than that"
-    return f"{says}; {bound if last.ranks == scaling.rows_per_step else f'a step of {scaling.rows_per_step} rows bounds them'}."
+        return f"Each GPU up to {last.ranks} pays; {bound}."
+    return f"One more GPU stops paying after {scaling.best}: from there each adds less than {PAYS:g} of one; {bound}."
 
 
 def _memory(point: Point) -> str:
