@@ -47,7 +47,10 @@ def test_states_are_split_as_the_zero_paper_says(name: str, gigabytes: float) ->
 
 @pytest.mark.parametrize("ranks", [2, 8, 64])
 def test_full_training_under_deepspeed_meets_its_own_estimator(ranks: int) -> None:
-    """DeepSpeed 0.19.8: 2 W + 18 W / n bytes at stage 2, 18 W / n at stage 3 without the gathered layer."""
+    """DeepSpeed 0.19.8: 2 W + 18 W / n bytes at stage 2; at stage 3 the 16-bit weights are split too.
+
+    Its estimate of stage 3 is 18 W / n: it leaves out 2 bytes that its estimate of stage 2 counts.
+    """
     model = KNOWN["llama-3.1-8b"]
     whole = MemorySettings(False, True, 0, (), "adamw_torch", "keep", "fused", False, False, trained_bytes=2)
     peak = forecast_memory(model, whole, 1000, 0)
@@ -58,7 +61,7 @@ def test_full_training_under_deepspeed_meets_its_own_estimator(ranks: int) -> No
     states2 = stage2.weights_bytes + stage2.gradients_bytes + stage2.optimizer_bytes
     states3 = stage3.weights_bytes + stage3.gradients_bytes + stage3.optimizer_bytes
     assert states2 == pytest.approx(2 * model.weights + 18 * model.weights / ranks, rel=1e-6)
-    assert states3 == pytest.approx(18 * model.weights / ranks, rel=1e-6)
+    assert states3 == pytest.approx(20 * model.weights / ranks, rel=1e-6)
     assert stage3.buffers_bytes >= 2 * 10**9
 
 
