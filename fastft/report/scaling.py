@@ -49,7 +49,7 @@ def scaling_page(plan: Plan, scaling: Scaling) -> Group:
 
 
 def _table(scaling: Scaling) -> Table:
-    table = Table(show_edge=False, pad_edge=False)
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for heading in ("GPUs", "batch", "memory", "step", "exchange", "time", "works", "adds", "price"):
         table.add_column(heading, justify="right", no_wrap=True)
     for point in scaling.points:
