@@ -180,16 +180,10 @@ def plan(
     price_per_hour: Annotated[
         float | None, typer.Option("--price-per-hour", min=0, help="The price of an hour, of one device.")
     ] = None,
-    devices: Annotated[
-        int | None, typer.Option("--devices", min=1, max=1024, help="GPUs of each host, for a table of several.")
-    ] = None,
+    devices: Annotated[int | None, typer.Option("--devices", min=1, max=1024, help="GPUs of each host.")] = None,
     hosts: Annotated[int | None, typer.Option("--hosts", min=1, max=1024, help="How many hosts.")] = None,
-    link: Annotated[
-        str | None, typer.Option("--link", metavar="NAMES", help="Their links: 100gbit, 8x400gbit, pcie4,25gbit, ...")
-    ] = None,
-    engine: Annotated[
-        str | None, typer.Option("--engine", metavar="NAME", help="How they share the run: ddp, fsdp2, zero1/2/3.")
-    ] = None,
+    link: Annotated[str | None, typer.Option("--link", metavar="NAMES", help="pcie4,25gbit, 8x400gbit, ...")] = None,
+    engine: Annotated[str | None, typer.Option("--engine", metavar="NAME", help="ddp, fsdp2, zero1/2/3.")] = None,
     what_if: Annotated[
         str | None, typer.Option("--what-if", metavar="KEY=V1,V2", help="One row for each value of a key.")
     ] = None,

@@ -17,7 +17,7 @@ from fastft.planning.links import BUILT_IN, LINKS, Network, named_network
 from fastft.planning.memory import MemorySettings, forecast_memory
 from fastft.planning.rank_memory import States, rank_memory
 from fastft.planning.scaling import PAYS, Scaling
-from fastft.probe.architecture import KNOWN, PROJECTIONS
+from fastft.probe.architecture import KNOWN, PROJECTIONS, from_config
 from fastft.recipe.shardings import SHARDINGS
 from tests.golden import A100
 
@@ -63,6 +63,20 @@ def test_full_training_under_deepspeed_meets_its_own_estimator(ranks: int) -> No
     assert states2 == pytest.approx(2 * model.weights + 18 * model.weights / ranks, rel=1e-6)
     assert states3 == pytest.approx(20 * model.weights / ranks, rel=1e-6)
     assert stage3.buffers_bytes >= 2 * 10**9
+
+
+def test_two_measured_ranks_keep_what_is_forecast() -> None:
+    """benchmarks/forecast_ranks.py: float32, torch's fully_shard on a processor; counted tensor by tensor."""
+    found = json.loads((ROOT / "benchmarks" / "forecast_ranks.json").read_text(encoding="utf-8"))
+    model = from_config(found["config"])
+    assert model is not None
+    bytes4 = {"weight_bytes": 4, "trained_bytes": 4}
+    settings = MemorySettings(False, True, 0, (), "adamw_torch", "none", "plain", False, False, **bytes4)
+    peak = forecast_memory(model, settings, 32, 0)
+    own = rank_memory(model, settings, peak, SHARDINGS["fsdp2"], found["ranks"], accumulates=False)
+
+    for name, measured in found["fsdp2"].items():
+        assert vars(own)[name] == pytest.approx(measured, rel=0.001)
 
 
 def test_with_lora_only_the_adapter_is_split_before_stage_3() -> None:
