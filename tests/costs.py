@@ -39,7 +39,7 @@ def costs_page() -> str:
     rows = [head, "|" + " --- |" * (len(SHEETS) + 1)]
     rows += [f"| {model} | {' | '.join(_cell(model, name) for name in SHEETS)} |" for model in MODELS]
     text = (
-        f"QLoRA (4-bit base, rank 16) with Unsloth, one epoch of {EXAMPLES:,} examples of {TOKENS} tokens, batches of 2,"
+        f"QLoRA (4-bit base, rank 16) with Unsloth, one epoch of {EXAMPLES:,} examples of {TOKENS} tokens, batch 2,"
         " on one GPU: peak memory, and the time from published rates of training. The price is that time at the price"
         " of an hour; `fastft plan` computes all of it for your own rows, and `--devices` for several GPUs."
     )
