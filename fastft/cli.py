@@ -178,8 +178,12 @@ def plan(
     ] = None,
     memory: Annotated[str | None, typer.Option("--memory", metavar="SIZE", help="Its memory: 24GB.")] = None,
     price_per_hour: Annotated[
-        float | None, typer.Option("--price-per-hour", min=0, help="The price of an hour.")
+        float | None, typer.Option("--price-per-hour", min=0, help="The price of an hour, of one device.")
     ] = None,
+    devices: Annotated[int | None, typer.Option("--devices", min=1, max=1024, help="GPUs of each host.")] = None,
+    hosts: Annotated[int | None, typer.Option("--hosts", min=1, max=1024, help="How many hosts.")] = None,
+    link: Annotated[str | None, typer.Option("--link", metavar="NAMES", help="pcie4,25gbit, 8x400gbit, ...")] = None,
+    engine: Annotated[str | None, typer.Option("--engine", metavar="NAME", help="ddp, fsdp2, zero1/2/3.")] = None,
     what_if: Annotated[
         str | None, typer.Option("--what-if", metavar="KEY=V1,V2", help="One row for each value of a key.")
     ] = None,
@@ -188,7 +192,7 @@ def plan(
     """Forecast steps, padding, memory, time and disk, without a GPU."""
     from fastft.commands.plan import Question, plan_in_terminal
 
-    question = Question(runs_dir, device, memory, price_per_hour)
+    question = Question(runs_dir, device, memory, price_per_hour, devices, hosts, link, engine)
     plan_in_terminal(recipe, overrides or [], question, what_if=what_if, calls=calls, as_json=as_json)
 
 
