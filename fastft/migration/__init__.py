@@ -1,0 +1,1 @@
+"""What other tools are told to train, read and written as a recipe."""
