@@ -30,7 +30,6 @@ CLICK_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__na
 app = typer.Typer(
     help="Fine-tune language models fast, from one TOML recipe.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
@@ -336,6 +335,26 @@ def init(name: Annotated[str, typer.Argument(metavar="NAME", help="The name of t
     from fastft.commands.init import init_in_terminal
 
     init_in_terminal(name)
+
+
+@app.command()
+def convert(
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="YAML, a notebook, a program, a command line; -: standard input."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write the recipe here.", callback=_looked_up)
+    ] = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Leave out what a recipe cannot say, as comments.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make a recipe of a file of Axolotl, LLaMA-Factory, TRL, ms-swift or Unsloth, or of a command line."""
+    from fastft.commands.convert import convert_in_terminal
+
+    convert_in_terminal(file, out, partial=partial, as_json=as_json)
 
 
 @app.command()
