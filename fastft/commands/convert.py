@@ -50,7 +50,9 @@ def _read(file: Path) -> str:
         with file.open("rb") as stream:
             raw = stream.read(MOST_BYTES + 1)
         if len(raw) > MOST_BYTES:
-            raise UsageError(Problem(Where(str(file)), "", f"is larger than {MOST_BYTES // 2**20} MiB", "name a page of text"))
+            raise UsageError(
+                Problem(Where(str(file)), "", f"is larger than {MOST_BYTES // 2**20} MiB", "name a page of text")
+            )
         return raw.decode("utf-8-sig")
     except OSError as error:
         wrong = f"cannot be read: {error.strerror}"
@@ -71,7 +73,9 @@ def _as_json(made: Converted) -> dict[str, object]:
         "arguments": [
             {
                 "name": entry.argument.name,
-                "value": None if entry.argument.value is UNKNOWN else redact_value(entry.argument.name, entry.argument.value),
+                "value": None
+                if entry.argument.value is UNKNOWN
+                else redact_value(entry.argument.name, entry.argument.value),
                 "line": entry.argument.line,
                 "keys": list(entry.fields),
                 "note": entry.note,

@@ -10,7 +10,18 @@ from typing import Any
 from fastft.errors import Problem, UsageError, Where
 from fastft.migration.arguments import Argument, Source
 
-_STARTS = ("deepspeed", "torchrun", "accelerate", "trl", "swift", "llamafactory-cli", "axolotl", "python", "python3", "uv")
+_STARTS = (
+    "deepspeed",
+    "torchrun",
+    "accelerate",
+    "trl",
+    "swift",
+    "llamafactory-cli",
+    "axolotl",
+    "python",
+    "python3",
+    "uv",
+)
 _ASSIGNED = re.compile(r"(?:export\s+)?([A-Za-z_]\w*)=(.*)")
 
 
@@ -34,13 +45,17 @@ def read_commands(path: str, text: str) -> Source:
         if words and words[0].rsplit("/", 1)[-1] in _STARTS and sum(word.startswith("--") for word in words) >= 2:
             found.append((line, words))
     if not found:
-        raise UsageError(Problem(Where(path), "", "has no command that trains", "write the whole command with its --flags"))
+        raise UsageError(
+            Problem(Where(path), "", "has no command that trains", "write the whole command with its --flags")
+        )
     if len(found) > 1:
         lines = ", ".join(str(line) for line, _ in found)
         wrong = f"has {len(found)} commands, on lines {lines}"
         raise UsageError(Problem(Where(path), "", wrong, "keep one of them, or give it as fastft convert -"))
     line, words = found[0]
     arguments = _flags(words, line)
+    if "NPROC_PER_NODE" in known:  # ms-swift reads it
+        arguments = (*arguments, Argument("nproc_per_node", known["NPROC_PER_NODE"], line))
     return Source(path, "a command line", _tool(words, {argument.name for argument in arguments}), arguments)
 
 
@@ -81,7 +96,7 @@ def _flags(words: Sequence[str], line: int) -> tuple[Argument, ...]:
 
 def _ends_launcher(word: str, name: str, values: Sequence[str]) -> bool:
     """Whether a word is the program that a launcher starts, behind the value of the launcher's own flag."""
-    return word.endswith(".py") and (bool(values) or name == "hostfile") or word == "-m"
+    return word == "-m" or (word.endswith(".py") and (bool(values) or name == "hostfile"))
 
 
 def _tool(words: Sequence[str], names: set[str]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastft.errors import Problem, RecipeError, UsageError, Where, nearest
-from fastft.migration.arguments import Argument, LostError, OtherTaskError, Settings, Source
+from fastft.migration.arguments import Argument, LostError, OtherTaskError, Settings, Source, Tool
 from fastft.migration.command_text import read_commands
 from fastft.migration.program_text import UNKNOWN, read_notebook, read_program
 from fastft.migration.tools import TOOLS
@@ -88,9 +88,16 @@ def convert(source: Source, folder: Path) -> Converted:
         if field not in settings and value != fields()[field].default:
             settings[field] = value
             comments[field] = f"{tool.name}'s default"
-    placed += _complete(settings, comments)
+    data = {"data.train", "data.sources"}
+    rows_are_lost = any(entry.lost and data & set(_fields_of(entry, tool)) for entry in placed)
+    placed += _complete(settings, comments, rows_are_lost=rows_are_lost)
     placed, text, sound = _checked(source, settings, comments, placed)
     return Converted(source, text, tuple(placed), sound)
+
+
+def _fields_of(entry: Placed, tool: Tool) -> tuple[str, ...]:
+    row = tool.rows.get(entry.argument.name)
+    return ("data.train",) if entry.argument.name == "rows" else row.fields if row else ()
 
 
 def _place(
@@ -132,34 +139,42 @@ _OTHER_TASK = (
 )
 
 
-def _complete(settings: Settings, comments: dict[str, str]) -> list[Placed]:
+def _complete(settings: Settings, comments: dict[str, str], *, rows_are_lost: bool) -> list[Placed]:
     """Settle what a recipe wants said in one way: no adapter for full fine-tuning, no evaluation without rows."""
     placed: list[Placed] = []
-
-    def drop(field: str, why: str) -> None:
-        if field in settings:
-            placed.append(Placed(Argument(comments.get(field, field.split(".")[1]), settings.pop(field)), (), why))
-
+    for fields_, why in _without_effect(settings):
+        for field in fields_:
+            if field in settings:
+                name = comments.get(field, field.split(".")[1])
+                placed.append(Placed(Argument(name, settings.pop(field)), (), why))
     if settings.get("model.full_finetuning"):
-        for field in [name for name in settings if name.startswith("lora.")]:
-            drop(field, "every weight is trained, without an adapter")
-        formats = [name for name in settings.get("export.formats", ["merged_16bit"]) if name != "adapter"]
+        formats = [name for name in settings.get("export.formats", ()) if name != "adapter"]
         settings["export.formats"] = formats or ["merged_16bit"]
         comments["export.formats"] = "every weight is trained: there is no adapter"
-    if not settings.get("data.eval") and not settings.get("data.eval_fraction"):
-        for field in HELD_OUT:
-            drop(field, "no rows are held out")
-    if settings.get("train.save_strategy") == "no":
-        drop("train.save_total_limit", "nothing is saved")
-    if settings.get("data.format") == "text":
-        for field in ("data.train_on", "data.chat_template"):
-            drop(field, "plain text has no messages")
     for field, value, what in (("model.id", "org/model", "model"), ("data.train", "rows.jsonl", "rows")):
-        if field not in settings and not (field == "data.train" and "data.sources" in settings):
+        if field not in settings and not (what == "rows" and "data.sources" in settings):
             settings[field] = value
             comments[field] = f"the source names no {what}: write yours"
-            placed.append(Placed(Argument(what, None), (), "is not named in the source", lost=True))
+            if not (what == "rows" and rows_are_lost):  # said already
+                placed.append(Placed(Argument(what, None), (), "is not named in the source", lost=True))
     return placed
+
+
+def _without_effect(settings: Settings) -> list[tuple[tuple[str, ...], str]]:
+    """Keys that a recipe refuses because they would have no effect, as they have none in the source."""
+    found: list[tuple[tuple[str, ...], str]] = []
+    if settings.get("model.full_finetuning"):
+        adapter = tuple(name for name in settings if name.startswith("lora."))
+        found.append((adapter, "every weight is trained, without an adapter"))
+    if not settings.get("data.eval") and not settings.get("data.eval_fraction"):
+        found.append((HELD_OUT, "no rows are held out"))
+    if "train.effective_batch_size" in settings:
+        found.append((("train.gradient_accumulation_steps",), "part of effective_batch_size, with all processes"))
+    if settings.get("train.save_strategy") == "no":
+        found.append((("train.save_total_limit",), "nothing is saved"))
+    if settings.get("data.format") == "text":
+        found.append((("data.train_on", "data.chat_template"), "plain text has no messages"))
+    return found
 
 
 def _checked(
@@ -189,15 +204,7 @@ def recipe_text(source: Source, settings: Settings, comments: Mapping[str, str],
     """The recipe in TOML, with a comment at each key that has another name there, and one for each that has no key."""
     lines = [f"# From {_plain(source.path)} ({source.form} for {source.tool}), by fastft convert."]
     for section in sections():
-        chosen = [field for field in fields() if field in settings and field.startswith(section + ".")]
-        plain = [field for field in chosen if field != "data.sources"]
-        if plain or section in ("model", "data"):
-            lines += ["", f"[{section}]"]
-        for field in plain:
-            comment = f"  # {_plain(comments[field])}" if field in comments else ""
-            lines.append(f"{field.split('.')[1]} = {_toml(settings[field])}{comment}")
-        for entry in settings["data.sources"] if "data.sources" in chosen else ():
-            lines += ["", "[[data.sources]]", *(f"{name} = {_toml(value)}" for name, value in entry.items())]
+        lines += _section_lines(section, settings, comments)
     lost = [entry for entry in placed if entry.lost]
     unneeded = [entry for entry in placed if not entry.lost and not entry.fields and entry.argument.value is not None]
     for head, entries in (("Lost: this changes what is trained", lost), ("Not needed here", unneeded)):
@@ -206,9 +213,23 @@ def recipe_text(source: Source, settings: Settings, comments: Mapping[str, str],
     return "\n".join(lines) + "\n"
 
 
+def _section_lines(section: str, settings: Settings, comments: Mapping[str, str]) -> list[str]:
+    chosen = [field for field in fields() if field in settings and field.startswith(section + ".")]
+    plain = [field for field in chosen if field != "data.sources"]
+    lines = ["", f"[{section}]"] if plain or section in ("model", "data") else []
+    for field in plain:
+        comment = f"  # {_plain(comments[field])}" if field in comments else ""
+        lines.append(f"{field.split('.')[1]} = {_toml(settings[field])}{comment}")
+    for entry in settings["data.sources"] if "data.sources" in chosen else ():
+        lines += ["", "[[data.sources]]", *(f"{name} = {_toml(value)}" for name, value in entry.items())]
+    return lines
+
+
 def _shown(entry: Placed) -> str:
     value = entry.argument.value
-    shown = "" if value is None or value is UNKNOWN else f" = {_plain(json.dumps(value, default=str, ensure_ascii=False))}"
+    shown = (
+        "" if value is None or value is UNKNOWN else f" = {_plain(json.dumps(value, default=str, ensure_ascii=False))}"
+    )
     return f"{_plain(entry.argument.name)}{shown if len(shown) <= 60 else shown[:57] + '...'}: {_plain(entry.note)}"
 
 

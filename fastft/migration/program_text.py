@@ -13,7 +13,15 @@ from fastft.migration.arguments import Argument, Source
 
 _CONFIGS = ("SFTConfig", "TrainingArguments", "UnslothTrainingArguments")
 _TRAINERS = ("SFTTrainer", "UnslothTrainer", "Trainer")
-_OTHER_TRAINERS = ("DPOTrainer", "ORPOTrainer", "KTOTrainer", "GRPOTrainer", "PPOTrainer", "RewardTrainer", "CPOTrainer")
+_OTHER_TRAINERS = (
+    "DPOTrainer",
+    "ORPOTrainer",
+    "KTOTrainer",
+    "GRPOTrainer",
+    "PPOTrainer",
+    "RewardTrainer",
+    "CPOTrainer",
+)
 _CALLS = ("get_peft_model", "get_chat_template", "save_pretrained_gguf", "save_pretrained_merged")
 _OF_ROWS = ("map", "filter", "select", "shuffle", "train_test_split")
 _STANDARD = ("standardize_sharegpt", "standardize_data_formats", "to_sharegpt", "apply_chat_template")
@@ -114,8 +122,9 @@ def _value(node: ast.expr, reader: _Reader, before: int) -> Any:
         return _call(node, reader, before)
     if isinstance(node, ast.Name):
         return reader.values.get(node.id, UNKNOWN)
-    if isinstance(node, ast.Subscript):
-        return _value(node.value, reader, before) if isinstance(_value(node.value, reader, before), _Rows) else UNKNOWN
+    if isinstance(node, ast.Subscript):  # dataset["train"]
+        held = _value(node.value, reader, before)
+        return held if isinstance(held, _Rows) else UNKNOWN
     if isinstance(node, ast.Attribute):
         return node.attr if ast.unparse(node.value) == "torch" else UNKNOWN
     if isinstance(node, ast.List | ast.Tuple):
@@ -123,6 +132,10 @@ def _value(node: ast.expr, reader: _Reader, before: int) -> Any:
         return UNKNOWN if any(part is UNKNOWN for part in parts) else parts
     if isinstance(node, ast.BinOp):
         return _product(node, reader, before)
+    return _constant(node)
+
+
+def _constant(node: ast.expr) -> Any:
     if isinstance(node, ast.UnaryOp) and "bf" in ast.unparse(node) and "supported" in ast.unparse(node):
         return "auto"
     try:
@@ -166,25 +179,29 @@ def _remember(name: str, whole: str, given: dict[str, Any], positional: list[Any
     """Add the arguments of a call that says what is trained."""
     if name in _OTHER_TRAINERS:
         reader.arguments.append(Argument("trainer", name, line))
-    prefix = name if name in _CALLS else "config" if name in _CONFIGS else "trainer" if name in _TRAINERS else ""
-    if name == "from_pretrained" and "Fast" in whole and not reader.trained:
-        prefix = name
-        if "Vision" in whole:
-            reader.arguments.append(Argument("FastVisionModel", True, line))
     if name == "train_on_responses_only":
         reader.arguments.append(Argument(name, True, line))
-    if not prefix:
+    loads = name == "from_pretrained" and "Fast" in whole and not reader.trained
+    if loads and "Vision" in whole:
+        reader.arguments.append(Argument("FastVisionModel", True, line))
+    groups = ((_CALLS, name), (_CONFIGS, "config"), (_TRAINERS, "trainer"))
+    prefix = name if loads else next((prefix for names, prefix in groups if name in names), None)
+    if prefix is None:
         return
+    if loads and positional and "model_name" not in given:
+        given = {"model_name": positional[0], **given}
     for argument, value in given.items():
-        if argument == "train_dataset":
-            reader.arguments += _rows_of(value, line)
-        elif argument != "eval_dataset" or value is None:
-            reader.arguments.append(Argument(f"{prefix}.{argument}", value, line))
-        elif isinstance(value, _Rows):
-            reader.arguments.append(Argument("load_dataset.eval", value.path, line))
-    if prefix == "from_pretrained" and positional and "model_name" not in given:
-        reader.arguments.append(Argument("from_pretrained.model_name", positional[0], line))
+        reader.arguments += _given(f"{prefix}.{argument}", value, line)
     reader.trained |= prefix == "trainer"
+
+
+def _given(name: str, value: Any, line: int) -> list[Argument]:
+    """One argument of a call; for rows, where they come from and what was done with them."""
+    if name.endswith(".train_dataset"):
+        return _rows_of(value, line)
+    if isinstance(value, _Rows):
+        return [Argument("load_dataset.eval", value.path, line)]
+    return [Argument(name, value, line)]
 
 
 def _rows_of(value: Any, line: int) -> list[Argument]:

@@ -33,10 +33,8 @@ def whole(value: Any) -> int:
 def real(value: Any) -> float:
     """A number, also from text: YAML reads 2e-5 as text."""
     try:
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise ValueError
-        number = float(value)
-    except ValueError:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (ValueError, TypeError, OverflowError):
         raise LostError("is not a number") from None
     if not math.isfinite(number):
         raise LostError("is not a finite number")
@@ -115,7 +113,7 @@ def scheduler(value: Any) -> str:
 
 def reporters(value: Any) -> list[str] | str:
     """Where metrics go; "all" means whatever is installed, which fastft does not guess."""
-    if is_on(value) is False:
+    if not is_on(value):
         return "none"
     chosen = [name for name in names(value) if name not in ("none", "all")]
     unknown = [name for name in chosen if name not in REPORTERS]

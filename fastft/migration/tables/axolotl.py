@@ -5,11 +5,35 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fastft.migration.arguments import LostError, OtherTaskError, Row, Settings, Tool, key, keys, lost, other_task, table, unneeded
-from fastft.migration.tables.hugging_face import (
-    ADAPTER, EVALUATION, FOLDER, KERNELS, LAUNCH, LOADING, LOGS, MODEL, PICTURES, SAME, TRAINING, epochs, only_off,
+from fastft.migration.arguments import (
+    LostError,
+    OtherTaskError,
+    Row,
+    Settings,
+    Tool,
+    key,
+    keys,
+    lost,
+    other_task,
+    table,
+    unneeded,
 )
 from fastft.migration.tables.datasets import axolotl_datasets, axolotl_eval, axolotl_template
+from fastft.migration.tables.hugging_face import (
+    ADAPTER,
+    EVALUATION,
+    FOLDER,
+    KERNELS,
+    LAUNCH,
+    LOADING,
+    LOGS,
+    MODEL,
+    PICTURES,
+    SAME,
+    TRAINING,
+    epochs,
+    only_off,
+)
 from fastft.migration.values import attention, flag, is_on, optimizer, real, scheduler, text, whole
 
 _KNOWN_PLUGINS = ("cut_cross_entropy", "liger", "kernels", "expert_parallel", "swanlab")
@@ -56,7 +80,9 @@ def _plugins(value: Any, _: Mapping[str, Any]) -> Settings | str:
 
 
 def _rl(value: Any, _: Mapping[str, Any]) -> Settings | str:
-    raise OtherTaskError(f"{text(value)} learns from preferences or rewards; fastft convert reads supervised fine-tuning")
+    raise OtherTaskError(
+        f"{text(value)} learns from preferences or rewards; fastft convert reads supervised fine-tuning"
+    )
 
 
 def _linear(value: Any, _: Mapping[str, Any]) -> Settings | str:
@@ -87,19 +113,55 @@ _ROWS: tuple[Row, ...] = (
     key("optimizer", "train.optim", optimizer),
     key("lr_scheduler", "train.lr_scheduler_type", scheduler),
     key("sample_packing", "train.packing", flag),
-    keys("flash_attention", ("model.attn_implementation",), lambda value, _: {"model.attn_implementation": "flash_attention_2"} if is_on(value) else "asks for nothing"),
-    keys("sdp_attention", ("model.attn_implementation",), lambda value, _: {"model.attn_implementation": "sdpa"} if is_on(value) else "asks for nothing"),
-    keys("flex_attention", ("model.attn_implementation",), lambda value, _: {"model.attn_implementation": "flex_attention"} if is_on(value) else "asks for nothing"),
-    keys("xformers_attention", ("model.attn_implementation",), lambda value, _: "the engine chooses" if is_on(value) else "asks for nothing"),
+    keys(
+        "flash_attention",
+        ("model.attn_implementation",),
+        lambda value, _: {"model.attn_implementation": "flash_attention_2"} if is_on(value) else "asks for nothing",
+    ),
+    keys(
+        "sdp_attention",
+        ("model.attn_implementation",),
+        lambda value, _: {"model.attn_implementation": "sdpa"} if is_on(value) else "asks for nothing",
+    ),
+    keys(
+        "flex_attention",
+        ("model.attn_implementation",),
+        lambda value, _: {"model.attn_implementation": "flex_attention"} if is_on(value) else "asks for nothing",
+    ),
+    keys(
+        "xformers_attention",
+        ("model.attn_implementation",),
+        lambda _, __: "the engine chooses",
+    ),
     key("attn_implementation", "model.attn_implementation", attention),
-    keys("datasets", ("data.train", "data.sources", "data.format", "data.columns", "data.train_on", "data.chat_template", "model.max_seq_length"), axolotl_datasets),
+    keys(
+        "datasets",
+        (
+            "data.train",
+            "data.sources",
+            "data.format",
+            "data.columns",
+            "data.train_on",
+            "data.chat_template",
+            "model.max_seq_length",
+        ),
+        axolotl_datasets,
+    ),
     keys("test_datasets", ("data.eval",), axolotl_eval),
     keys("chat_template", ("data.chat_template",), axolotl_template),
     keys("train_on_inputs", ("data.train_on",), _inputs),
     keys("val_set_size", ("data.eval_fraction",), _held_out),
     keys("evals_per_epoch", ("train.eval_strategy",), _evaluations),
-    keys("saves_per_epoch", ("train.save_strategy",), lambda value, _: {"train.save_strategy": "epoch"} if is_on(value) else {"train.save_strategy": "no"}),
-    keys("dataset_exact_deduplication", ("data.deduplicate",), lambda value, _: {"data.deduplicate": "exact"} if is_on(value) else "asks for nothing"),
+    keys(
+        "saves_per_epoch",
+        ("train.save_strategy",),
+        lambda value, _: {"train.save_strategy": "epoch"} if is_on(value) else {"train.save_strategy": "no"},
+    ),
+    keys(
+        "dataset_exact_deduplication",
+        ("data.deduplicate",),
+        lambda value, _: {"data.deduplicate": "exact"} if is_on(value) else "asks for nothing",
+    ),
     keys("special_tokens", (), _special_tokens),
     keys("plugins", (), _plugins),
     keys("rl", (), _rl),
@@ -107,11 +169,23 @@ _ROWS: tuple[Row, ...] = (
     key("adam_eps", "train.adam_epsilon", real),
     key("bfloat16", "train.bf16", flag),
     key("float16", "train.fp16", flag),
-    keys("use_tensorboard", ("train.report_to",), lambda value, _: {"train.report_to": ["tensorboard"]} if is_on(value) else "asks for nothing"),
+    keys(
+        "use_tensorboard",
+        ("train.report_to",),
+        lambda value, _: {"train.report_to": ["tensorboard"]} if is_on(value) else "asks for nothing",
+    ),
     keys("full_finetune", ("model.full_finetuning",), only_off("asks for nothing", "model.full_finetuning")),
     *unneeded(
         'add "wandb" or another name to train.report_to',
-        *("wandb_project", "wandb_entity", "wandb_watch", "wandb_name", "wandb_run_id", "wandb_log_model", "wandb_mode"),
+        *(
+            "wandb_project",
+            "wandb_entity",
+            "wandb_watch",
+            "wandb_name",
+            "wandb_run_id",
+            "wandb_log_model",
+            "wandb_mode",
+        ),
         *("use_wandb", "use_mlflow", "mlflow_tracking_uri", "mlflow_experiment_name", "use_comet"),
         *("use_swanlab", "swanlab_project", "swanlab_experiment_name", "swanlab_description", "swanlab_mode"),
         *("trackio_project_name", "trackio_run_name", "trackio_space_id", "use_trackio", "swanlab_workspace"),
@@ -119,11 +193,32 @@ _ROWS: tuple[Row, ...] = (
     *unneeded(FOLDER, "dataset_prepared_path", "auto_resume_from_checkpoints", "push_dataset_to_hub"),
     *unneeded(LOGS, "debug", "use_otel_metrics", "otel_metrics_host", "otel_metrics_port", "eval_table_size"),
     *unneeded(LOGS, "eval_max_new_tokens", "include_tkps"),
-    *unneeded("fastft chooses the class by the model's config.json", "model_type", "tokenizer_type", "is_llama_derived_model"),
-    *unneeded("fastft chooses the class by the model's config.json", "tokenizer_use_fast", "tokenizer_legacy", "cls_model_config"),
+    *unneeded(
+        "fastft chooses the class by the model's config.json", "model_type", "tokenizer_type", "is_llama_derived_model"
+    ),
+    *unneeded(
+        "fastft chooses the class by the model's config.json",
+        "tokenizer_use_fast",
+        "tokenizer_legacy",
+        "cls_model_config",
+    ),
     *unneeded("unknown keys are errors in a recipe", "strict"),
-    *unneeded(LOADING, "dataset_processes", "pad_to_sequence_len", "eval_sample_packing", "shuffle_merged_datasets", "sample_packing_eff_est"),
-    *unneeded(LOADING, "total_num_tokens", "excess_length_strategy_", "sample_packing_group_size", "sample_packing_bin_size", "low_cpu_mem_usage"),
+    *unneeded(
+        LOADING,
+        "dataset_processes",
+        "pad_to_sequence_len",
+        "eval_sample_packing",
+        "shuffle_merged_datasets",
+        "sample_packing_eff_est",
+    ),
+    *unneeded(
+        LOADING,
+        "total_num_tokens",
+        "excess_length_strategy_",
+        "sample_packing_group_size",
+        "sample_packing_bin_size",
+        "low_cpu_mem_usage",
+    ),
     *unneeded(
         KERNELS,
         *("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel", "fused_attn_kernel"),
@@ -134,7 +229,9 @@ _ROWS: tuple[Row, ...] = (
         *("gemma4_hybrid_attn_impl", "torch_compile_backend", "unsloth_lora_mlp", "experimental_skip_move_to_device"),
     ),
     *unneeded("activations in main memory give the same result", "activation_offloading"),
-    *unneeded("fastft watches every run: train.stop_on_divergence", "loss_watchdog_threshold", "loss_watchdog_patience"),
+    *unneeded(
+        "fastft watches every run: train.stop_on_divergence", "loss_watchdog_threshold", "loss_watchdog_patience"
+    ),
     *unneeded(
         LAUNCH,
         *("fsdp_version", "dp_shard_size", "dp_replicate_size", "context_parallel_size", "tensor_parallel_size", "ddp"),
@@ -146,20 +243,69 @@ _ROWS: tuple[Row, ...] = (
     *lost("the adapter would go on from another one", "lora_model_dir", "adapter_path", unless=("", False)),
     *lost("the recipe cannot train experts as one tensor", "lora_target_parameters", unless=([],)),
     *lost("the recipe cannot choose single weights to train", "unfrozen_parameters", unless=([],)),
-    *lost("the recipe cannot change the model or its tokenizer", "model_config", "overrides_of_model_config", "overrides_of_model_kwargs", "tokens", "added_tokens_overrides", "resize_token_embeddings_to_32x", "reinit_weights", "tokenizer_config", "lora_fan_in_fan_out", unless=(False, [], {})),
-    *lost("fastft quantizes base weights to 4 bits in its own way", "model_quantization_config", "model_quantization_config_kwargs", "quantize_moe_experts", "gptq", "gptq_disable_exllama", "fp8", "qat", "llama4_linearized_experts"),
+    *lost(
+        "the recipe cannot change the model or its tokenizer",
+        "model_config",
+        "overrides_of_model_config",
+        "overrides_of_model_kwargs",
+        "tokens",
+        "added_tokens_overrides",
+        "resize_token_embeddings_to_32x",
+        "reinit_weights",
+        "tokenizer_config",
+        "lora_fan_in_fan_out",
+        unless=(False, [], {}),
+    ),
+    *lost(
+        "fastft quantizes base weights to 4 bits in its own way",
+        "model_quantization_config",
+        "model_quantization_config_kwargs",
+        "quantize_moe_experts",
+        "gptq",
+        "gptq_disable_exllama",
+        "fp8",
+        "qat",
+        "llama4_linearized_experts",
+    ),
     *lost("the adapter starts in another way", "peft", "loftq_config", "peft_init_lora_weights", unless=(True, {})),
-    *lost("a schedule or method of Axolotl's own", "lr_quadratic_warmup", "relora", "relora_steps", "relora_prune_ratio", "jagged_restart_steps", "jagged_restart_warmup_steps", "lisa_n_layers", "lisa_step_interval", "curriculum_sampling", "use_eaft", "loraplus_lr_ratio", "eta_min", "embedding_lr", "cosine_constant_lr_ratio", "noisy_embedding_alpha_", "diffusion", "use_onebitllms", "llmcompressor", unless=(False, 0)),
+    *lost(
+        "a schedule or method of Axolotl's own",
+        "lr_quadratic_warmup",
+        "relora",
+        "relora_steps",
+        "relora_prune_ratio",
+        "jagged_restart_steps",
+        "jagged_restart_warmup_steps",
+        "lisa_n_layers",
+        "lisa_step_interval",
+        "curriculum_sampling",
+        "use_eaft",
+        "loraplus_lr_ratio",
+        "eta_min",
+        "embedding_lr",
+        "cosine_constant_lr_ratio",
+        "noisy_embedding_alpha_",
+        "diffusion",
+        "use_onebitllms",
+        "llmcompressor",
+        unless=(False, 0),
+    ),
     *lost("other rows would be left out", "min_sample_len", unless=(0, 2)),
     *unneeded("answers end with the template's own token, which carries loss", "eot_tokens"),
     *unneeded(SAME, "skip_prepare_dataset", "hf_use_auth_token", "datasets_"),
     *other_task("pretraining on a stream of plain text", "pretraining_dataset", "streaming", unless=(False, [])),
-    *other_task("a reward model or a classifier", "reward_model", "process_reward_model", "num_labels", unless=(False,)),
+    *other_task(
+        "a reward model or a classifier", "reward_model", "process_reward_model", "num_labels", unless=(False,)
+    ),
 )
 
 
 def _defaults(given: Mapping[str, Any], _: Settings) -> Settings:
-    found: Settings = {"train.optim": "adamw_torch_fused", "train.lr_scheduler_type": "cosine", "train.per_device_train_batch_size": 1}
+    found: Settings = {
+        "train.optim": "adamw_torch_fused",
+        "train.lr_scheduler_type": "cosine",
+        "train.per_device_train_batch_size": 1,
+    }
     if not (given.get("adapter") or given.get("lora_r")):
         found["model.full_finetuning"] = True
     if not (given.get("warmup_steps") is not None or given.get("warmup_ratio") is not None):

@@ -39,7 +39,10 @@ _TEMPLATES = {
     "phi-4": "phi-4",
     "phi_4": "phi-4",
     "qwen": "qwen2.5",
+    "llama2": "model",
+    "qwen3_5_nothink": "model",
     "qwen25": "qwen2.5",
+    "qwen_25": "qwen2.5",
     "qwen-2.5": "qwen2.5",
     "qwen2.5": "qwen2.5",
     "qwen2": "qwen2.5",
@@ -70,12 +73,14 @@ def template(value: Any) -> Settings | str:
     """The chat template by the name that it has here; a template of one model alone is the model's own."""
     name = text(value)
     if "{%" in name or "{{" in name:
-        raise LostError('a template in the file; save it as template.jinja and set data.chat_template = "template.jinja"')
+        raise LostError(
+            'a template in the file; save it as template.jinja and set data.chat_template = "template.jinja"'
+        )
     if name.endswith(".jinja"):
         return {"data.chat_template": name}
     found = _TEMPLATES.get(name.removeprefix("tokenizer_default_fallback_").lower())
     if found is None:
-        raise LostError("fastft has no template of this name; the model's own is data.chat_template = \"model\"")
+        raise LostError('fastft has no template of this name; the model\'s own is data.chat_template = "model"')
     return "the model's own template, the default" if found == "model" else {"data.chat_template": found}
 
 
@@ -110,7 +115,7 @@ _AXOLOTL_TYPES = {
 }
 
 
-def axolotl_datasets(value: Any, given: Mapping[str, Any]) -> Settings | str:
+def axolotl_datasets(value: Any, _: Mapping[str, Any]) -> Settings | str:
     """Axolotl's datasets, with the format and the columns that all of them share."""
     entries = value if isinstance(value, list) else [value]
     found: Settings = {}
@@ -136,7 +141,9 @@ def _axolotl_entry(entry: Mapping[str, Any]) -> tuple[Settings, Settings]:
     kind = entry.get("type", "chat_template")
     if isinstance(kind, dict):
         settings["data.columns"] = {
-            new: kind[old] for new, old in (("prompt", "field_instruction"), ("completion", "field_output")) if kind.get(old)
+            new: kind[old]
+            for new, old in (("prompt", "field_instruction"), ("completion", "field_output"))
+            if kind.get(old)
         }
         raise LostError("a prompt format of its own; save the rows as prompt and completion, or as messages")
     if kind not in _AXOLOTL_TYPES or _AXOLOTL_TYPES[kind] is None:
@@ -192,7 +199,11 @@ def llama_factory_datasets(value: Any, given: Mapping[str, Any]) -> Settings | s
         if entry.get("ranking") or "images" in entry.get("columns", {}):
             raise OtherTaskError(f"{name} has preferences or pictures")
         file = entry.get("file_name") or f"{name}.json"
-        path = hub(entry["hf_hub_url"], entry.get("subset"), entry.get("split")) if "hf_hub_url" in entry else f"{folder}/{file}"
+        path = (
+            hub(entry["hf_hub_url"], entry.get("subset"), entry.get("split"))
+            if "hf_hub_url" in entry
+            else f"{folder}/{file}"
+        )
         paths.append({"path": path, **limit})
         if entry.get("formatting") == "sharegpt" and entry.get("tags", {}).get("role_tag") == "role":
             found["data.format"] = "messages"
@@ -202,7 +213,7 @@ def llama_factory_datasets(value: Any, given: Mapping[str, Any]) -> Settings | s
 
 
 def _dataset_info(folder: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """LLaMA-Factory's list of data sets, beside the working folder or above the file; an empty one where there is none."""
+    """LLaMA-Factory's list of data sets, below the working folder or one above the file; else an empty one."""
     start = Path(str(given.get("<folder>", "."))).resolve()
     for place in (Path.cwd(), start, *list(start.parents)[:4]):
         file = place / folder / "dataset_info.json"

@@ -18,7 +18,6 @@ from fastft.migration.values import (
     real,
     reporters,
     scheduler,
-    share,
     strategy,
     table_of,
     targets,
@@ -90,7 +89,9 @@ def save_strategy(value: Any, given: Mapping[str, Any]) -> Settings | str:
     number = real(given.get("save_steps") or 500)
     if name != "steps":
         return {"train.save_strategy": name}
-    return {"train.save_strategy": "epoch" if number < 1 else "steps", **({} if number < 1 else {"train.save_steps": whole(number)})}
+    if number < 1:
+        return {"train.save_strategy": "epoch"}
+    return {"train.save_strategy": "steps", "train.save_steps": whole(number)}
 
 
 def eval_strategy(value: Any, given: Mapping[str, Any]) -> Settings | str:
@@ -112,7 +113,9 @@ def eval_steps(value: Any, given: Mapping[str, Any]) -> Settings | str:
 
 def save_total_limit(value: Any, given: Mapping[str, Any]) -> Settings | str:
     """Has no effect where nothing is saved."""
-    return "nothing is saved" if given.get("save_strategy") == "no" else {"train.save_total_limit": max(1, whole(value))}
+    return (
+        "nothing is saved" if given.get("save_strategy") == "no" else {"train.save_total_limit": max(1, whole(value))}
+    )
 
 
 def only_off(why: str, field: str) -> Any:
@@ -124,7 +127,7 @@ def only_off(why: str, field: str) -> Any:
     return take
 
 
-def _revision(value: Any, given: Mapping[str, Any]) -> Settings | str:
+def _revision(value: Any, _: Mapping[str, Any]) -> Settings | str:
     return "the main branch is the default" if value == "main" else {"model.revision": text(value)}
 
 
@@ -187,21 +190,38 @@ TRAINING: tuple[Row, ...] = (
     *unneeded(LOGS, "logging_strategy", "logging_first_step", "log_level", "disable_tqdm", "plot_loss"),
     *unneeded(LOGS, "include_num_input_tokens_seen", "include_tokens_per_second", "project"),
     *unneeded(
-        HUB, "push_to_hub", "hub_model_id", "hub_strategy", "hub_token", "hub_private_repo", "hub_always_push",
+        HUB,
+        "push_to_hub",
+        "hub_model_id",
+        "hub_strategy",
+        "hub_token",
+        "hub_private_repo",
+        "hub_always_push",
         "hub_model_revision",
     ),
     *unneeded(
-        LOADING, "dataset_num_proc", "preprocessing_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor",
-        "dataloader_persistent_workers", "remove_unused_columns", "data_seed", "overwrite_cache",
+        LOADING,
+        "dataset_num_proc",
+        "preprocessing_num_workers",
+        "dataloader_pin_memory",
+        "dataloader_prefetch_factor",
+        "dataloader_persistent_workers",
+        "remove_unused_columns",
+        "data_seed",
+        "overwrite_cache",
         "dataset_batch_size",
     ),
     *unneeded(LAUNCH, "ddp_timeout", "ddp_find_unused_parameters", "local_rank", "fsdp", "fsdp_config", "ddp_backend"),
     *unneeded(LAUNCH, "accelerator_config"),
-    *unneeded("the result is the same either way", "gradient_checkpointing_kwargs", "save_only_model", "save_safetensors"),
+    *unneeded(
+        "the result is the same either way", "gradient_checkpointing_kwargs", "save_only_model", "save_safetensors"
+    ),
     *unneeded(KERNELS, "use_liger_kernel", "padding_free", "pad_to_multiple_of", "packing_strategy", "use_liger"),
     *unneeded("an evaluation gives the same figures with any batch", "per_device_eval_batch_size", "eval_batch_size"),
     *unneeded("nothing is evaluated unless eval_strategy says so", "do_eval", "do_train", "eval_on_start"),
-    *unneeded(SAME, "average_tokens_across_devices", "greater_is_better", "dataloader_drop_last", "completion_only_loss_"),
+    *unneeded(
+        SAME, "average_tokens_across_devices", "greater_is_better", "dataloader_drop_last", "completion_only_loss_"
+    ),
     *unneeded("the evaluation ends at the rows that are held out", "eval_accumulation_steps", "eval_packing"),
     *lost("the loss is another one", "label_smoothing_factor", unless=(0, 0.0, "0", "0.0", False)),
     *lost("the optimizer has other arguments", "optim_args", "optim_target_modules", unless=("",)),
@@ -234,11 +254,18 @@ ADAPTER: tuple[Row, ...] = (
 )
 
 EVALUATION = (key("early_stopping_patience", "train.early_stopping_patience", whole),)
-SHARE = share
 PICTURES = other_task(
     "a model of pictures or sound; fastft trains text",
-    "image_max_pixels", "video_max_pixels", "video_fps", "video_maxlen", "freeze_vision_tower",
-    "freeze_multi_modal_projector", "freeze_vit", "freeze_aligner", "processor_type", "processor_config",
+    "image_max_pixels",
+    "video_max_pixels",
+    "video_fps",
+    "video_maxlen",
+    "freeze_vision_tower",
+    "freeze_multi_modal_projector",
+    "freeze_vit",
+    "freeze_aligner",
+    "processor_type",
+    "processor_config",
     unless=(),
 )
 
