@@ -328,11 +328,20 @@ def explain(
 
 
 @app.command()
-def init(name: Annotated[str, typer.Argument(metavar="NAME", help="The name of the recipe.")] = "recipe") -> None:
-    """Write a commented starter recipe, and a few rows for it."""
+def init(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The name of the recipe.")] = "recipe",
+    model: Annotated[str | None, typer.Option("--model", metavar="MODEL", help="A Hub id or a folder.")] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", metavar="FILE", help="Your rows: their columns give the format.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", metavar="NAME", help="For the forecast: a100-80gb, l4, cpu, ...")
+    ] = None,
+) -> None:
+    """Write a commented starter recipe, for your rows or with a few of its own."""
     from fastft.commands.init import init_in_terminal
 
-    init_in_terminal(name)
+    init_in_terminal(name, model, data, device)
 
 
 @app.command()
