@@ -78,6 +78,7 @@ def run(
         list[str] | None,
         typer.Option("--accept-drift", metavar="KEY", help="Continue although this changed: packages.torch, device."),
     ] = None,
+    as_json: AsJson = False,
     local_rank: Annotated[int | None, typer.Option("--local_rank", "--local-rank", hidden=True)] = None,
 ) -> None:
     """Check, plan, load, train, evaluate and save; print what changed.
@@ -91,7 +92,7 @@ def run(
         os.environ.setdefault("LOCAL_RANK", str(local_rank))
     run = Path(resume) if resume not in (None, NEWEST) else None
     start = Start(resume is not None, fresh, run, tuple(accept_drift or ()))
-    run_in_terminal(recipe, overrides or [], runs_dir, start)
+    run_in_terminal(recipe, overrides or [], runs_dir, start, as_json=as_json)
 
 
 @app.command()
@@ -225,12 +226,14 @@ def export(
     push: Annotated[
         str | None, typer.Option("--push", metavar="HUB_ID", help="Upload what passed; a new repository is private.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write merged or GGUF weights, and compare them with the trained model."""
     require(NEEDED_TO_EXPORT, "fastft export")
     from fastft.commands.export import ExportRequest, export_in_terminal
 
-    export_in_terminal(path, ExportRequest(_listed(to), _listed(quant), out, base, llama_cpp, push))
+    request = ExportRequest(_listed(to), _listed(quant), out, base, llama_cpp, push)
+    export_in_terminal(path, request, as_json=as_json)
 
 
 def _listed(text: str) -> tuple[str, ...]:

@@ -155,7 +155,7 @@ def test_plan_reports_in_json_where_the_run_would_be(fastft: Fastft, write_recip
     assert made["schedule"]["optimizer_steps"] == 5
 
 
-@pytest.mark.parametrize("command", ["plan", "preview", "data"])
+@pytest.mark.parametrize("command", ["run", "plan", "preview", "data"])
 def test_a_broken_recipe_is_json_too_where_json_is_asked_for(fastft: Fastft, write_recipe: Write, command: str) -> None:
     recipe = write_recipe("[train]\nlr = 1\nseed = -1\n")
 
