@@ -1,1 +1,1 @@
-"""What other tools are told to train, read and written as a recipe."""
+"""Files and command lines of other training tools, read and written as a recipe."""

@@ -18,7 +18,7 @@ class Argument:
 
 @dataclass(frozen=True)
 class Source:
-    """What a file tells another tool: `tool` is a name of fastft.migration.tools, `form` says what was read."""
+    """The arguments in a file of another tool: `tool` is a name of fastft.migration.tools, `form` says what was read."""
 
     path: str
     form: str
