@@ -18,7 +18,7 @@ class Argument:
 
 @dataclass(frozen=True)
 class Source:
-    """The arguments in a file of another tool: `tool` is a name of fastft.migration.tools, `form` says what was read."""
+    """The arguments in a file of another tool: `tool` is a name in fastft.migration.tools, `form` what was read."""
 
     path: str
     form: str

@@ -61,12 +61,11 @@ def read_source(path: str, text: str) -> Source:
     Raises:
         UsageError: it is nothing that can be read, or of no tool that is known.
     """
-    start = text.lstrip()
-    if start.startswith("{") and '"cells"' in text:
-        return read_notebook(path, text)
-    if "from_pretrained(" in text or "SFTTrainer(" in text:
-        return read_program(path, text)
     suffix = Path(path).suffix.lower()
+    if suffix == ".ipynb" or (text.lstrip().startswith("{") and '"cells"' in text):
+        return read_notebook(path, text)
+    if suffix == ".py" or "from_pretrained(" in text or "SFTTrainer(" in text:
+        return read_program(path, text)
     if suffix in (".yaml", ".yml") or (suffix not in (".sh", ".txt", ".md") and " --" not in text):
         return read_yaml(path, text)
     return read_commands(path, text)

@@ -80,8 +80,12 @@ def _read(path: str, form: str, pieces: list[str]) -> Source:
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             broken += 1
             continue
-        for statement in _statements(tree.body, reader):
-            _statement(statement, reader, line)
+        try:
+            for statement in _statements(tree.body, reader):
+                _statement(statement, reader, line)
+        except RecursionError:
+            wrong = "has an expression that is nested too deeply"
+            raise UsageError(Problem(Where(path), "", wrong, "write its value")) from None
         line += piece.count("\n") + 1
     if broken == len(pieces):
         raise UsageError(Problem(Where(path), "", "is no Python that can be read", "correct its syntax"))
@@ -146,7 +150,8 @@ def _constant(node: ast.expr) -> Any:
 
 def _product(node: ast.BinOp, reader: _Reader, before: int) -> Any:
     left, right = _value(node.left, reader, before), _value(node.right, reader, before)
-    if not all(isinstance(part, int | float) and not isinstance(part, bool) for part in (left, right)):
+    # Nobody writes a setting above 2**63, and digits without end would take time and memory.
+    if not all(type(part) in (int, float) and abs(part) < 2**63 for part in (left, right)):
         return UNKNOWN
     if isinstance(node.op, ast.Mult):
         return left * right

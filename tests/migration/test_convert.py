@@ -229,6 +229,12 @@ def test_a_program_is_read_and_never_run(text: str) -> None:
     assert found["export"] == {"formats": ["adapter", "gguf"], "quantization": ["q4_k_m"]}
 
 
+def test_a_number_without_end_is_not_computed() -> None:
+    converted = made(f"x = {'9999999999*' * 50}1\nargs = SFTConfig(max_steps=x)", "a.py")
+
+    assert "config.max_steps" in [entry.argument.name for entry in converted.lost]
+
+
 def test_rows_that_code_makes_are_lost() -> None:
     converted = made(PROGRAM.replace("apply_chat_template", "render"), "a.py")
 
@@ -265,6 +271,7 @@ def test_what_changes_the_result_and_has_no_place_is_lost(line: str, name: str) 
         ("a: &a [*a]", "too many values"),
         ("a: " + "[" * 3000, "nested"),
         ("a: !!python/object/apply:os.system ['true']", "not valid YAML"),
+        (f"x = {'9*' * 2000}1\nSFTTrainer(a=x)", "nested too deeply"),
         ("echo --a --b", "no command"),
         ("python a.py --x 1 --y 2\npython a.py --x 1 --y 2", "2 commands"),
         ('{"cells": [{"cell_type": "code", "source": ["def ("]}]}', "no Python"),
