@@ -41,6 +41,7 @@ from fastft.files.records import read_record, write_record
 from fastft.files.seal import seal
 from fastft.runs.checkpoints import STATE, checkpoints, evaluations_at
 from fastft.runs.directory import RunDir
+from fastft.runs.history import keep_history
 from fastft.runs.metrics import EvaluationMetrics, StepMetrics
 from fastft.runs.ranks import Ranks
 
@@ -312,6 +313,7 @@ class RunTrainer(CountingTrainer):
             self.find_best()
             self.state.save_to_json(str(written / STATE))
         write_record(written / Unlogged.FILE, unlogged)
+        keep_history(self._run, written)
         # A pickle of the arguments, tokens included, that nothing here reads.
         (written / "training_args.bin").unlink(missing_ok=True)
         seal(written, self._run.checkpoints / f"step-{self.state.global_step}")

@@ -17,8 +17,13 @@ from fastft.errors import MachineError, Problem, RecipeError, Where
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all; replaces an earlier one."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all; replaces an earlier one."""
     with staged(path) as stage:
-        stage.write_text(text, encoding="utf-8")
+        stage.write_bytes(content)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -65,7 +70,7 @@ def publish(stage: Path, final: Path) -> None:
     for path in (stage, *stage.rglob("*")):
         if path.is_file() or path.is_dir():
             _flush(path)
-    if final.is_dir():
+    if final.is_dir() and not final.is_symlink():
         shutil.rmtree(final)
     stage.replace(final)
     _flush(final.parent)
