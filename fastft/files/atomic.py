@@ -117,6 +117,11 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(_existing(path)).free
 
 
+def may_write(path: Path) -> bool:
+    """Whether this user may make files in a folder, which need not exist yet."""
+    return os.access(_existing(path), os.W_OK | os.X_OK)
+
+
 def on_one_disk(one: Path, other: Path) -> bool:
     """Whether two paths, which need not exist yet, are on one file system."""
     return _existing(one).stat().st_dev == _existing(other).stat().st_dev

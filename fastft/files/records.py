@@ -85,7 +85,7 @@ def read_bytes(path: Path, instead: str = RESTORE) -> bytes | None:
     raise fault(path, "cannot be read: it is no ordinary file", instead)
 
 
-def parse_object(path: Path, content: bytes, instead: str = RESTORE) -> dict[str, Any]:
+def parse_object(path: Path, content: bytes, instead: str = RESTORE) -> Mapping[str, object]:
     """The JSON object in the content of the file `path`.
 
     Raises:
@@ -110,12 +110,12 @@ def write_record(path: Path, record: Record) -> None:
     write_checked(path, {"schema": record.SCHEMA, **TypeAdapter(type(record)).dump_python(record, mode="json")})
 
 
-def write_checked(path: Path, values: Mapping[str, Any]) -> None:
+def write_checked(path: Path, values: Mapping[str, object]) -> None:
     """Write a JSON object, whole or not at all, with a checksum of its values."""
     write_json(path, {**values, CHECKSUM: _checksum(values)})
 
 
-def _checksum(values: Mapping[str, Any]) -> str:
+def _checksum(values: Mapping[str, object]) -> str:
     text = json.dumps({key: value for key, value in values.items() if key != CHECKSUM}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -48,8 +48,8 @@ def damage(folder: Path, hash_file: Callable[[Path], str] | None = None) -> str 
     try:
         content = read_bytes(folder / SEAL)
         sealed = None if content is None else parse_object(folder / SEAL, content)
-        files = None if sealed is None else {name: (entry["bytes"], entry["sha256"]) for name, entry in sealed.items()}
-    except (MachineError, AttributeError, KeyError, TypeError):
+        files = None if sealed is None else {name: _entry(entry) for name, entry in sealed.items()}
+    except (MachineError, KeyError, TypeError):
         return f"{SEAL} is not what was written"
     if files is None:
         return f"{SEAL} is missing"
@@ -67,6 +67,12 @@ def damage(folder: Path, hash_file: Callable[[Path], str] | None = None) -> str 
         except (OSError, ValueError) as error:  # a name that no file can have, a disk that fails
             return f"{name[:80]} cannot be read: {error}"
     return None
+
+
+def _entry(entry: object) -> tuple[object, object]:
+    if not isinstance(entry, dict):
+        raise TypeError(entry)
+    return entry["bytes"], entry["sha256"]
 
 
 def file_sha256(path: Path) -> str:

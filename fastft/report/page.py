@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -219,7 +220,7 @@ def _rejects(run: RunDir) -> Markup:
     return joined(element("p", text), table(("rows", "place", "reason"), shown))
 
 
-def _reason(line: dict[str, object]) -> str:
+def _reason(line: Mapping[str, object]) -> str:
     return cut(f"{line.get('reason', '')}", 300)
 
 

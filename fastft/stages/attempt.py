@@ -232,6 +232,7 @@ def _train_once(
         metrics.append if ranks.world.is_first else lambda _: None,
         lambda: attempt.stopping.asked is not None,
         ranks,
+        attempt.settle,
     )
     with contextlib.ExitStack() as until_saved:
         until_saved.enter_context(attempt.stopping.deferred())
@@ -244,6 +245,7 @@ def _train_once(
         leave_group()
         if not ranks.world.is_first:
             return None, model, tokenizer
+        attempt.settle()
         folder = save_weights(model, tokenizer, plan, attempt.run)
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return Outcome(plan, trained, SavedWeights(trained_count, total, str(folder), size)), model, tokenizer

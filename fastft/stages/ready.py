@@ -24,8 +24,9 @@ from fastft.runs.checkpoints import checkpoints, newest_checkpoint, set_aside, s
 from fastft.runs.directory import RunDir, run_name
 from fastft.runs.held_out import HeldOut
 from fastft.runs.history import rewind
-from fastft.runs.manifest import Manifest, changes, make_manifest
+from fastft.runs.manifest import Manifest, changes, make_manifest, with_hashes
 from fastft.runs.ranks import Ranks
+from fastft.stages.beside import Beside
 from fastft.stages.inputs import convert, prepare_rows
 from fastft.stages.stopping import Stopping
 
@@ -51,6 +52,13 @@ class Attempt:
     stopping: Stopping
     accepted_drift: tuple[str, ...]
     ranks: Ranks
+    beside: list[Beside] = dataclasses.field(default_factory=list)
+    """What a checkpoint, and the end of the run, must wait for."""
+
+    def settle(self) -> None:
+        """Wait for what is done beside the run."""
+        for work in self.beside:
+            work.wait()
 
     def stage(self, text: str) -> None:
         """Show the next step before training, or end here when the run was asked to stop."""
@@ -143,16 +151,18 @@ def begin(attempt: Attempt, ready: Ready) -> Path | None:
 
     run = attempt.run
     refuse_damaged(run.adapter)
-    manifest = make_manifest(attempt.loaded, ready.facts, ready.rows, ready.plan, ready.base)
     # A checkpoint of unknown origin is not continued.
     before = run.require(Manifest) if checkpoints(run) else run.read(Manifest)
-    if before is not None:
-        manifest = _accept_changes(attempt, before, manifest)
+
+    manifest = make_manifest(attempt.loaded, ready.facts, ready.rows, ready.plan, ready.base)
+    if before is None:  # only a checkpoint needs the hashes
+        attempt.beside.append(Beside(lambda: run.write(with_hashes(manifest, ready.base))))
+    else:
+        run.write(_accept_changes(attempt, before, with_hashes(manifest, ready.base)))
     rejects = reject_lines(ready.rows)
     if rejects:
         write_text(run.rejects, rejects)
     write_checked(run.plan, redact_value("", ready.plan.as_json()))
-    run.write(manifest)
     run.write(ready.held_out)
     checkpoint, damaged = newest_checkpoint(run)
     for sentence in damaged:

@@ -1,9 +1,6 @@
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
-from fastft.runs.metrics import MetricsFile, StepMetrics
+from fastft.runs.metrics import StepMetrics
 
 
 def test_rates_are_counts_over_seconds() -> None:
