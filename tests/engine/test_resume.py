@@ -49,6 +49,7 @@ def lines(ran: Ran) -> list[dict[str, Any]]:
 def figures(ran: Ran) -> dict[str, Any]:
     """The result without what depends on the clock, the machine's state and the folder."""
     changing = {"finished", "train_seconds", "total_seconds", "peak_memory_bytes", "weights_folder", "best_checkpoint"}
+    changing |= {"checksum", "metrics_sha256"}  # of values with times
     forecast = {key: value for key, value in ran.result["forecast"].items() if key not in changing}
     assert len(forecast) >= 3
     return {key: value for key, value in ran.result.items() if key not in changing} | {"forecast": forecast}
