@@ -70,7 +70,7 @@ class Ledger:
             file.write(json.dumps(dataclasses.asdict(line), ensure_ascii=False) + "\n")
 
     def retain(self, kind: str, names: set[str]) -> None:
-        """Drop the outcomes of cases of `kind` that are no more: kills at changes of the disk that another version makes."""
+        """Drop the outcomes of cases of `kind` that are no more, such as kills at other changes of the disk."""
         kept = [line for line in self.lines() if line.kind != kind or line.name in names]
         self._rewrite(kept)
 
