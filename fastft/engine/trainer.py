@@ -202,7 +202,7 @@ class RunTrainer(CountingTrainer):
         epoch, place = divmod(step - 1, -(-len(self.train_dataset) // batch))
         order = self._get_train_sampler()
         order.set_epoch(epoch)
-        rows = [row + 1 for row in order][place * batch : (place + 1) * batch]
+        rows = sorted([row + 1 for row in order][place * batch : (place + 1) * batch])
         shown = ", ".join(map(str, rows[:SHOWN_ROWS])) + (
             f" and {len(rows) - SHOWN_ROWS} more" * (len(rows) > SHOWN_ROWS)
         )
