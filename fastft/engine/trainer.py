@@ -139,11 +139,12 @@ class RunTrainer(CountingTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         dataset = self.train_dataset if train_dataset is None else train_dataset
         batch, order, ranks = self.args.train_batch_size, self._order, self._ranks.world.size
-        grouped = order.lengths if order.group_by_length else None
+        # Where rows are flattened nothing is padded, and the longest ones in one micro-batch would need more memory.
+        lengths = order.lengths if order.group_by_length or not self.args.padding_free else None
         if ranks == 1:
             step_rows = batch * self.args.gradient_accumulation_steps
-            return EpochSampler(len(dataset), self.args.seed, grouped, step_rows)
-        epochs = EpochSampler(len(dataset) - 1, self.args.seed, grouped, order.step_rows)
+            return EpochSampler(len(dataset), self.args.seed, lengths, step_rows, grouped=order.group_by_length)
+        epochs = EpochSampler(len(dataset) - 1, self.args.seed, lengths, order.step_rows, grouped=order.group_by_length)
         self._dealt = DealtSampler(epochs, order.lengths, batch=batch, step_rows=order.step_rows, ranks=ranks)
         return self._dealt
 
@@ -210,7 +211,7 @@ class RunTrainer(CountingTrainer):
         epoch, place = divmod(step - 1, -(-len(self.train_dataset) // batch))
         order = self._get_train_sampler()
         order.set_epoch(epoch)
-        rows = list(order)[place * batch : (place + 1) * batch]
+        rows = sorted(list(order)[place * batch : (place + 1) * batch])
         shown = ", ".join(f"{row + 1} ({self._order.where(row)})" for row in rows[:SHOWN_ROWS])
         shown += f" and {len(rows) - SHOWN_ROWS} more" * (len(rows) > SHOWN_ROWS)
         return f", with rows {shown} of training (fastft preview RECIPE --row N shows one)"

@@ -48,7 +48,7 @@ def load_tokens(folder: Path) -> dict[str, int]:
 def write_poisoned_rows(folder: Path, step: int) -> None:
     """24 rows, of which the first that optimizer step `step` reads holds a "Z" (4 rows a step, seed 11)."""
     rows = make_rows(24)
-    order = list(EpochSampler(24, seed=11, lengths=None, batch=4))
+    order = list(EpochSampler(24, seed=11, lengths=None, step_rows=4, grouped=False))
     rows[order[(step - 1) * 4]]["messages"][0]["content"] = "Z"
     write_rows(folder / "train.jsonl", rows)
 
@@ -99,8 +99,8 @@ def test_the_message_names_the_step_whose_loss_is_no_number(poisoned_model: Path
     write_poisoned_rows(tmp_path, step=4)
     with pytest.raises(TrainingError, match=r"step 4: model\.id: the loss is nan, .* the base model itself") as failed:
         run(write_recipe(tmp_path, poisoned_model))
-    order = list(EpochSampler(24, seed=11, lengths=None, batch=4))
-    places = ", ".join(f"{row + 1} ({tmp_path / 'train.jsonl'}:{row + 1})" for row in order[12:16])
+    order = list(EpochSampler(24, seed=11, lengths=None, step_rows=4, grouped=False))
+    places = ", ".join(f"{row + 1} ({tmp_path / 'train.jsonl'}:{row + 1})" for row in sorted(order[12:16]))
     assert f"with rows {places} of training" in str(failed.value)
 
 
