@@ -113,7 +113,7 @@ def launch(
     master: Annotated[str | None, typer.Option("--master", metavar="ADDRESS[:PORT]", help="The first host.")] = None,
     engine: Annotated[
         str | None,
-        typer.Option("--engine", metavar="NAME", help="ddp, fsdp2, zero1, zero2, zero3 or FILE.json of DeepSpeed."),
+        typer.Option("--engine", metavar="NAME", help="ddp, zero1, zero2, zero3 or FILE.json of DeepSpeed."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands alone.")] = False,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from fastft.planning.check import check
 from fastft.probe.device import find_device
 from fastft.probe.software import installed
 from fastft.recipe.loader import load
-from fastft.recipe.sharding import ZERO_STAGES, sharding_override
+from fastft.recipe.shardings import SHARDINGS
 from fastft.stages.launch import Node, read_hostfile, run_nodes, torchrun
 
 
@@ -49,19 +50,25 @@ def launch_in_terminal(recipe: Path, overrides: Sequence[str], request: LaunchRe
 
 
 def engine_override(engine: str | None) -> list[str]:
-    """What --engine sets in the recipe.
+    """What --engine sets in the recipe; nothing for DDP, which needs no key.
 
     Raises:
-        UsageError: there is no such engine.
+        UsageError: there is no such engine, or none that is offered.
     """
-    if engine is None:
-        return []
-    if engine not in ("ddp", "fsdp2", *ZERO_STAGES) and not engine.endswith(".json"):
-        wrong = "is no way to share the work"
-        instead = f"write ddp, fsdp2, {', '.join(ZERO_STAGES)} or a DeepSpeed configuration FILE.json"
+    row = SHARDINGS.get(engine or "ddp")
+    if row is None and not str(engine).endswith(".json"):
+        runs = [name for name, row in SHARDINGS.items() if not row.refused]
+        wrong, instead = (
+            "is no way to share the work",
+            f"write {', '.join(runs)} or a DeepSpeed configuration FILE.json",
+        )
         raise UsageError(Problem(Where("--engine"), "", wrong, instead, engine))
-    override = sharding_override(engine)
-    return [] if override is None else [override]
+    if row is not None and row.refused:
+        instead = "write zero3, which splits weights, gradients and the optimizer's state too"
+        raise UsageError(Problem(Where("--engine"), "", row.refused, instead, engine))
+    if row is not None:
+        return [f'train.deepspeed="{row.name}"'] if row.zero_stage else []
+    return [f"train.deepspeed={json.dumps(str(Path(str(engine)).absolute()))}"]
 
 
 def commands(recipe: Path, overrides: Sequence[str], request: LaunchRequest) -> list[Node]:

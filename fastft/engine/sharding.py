@@ -1,4 +1,4 @@
-"""A model whose weights or optimizer state are split among the ranks: DeepSpeed's ZeRO, PyTorch's FSDP2."""
+"""A model whose weights or optimizer state are split among the ranks by DeepSpeed's ZeRO."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate.utils import DistributedType
-from torch.distributed.tensor import DTensor
 
 from fastft.errors import Problem, TrainingError, Where
 from fastft.planning.plan import Plan
@@ -22,9 +20,15 @@ def zero_stage(plan: Plan) -> int:
     return 0 if deepspeed is None else int(deepspeed["zero_optimization"]["stage"])
 
 
+def zero_stage_of(trainer: Any) -> int:
+    """DeepSpeed's stage in the arguments of a trainer, 0 without DeepSpeed."""
+    plugin = trainer.args.deepspeed_plugin
+    return 0 if plugin is None else int(plugin.zero_stage)
+
+
 def splits_weights(plan: Plan) -> bool:
     """Whether no rank holds the whole model."""
-    return zero_stage(plan) == 3 or "fsdp" in plan.calls.trainer.kwargs
+    return zero_stage(plan) == 3
 
 
 @contextlib.contextmanager
@@ -48,43 +52,23 @@ def sharded_loading(plan: Plan) -> Iterator[None]:
     del config
 
 
-def shard_on_processor(trainer: Any) -> None:
-    """Let accelerate apply FSDP2 on processors, where it makes DDP of it without a word (accelerate 1.15, state.py)."""
-    plugin = trainer.args.fsdp_plugin_args
-    state = trainer.accelerator.state
-    if not plugin or state.distributed_type != DistributedType.MULTI_CPU:
-        return
-    from accelerate.utils import FullyShardedDataParallelPlugin
-
-    state.fsdp_plugin = FullyShardedDataParallelPlugin(**plugin)
-    state.distributed_type = DistributedType.FSDP
-    trainer.is_fsdp_enabled = True
-
-
 def refuse_if_whole(trainer: Any) -> None:
-    """Stop where a library that was asked to split the model among the ranks did not.
+    """Stop where DeepSpeed was asked to split the model among the ranks and did not.
 
     Raises:
         TrainingError: a trained weight is whole on this rank.
     """
-    wanted, whole = "", []
+    stage = zero_stage_of(trainer)
+    made = trainer.model_wrapped.zero_optimization_stage() if trainer.deepspeed is not None else 0
     weights = [(name, weight) for name, weight in trainer.model.named_parameters() if weight.requires_grad]
-    if trainer.args.fsdp:
-        wanted, whole = "FSDP2", [name for name, weight in weights if not isinstance(weight, DTensor)]
-    elif trainer.args.deepspeed_plugin is not None:
-        stage = trainer.args.deepspeed_plugin.zero_stage
-        wanted = f"ZeRO-{stage}"
-        made = trainer.model_wrapped.zero_optimization_stage() if trainer.deepspeed is not None else 0
-        whole = [name for name, weight in weights if made != stage or (stage == 3 and not hasattr(weight, "ds_id"))]
+    whole = [name for name, weight in weights if made != stage or (stage == 3 and not hasattr(weight, "ds_id"))]
     if whole:
-        wrong = f"{wanted} was asked for, and {whole[0]} is not split among the ranks"
+        wrong = f"ZeRO-{stage} was asked for, and {whole[0]} is not split among the ranks"
         raise TrainingError(Problem(Where("training"), "", wrong, "this is a bug of fastft or of a library"))
 
 
 def own_part(weight: Any) -> torch.Tensor:
     """What this rank holds of a weight: all of it, unless it is split."""
-    if isinstance(weight, DTensor):
-        return weight.to_local()
     part: torch.Tensor = getattr(weight, "ds_tensor", weight)
     return part
 
@@ -107,9 +91,7 @@ def whole_weights(model: Any, *, trained_alone: bool) -> dict[str, torch.Tensor]
 
 @contextlib.contextmanager
 def _gathered(weight: Any) -> Iterator[torch.Tensor]:
-    if isinstance(weight, DTensor):
-        yield weight.full_tensor()
-    elif hasattr(weight, "ds_id"):
+    if hasattr(weight, "ds_id"):
         import deepspeed
 
         with deepspeed.zero.GatheredParameters([weight]):

@@ -168,7 +168,7 @@ def make_trainer(
 
 
 # What upstream writes in other words: no row is cut or prepared any more, TF32 means nothing to a processor.
-_NOT_COMPARED = ("max_length", "dataset_kwargs", "report_to", "deepspeed", "fsdp_config", "tf32")
+_NOT_COMPARED = ("max_length", "dataset_kwargs", "report_to", "deepspeed", "tf32")
 
 
 def _refuse_another_run(plan: Plan, trainer: RunTrainer) -> None:

@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import math
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch.utils.data import Sampler
-from transformers import (
-    TrainerState,
-)
 
 from fastft.engine.callbacks import (
-    EarlyStopping,
     NumberGuard,
     Resumption,
     StepReporter,
     StopOnRequest,
-    evaluations_without_gain,
 )
-from fastft.engine.counting import CountingTrainer
+from fastft.engine.checkpointing import CheckpointingTrainer
 from fastft.engine.random_state import RandomState
-from fastft.engine.ranks import all_equal, mean, total, wait_for_all
+from fastft.engine.ranks import all_equal
 from fastft.engine.sampler import (
     DealtSampler,
     EpochSampler,
@@ -36,14 +28,10 @@ from fastft.engine.sampler import (
     with_row_without_loss,
     without_padding_rows,
 )
-from fastft.engine.sharding import own_part, pickles_as_weights, refuse_if_whole, shard_on_processor
+from fastft.engine.sharding import own_part, pickles_as_weights, refuse_if_whole, zero_stage_of
 from fastft.errors import Problem, TrainingError, Where
-from fastft.files.atomic import free_bytes
-from fastft.files.records import read_record, write_record
-from fastft.files.seal import seal
-from fastft.runs.checkpoints import STATE, checkpoints, evaluations_at
+from fastft.runs.checkpoints import evaluations_at
 from fastft.runs.directory import RunDir
-from fastft.runs.history import keep_history
 from fastft.runs.metrics import EvaluationMetrics, StepMetrics
 from fastft.runs.ranks import Ranks
 
@@ -51,23 +39,6 @@ from fastft.runs.ranks import Ranks
 SHOWN_ROWS = 8
 # A trained weight beyond this has left every useful range: adapters stay below 1, whole models below 100.
 WILD_WEIGHT = 1e3
-
-
-@dataclass(frozen=True)
-class Unlogged:
-    """What the steps since the last line of metrics add up to: part of a checkpoint, for lines that do not change.
-
-    `loss`: the trainer's sum over these steps; `last_step`: the step of that line; `seconds` in optimizer steps.
-    """
-
-    FILE: ClassVar[str] = "unlogged.json"
-    SCHEMA: ClassVar[int] = 1
-
-    loss: float
-    last_step: int
-    tokens: int
-    examples: int
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -98,7 +69,7 @@ class RowOrder:
     """The file and line of a row, counted from 0."""
 
 
-class RunTrainer(CountingTrainer):
+class RunTrainer(CheckpointingTrainer):
     """An SFTTrainer that writes sealed `step-N` checkpoints into a run directory and counts what it really trained."""
 
     train_dataset: Any
@@ -106,18 +77,13 @@ class RunTrainer(CountingTrainer):
     data_collator: Any
 
     def __init__(self, *args: Any, run: RunDir, order: RowOrder, hooks: Hooks, **kwargs: Any) -> None:
-        self._run = run
         self._order = order
-        self._ranks = hooks.ranks
-        self._before_save = hooks.before_save
         self._dealt: DealtSampler | None = None
-        self._saving_to: Path | None = None
         self._loss: torch.Tensor | None = None
         self._grad_norm: torch.Tensor | float | None = None
         self._begin: Callable[[], None] = lambda: None
         self._after_evaluation: RandomState | None = None
-        super().__init__(*args, **kwargs)
-        shard_on_processor(self)
+        super().__init__(*args, run=run, ranks=hooks.ranks, before_save=hooks.before_save, **kwargs)
         if self._ranks.world.size > 1:
             self.train_dataset = with_row_without_loss(self.train_dataset)
             if self.eval_dataset is not None:
@@ -129,7 +95,6 @@ class RunTrainer(CountingTrainer):
             for weight in self.model.parameters():
                 if weight.requires_grad:
                     weight.data = weight.data.float()
-        self._checkpoint: Path | None = None
         self._before_evaluation: RandomState | None = None
         self._reporter = StepReporter(self, hooks.step, hooks.evaluated)
         self._stop = StopOnRequest(self, hooks.stop_asked)
@@ -137,15 +102,9 @@ class RunTrainer(CountingTrainer):
             self.add_callback(callback)
 
     @property
-    def is_sharded(self) -> bool:
-        """Whether ranks share more than rows: the model can compute only once the trainer has prepared it."""
-        return bool(self.is_deepspeed_enabled or self.is_fsdp_enabled)
-
-    @property
     def splits_weights(self) -> bool:
         """Whether no rank holds the whole model."""
-        plugin = self.args.deepspeed_plugin
-        return bool(self.is_fsdp_enabled) or (plugin is not None and plugin.zero_stage == 3)
+        return zero_stage_of(self) == 3
 
     @property
     def stopped(self) -> bool:
@@ -187,6 +146,11 @@ class RunTrainer(CountingTrainer):
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
         self._grad_norm = super()._get_grad_norm(*args, **kwargs)
         return self._grad_norm
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self.refuse_if_poisoned()
+        self.refuse_if_ranks_differ()
+        super()._save_checkpoint(model, trial)
 
     def refuse_if_not_a_number(self) -> None:
         """Stop before the optimizer step when the loss since the last line, or the gradient, is no number.
@@ -278,7 +242,7 @@ class RunTrainer(CountingTrainer):
 
     def _reading(self) -> contextlib.AbstractContextManager[None]:
         """Where a checkpoint may be read."""
-        return pickles_as_weights() if self.is_deepspeed_enabled else contextlib.nullcontext()
+        return pickles_as_weights() if self.is_sharded else contextlib.nullcontext()
 
     def before_training(self, begin: Callable[[], None]) -> None:
         """Call `begin` once this model can compute: now, or when a sharded one is prepared for training."""
@@ -319,96 +283,6 @@ class RunTrainer(CountingTrainer):
         """Whether a stop after this step must evaluate first: a resumed sharded run cannot do it before it trains."""
         return self.is_sharded and self._is_evaluation_due(self.state)
 
-    def take_counts(self) -> tuple[int, int]:
-        """Real tokens and examples that all ranks trained since the last call."""
-        counts = self._counts()
-        self._real_tokens, self._examples = [], []
-        return counts
-
-    def _counts(self) -> tuple[int, int]:
-        tokens, examples = sum(int(count) for count in self._real_tokens), sum(int(count) for count in self._examples)
-        tokens, examples = total((tokens, examples))
-        return tokens, examples
-
-    def restore_unlogged(self) -> None:
-        """Put back what the steps since the last line had added up to when the checkpoint was written."""
-        unlogged = None if self._checkpoint is None else read_record(self._checkpoint / Unlogged.FILE, Unlogged)
-        if unlogged is None:
-            return
-        self._tr_loss = torch.tensor(unlogged.loss, device=self.args.device)
-        self._globalstep_last_logged = unlogged.last_step
-        if self._ranks.world.is_first:  # the counts are of all ranks, the loss is their mean
-            self._real_tokens, self._examples = [unlogged.tokens], [unlogged.examples]
-        self._reporter.seconds = unlogged.seconds
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """None in checkpoints: a card is written with the weights that are handed over."""
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._saving_to or super()._get_output_dir(trial))
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Let the trainer write into a folder that nobody reads, then seal it under its final name."""
-        self.refuse_if_poisoned()
-        self.refuse_if_ranks_differ()
-        if self._ranks.world.is_first:
-            self._refuse_if_disk_is_short()
-            self._before_save()
-        step, best = self.state.global_step, self.state.best_global_step
-        since = (mean(float(self._tr_loss)), self._globalstep_last_logged, *self._counts(), self._reporter.seconds)
-        self._saving_to = self._run.checkpoints / ".partial"
-        if self._ranks.world.is_first:
-            shutil.rmtree(self._saving_to, ignore_errors=True)
-        wait_for_all()
-        try:
-            super()._save_checkpoint(model, trial)
-            wait_for_all()
-            if self._ranks.world.is_first:
-                self._seal(self._saving_to / f"checkpoint-{step}", Unlogged(*since), best)
-            wait_for_all()
-        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap what the disk said
-            free = free_bytes(self._run.checkpoints)
-            said = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
-            wrong = f"the checkpoint could not be written: {said} ({free / 2**20:.0f} MiB free)"
-            if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-                wrong = f"the checkpoint could not be written: {said}: the folder is read-only"
-            raise _cannot_save(self._run.checkpoints, wrong) from error
-        finally:
-            if self._ranks.world.is_first:
-                shutil.rmtree(self._saving_to, ignore_errors=True)
-            self._saving_to = None
-        if best:
-            self.find_best()
-        if self._ranks.world.is_first:
-            self._forget_old()
-
-    def _seal(self, written: Path, unlogged: Unlogged, best: int | None) -> None:
-        """Give the folder that all ranks wrote its last files and its name."""
-        if best:
-            self.find_best()
-            self.state.save_to_json(str(written / STATE))
-        write_record(written / Unlogged.FILE, unlogged)
-        keep_history(self._run, written)
-        # A pickle of the arguments, tokens included, that nothing here reads; DeepSpeed's programs.
-        for path in (written / "training_args.bin", *written.glob("*.py")):
-            path.unlink(missing_ok=True)
-        seal(written, self._run.checkpoints / f"step-{self.state.global_step}")
-
-    def _refuse_if_disk_is_short(self) -> None:
-        """Stop before a checkpoint that does not fit: a full disk makes torch and safetensors fail in other words.
-
-        Raises:
-            TrainingError: fewer bytes are free than the trained weights and the optimizer's state take.
-        """
-        trained = [weight for weight in self.model.parameters() if weight.requires_grad]
-        state = [value for kept in self.optimizer.state.values() for value in kept.values() if torch.is_tensor(value)]
-        shares = self._ranks.world.size if self.is_deepspeed_enabled else 1  # this rank has its own part alone
-        needed = sum(weight.nbytes for weight in trained) + shares * sum(tensor.nbytes for tensor in state)
-        free = free_bytes(self._run.checkpoints)
-        if free < needed:
-            wrong = f"the disk is full: a checkpoint needs {needed / 2**20:.1f} MiB, {free / 2**20:.1f} MiB are free"
-            raise _cannot_save(self._run.checkpoints, wrong)
-
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate; the random numbers of before stay at hand, for a stop on the way."""
         self._before_evaluation = RandomState.now()
@@ -421,83 +295,6 @@ class RunTrainer(CountingTrainer):
             self._before_evaluation.restore()
             self._save_checkpoint(self.model, None)
 
-    def completed(self, checkpoint: Path) -> Path:
-        """The checkpoint as an undisturbed run would have written it, evaluated if an evaluation was due.
-
-        A stop or a kill can leave that evaluation out; then it is made here, and a folder beside `checkpoint` links to
-        its files and holds what the evaluation changes: metrics, best checkpoint, patience used up, random numbers.
-        """
-        state = TrainerState.load_from_json(str(checkpoint / STATE))
-        if self.is_sharded or not self._is_evaluation_due(state) or evaluations_at(checkpoint, state.global_step):
-            return checkpoint
-        self.state = state
-        self.find_best()
-        for callback in self._early_stopping():
-            callback.early_stopping_patience_counter = evaluations_without_gain(state)
-        self._load_from_checkpoint(str(checkpoint))
-        self._load_rng_state(str(checkpoint))
-        self._determine_best_metric(self._evaluate(None, None), None)
-        self.find_best()
-        for callback in self._early_stopping():
-            state.stateful_callbacks[type(callback).__name__] = callback.state()
-        folder = checkpoint.with_name(".completed")
-        if self._ranks.world.is_first:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
-            for file in checkpoint.iterdir():
-                if file.name != STATE and not file.name.startswith("rng_state"):
-                    (folder / file.name).symlink_to(file.resolve())
-            state.save_to_json(str(folder / STATE))
-        wait_for_all()
-        self._save_rng_state(str(folder))
-        wait_for_all()
-        return folder
-
-    def _is_evaluation_due(self, state: TrainerState) -> bool:
-        """Whether the recipe evaluates after the last step of `state` (transformers, DefaultFlowCallback)."""
-        if self.args.eval_strategy == "epoch":
-            return state.epoch is not None and float(state.epoch).is_integer()
-        return bool(self.args.eval_strategy == "steps" and state.global_step % state.eval_steps == 0)
-
-    def _early_stopping(self) -> list[EarlyStopping]:
-        return [callback for callback in self.callback_handler.callbacks if isinstance(callback, EarlyStopping)]
-
-    def find_best(self) -> None:
-        """Point the state at the best checkpoint by its step: a folder that was written down can have moved."""
-        if self.state.best_global_step:
-            self.state.best_model_checkpoint = str(self._run.checkpoints / f"step-{self.state.best_global_step}")
-
-    def can_end_here(self) -> bool:
-        """Whether nothing would be lost if the process ended now: nothing is trained yet, or all of it is saved."""
-        step = self.state.global_step
-        return step == 0 or (self._run.checkpoints / f"step-{step}").is_dir()
-
-    def has_ended_at(self, checkpoint: Path) -> bool:
-        """Whether training was over when `checkpoint` was written: at its last step, or stopped early."""
-        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        patience = [
-            callback.early_stopping_patience
-            for callback in self.callback_handler.callbacks
-            if isinstance(callback, EarlyStopping)
-        ]
-        return state.global_step >= state.max_steps or any(evaluations_without_gain(state) >= wait for wait in patience)
-
-    def take_from(self, checkpoint: Path) -> None:
-        """Take the weights and the state of a checkpoint at which training had ended, without training any further."""
-        self.state = TrainerState.load_from_json(str(checkpoint / STATE))
-        self.find_best()
-        self._load_from_checkpoint(str(checkpoint))
-        if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
-            self._load_best_model()
-
-    def _forget_old(self) -> None:
-        """Remove checkpoints beyond save_total_limit, oldest step first; the best one stays."""
-        limit = self.args.save_total_limit
-        best = self.state.best_model_checkpoint
-        kept = [path for _, path in checkpoints(self._run) if str(path) != best]
-        for path in kept[limit - (best is not None and limit > 1) :] if limit else []:
-            shutil.rmtree(path)
-
 
 class _Prepared(Exception):  # noqa: N818 -- no error: training had ended before
     """A sharded model is ready to be evaluated, and has nothing more to learn."""
@@ -507,8 +304,3 @@ def _is_finite(value: Any) -> bool:
     """Whether a tensor, or what this rank has of it, holds numbers alone."""
     part = own_part(value)
     return not torch.is_tensor(part) or not part.is_floating_point() or bool(torch.isfinite(part).all())
-
-
-def _cannot_save(folder: Path, wrong: str) -> TrainingError:
-    instead = "free some space, then run the same command: it continues from the newest checkpoint"
-    return TrainingError(Problem(Where(str(folder)), "train.save_strategy", wrong, instead))

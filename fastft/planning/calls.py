@@ -123,7 +123,6 @@ def trainer_call(
         "eval_steps": train.eval_steps,
         "save_steps": train.save_steps,
         "deepspeed": deepspeed,
-        **_fsdp(recipe),
     }
     if train.load_best_model_at_end or train.early_stopping_patience is not None:
         metric = train.metric_for_best_model or "eval_loss"
@@ -195,14 +194,6 @@ def _warmup(recipe: Recipe, transformers: tuple[int, ...]) -> dict[str, Any]:
 def _placement(ranks_on_cpu: bool) -> dict[str, Any]:
     """Without it each process on a processor trains alone (transformers/training_args.py, _setup_devices)."""
     return {"use_cpu": True} if ranks_on_cpu else {}
-
-
-def _fsdp(recipe: Recipe) -> dict[str, Any]:
-    """Whole state in checkpoints, so that another number of ranks can continue."""
-    if recipe.train.fsdp is None:
-        return {}
-    config = {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "state_dict_type": "FULL_STATE_DICT"}
-    return {"fsdp": True, "fsdp_config": config}
 
 
 def _sampling(grouped: bool, transformers: tuple[int, ...]) -> dict[str, Any]:

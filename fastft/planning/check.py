@@ -9,7 +9,7 @@ from fastft.planning.schedule import steps_per_epoch, total_steps
 from fastft.planning.sharding import deepspeed_file_problems
 from fastft.recipe.loader import LoadedRecipe
 from fastft.recipe.rules import steps_and_epochs
-from fastft.recipe.sharding import ZERO_STAGES
+from fastft.recipe.shardings import ZERO_STAGES
 
 
 def check(loaded: LoadedRecipe) -> Inspection:

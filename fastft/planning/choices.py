@@ -13,7 +13,6 @@ from fastft.probe.device import Device
 from fastft.probe.software import NEEDED
 from fastft.recipe.model import ModelSection, Recipe
 from fastft.recipe.optimizers import OPTIMIZERS
-from fastft.recipe.sharding import is_sharded
 
 T = TypeVar("T")
 CheckpointingMode = Literal["unsloth"] | bool
@@ -62,7 +61,7 @@ def choose_engine(recipe: Recipe, installed: Mapping[str, str], *, ranks_on_cpu:
     asked = recipe.model.engine
     if asked != "auto":
         return Choice(asked, "asked for by model.engine")
-    if is_sharded(recipe):
+    if recipe.train.deepspeed is not None:
         return Choice("transformers", "the model is shared among processes: Unsloth shares rows alone")
     if ranks_on_cpu:
         return Choice("transformers", "several processes on processors: Unsloth shares work among GPUs alone")
@@ -143,11 +142,9 @@ def choose_dtype(recipe: Recipe, device: Device, bf16: bool, fp16: bool) -> Choi
 def choose_optimizer(recipe: Recipe, device: Device) -> Choice[str]:
     """The optimizer that really runs: on a processor, the default is the same AdamW in its fastest form."""
     asked = OPTIMIZERS[recipe.train.optim]
-    if is_sharded(recipe) and "optim" not in recipe.train.model_fields_set:
+    if recipe.train.deepspeed is not None and "optim" not in recipe.train.model_fields_set:
         return Choice("adamw_torch", "its state is split among processes, number by number")
-    if is_sharded(recipe):
-        return Choice(asked.name, "as train.optim says")
-    if device.is_gpu:
+    if device.is_gpu or recipe.train.deepspeed is not None:
         return Choice(asked.name, "as train.optim says")
     if asked.on_cpu is not None and not asked.packages:
         return Choice(asked.on_cpu, "the fused form of the same sums")

@@ -19,7 +19,7 @@ from fastft.probe.software import installed
 from fastft.probe.world import world_size
 from fastft.recipe.loader import LoadedRecipe
 from fastft.recipe.model import Recipe
-from fastft.recipe.sharding import ZERO_STAGES
+from fastft.recipe.shardings import ZERO_STAGES
 
 if TYPE_CHECKING:
     from fastft.data.prepare import Prepared

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from fastft.errors import Problem
@@ -11,7 +11,7 @@ from fastft.planning.choices import Choices
 from fastft.planning.facts import Facts
 from fastft.recipe.loader import LoadedRecipe
 from fastft.recipe.model import Recipe
-from fastft.recipe.sharding import ZERO_STAGES, is_sharded
+from fastft.recipe.shardings import ZERO_STAGES
 
 # What a configuration file may hold; what else there is changes rows, batches or the model itself.
 _KNOWN = (
@@ -118,42 +118,35 @@ def _section(sections: dict[str, Any], name: str) -> dict[str, Any]:
 
 def sharding_obstacles(loaded: LoadedRecipe, facts: Facts, choices: Choices) -> Iterator[Problem]:
     """What stops this machine from sharing the model as the recipe says."""
-    recipe = loaded.recipe
-    if not is_sharded(recipe):
-        return
-    field = "train.fsdp" if recipe.train.fsdp else "train.deepspeed"
-    if recipe.train.fsdp is not None:
-        instead = 'write train.deepspeed = "zero3", which splits the same, or take the line away'
-        yield loaded.problem(field, "FSDP2 is not proven: its checkpoints could not be read back", instead)
+    config, field = deepspeed_config(loaded.recipe, facts, choices), "train.deepspeed"
+    if config is None:
         return
     if facts.processes == 1:
         wrong = "shares the model among several processes, and this is one"
         yield loaded.problem(field, wrong, "start them with `fastft launch`, or take the line away")
-    if recipe.train.deepspeed is not None and "transformers" in facts.installed and "deepspeed" not in facts.installed:
+    if "transformers" in facts.installed and "deepspeed" not in facts.installed:
         yield loaded.problem(field, "DeepSpeed is not installed", 'run: pip install "fastft[deepspeed]"')
     if choices.engine.value == "unsloth":
         wrong = "Unsloth holds the whole model in each process: it shares rows alone"
-        yield loaded.problem("model.engine", wrong, f'write "transformers" or "auto", or take {field} away')
+        instead = f'write "transformers" or "auto", or take {field} away'
+        yield loaded.problem("model.engine", wrong, instead)
     if choices.optim.value not in ELEMENTWISE:
         wrong = "is not split among processes"
         yield loaded.problem("train.optim", wrong, f"write one of {', '.join(ELEMENTWISE)}")
-    yield from _impossible_parts(loaded, facts, choices)
+    yield from _impossible_parts(loaded, facts, config)
     yield from _other_numbers(loaded, facts, choices)
 
 
-def _impossible_parts(loaded: LoadedRecipe, facts: Facts, choices: Choices) -> Iterator[Problem]:
+def _impossible_parts(loaded: LoadedRecipe, facts: Facts, config: Mapping[str, Any]) -> Iterator[Problem]:
     """What cannot be split, and what cannot be moved out of the way."""
-    recipe, field = loaded.recipe, "train.deepspeed"
-    config = deepspeed_config(recipe, facts, choices)
-    stage = 3 if config is None else config["zero_optimization"].get("stage")
-    if recipe.model.load_in_4bit and stage == 3:
+    if loaded.recipe.model.load_in_4bit and config["zero_optimization"]["stage"] == 3:
         instead = 'write false, or train.deepspeed = "zero2"'
         yield loaded.problem("model.load_in_4bit", "4-bit weights are not split among processes", instead)
-    if config is not None and not facts.device.is_gpu:
+    if not facts.device.is_gpu:
         for name in ("offload_optimizer", "offload_param"):
             if _section(config["zero_optimization"], name).get("device", "none") != "none":
                 wrong = f"has zero_optimization.{name}, and there is no GPU memory to make room in"
-                yield loaded.problem(field, wrong, "take it out")
+                yield loaded.problem("train.deepspeed", wrong, "take it out")
 
 
 def _other_numbers(loaded: LoadedRecipe, facts: Facts, choices: Choices) -> Iterator[Problem]:

@@ -588,10 +588,6 @@ class TrainSection(Section):
     weights too; or a configuration of your own (`.json`, relative to the recipe), with "auto" for what the recipe says.
     Upstream: SFTConfig(deepspeed=)"""
 
-    fsdp: Literal["fsdp2"] | None = None
-    """Let the processes of a run share weights, gradients and the optimizer's state with PyTorch's own FSDP2.
-    Upstream: SFTConfig(fsdp=, fsdp_config=)"""
-
 
 class EvalSection(Section):
     """Real generations on the held-out rows, counted before and after training."""

@@ -19,6 +19,7 @@ ELSEWHERE = {
     "enable_thinking": "data.chat_template_kwargs",
     "eval_dataset": "data.eval",
     "evaluation_strategy": "train.eval_strategy",
+    "fsdp": "train.deepspeed",
     "finetuning_type": "model.full_finetuning",
     "flash_attention": "model.attn_implementation",
     "gradient_accumulation": "train.gradient_accumulation_steps",

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fastft.recipe.model import Recipe
-from fastft.recipe.sharding import ZERO_STAGES
+from fastft.recipe.shardings import ZERO_STAGES
 
 
 def unreachable_paths(recipe: Recipe, folder: Path) -> Iterator[tuple[str, str, str]]:

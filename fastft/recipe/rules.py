@@ -216,12 +216,6 @@ def _batch(recipe: Recipe, _: Given) -> Iterator[Violation]:
         yield Violation("train.effective_batch_size", wrong, instead, reads)
 
 
-def _sharding(recipe: Recipe, _: Given) -> Iterator[Violation]:
-    if recipe.train.fsdp is not None and recipe.train.deepspeed is not None:
-        wrong = "is set together with train.deepspeed: both share the model among processes"
-        yield Violation("train.fsdp", wrong, "keep one of them", ("train.deepspeed",))
-
-
 def _schedule(recipe: Recipe, _: Given) -> Iterator[Violation]:
     train = recipe.train
     if train.warmup_ratio is not None and train.warmup_steps is not None:
@@ -329,7 +323,6 @@ _RULES: tuple[Callable[[Recipe, Given], Iterator[Violation]], ...] = (
     _data,
     _precision,
     _batch,
-    _sharding,
     _schedule,
     _evaluation,
     _checkpoints,

@@ -133,7 +133,10 @@ def _run(attempt: Attempt) -> None:
     select(attempt.engine)
     ready = prepare_run(attempt)
     found = attempt.ranks.share("checkpoint", lambda: str(begin(attempt, ready) or ""))
-    outcome, model, tokenizer = _train(attempt, ready, Path(found) if found else None)
+    checkpoint = Path(found) if found else None
+    if checkpoint is not None and attempt.loaded.recipe.train.deepspeed is not None:
+        _refuse_other_ranks(checkpoint, attempt.ranks.world.size)
+    outcome, model, tokenizer = _train(attempt, ready, checkpoint)
     if outcome is None:  # rank 0 does the rest
         return
     totals, seconds = MetricsFile(attempt.run.metrics).history().totals, time.perf_counter() - started
@@ -164,6 +167,15 @@ def _run(attempt: Attempt) -> None:
             attempt.run.write(result)  # training is done; `fastft export` can try again
             raise
     attempt.run.write(result)
+
+
+def _refuse_other_ranks(checkpoint: Path, now: int) -> None:
+    """Stop where `now` processes would continue what another number of them shared with DeepSpeed."""
+    before = ranks_of(checkpoint)
+    if before != now:
+        wrong = f"{now} processes cannot continue what {before} trained: DeepSpeed's state is split in {before}"
+        instead = f"start {before}, or begin anew with --fresh"
+        raise MachineError(Problem(Where(str(checkpoint)), "train.deepspeed", wrong, instead))
 
 
 def _train(attempt: Attempt, ready: Ready, checkpoint: Path | None) -> tuple[Outcome | None, Model, Tokenizer]:
@@ -202,10 +214,6 @@ def _train_once(
     metrics = MetricsFile(attempt.run.metrics)
     if checkpoint is not None:
         before, now = ranks_of(checkpoint), ranks.world.size
-        if before != now and plan.calls.trainer.kwargs.get("deepspeed"):
-            wrong = f"{now} processes cannot continue what {before} trained: DeepSpeed's state is split in {before}"
-            instead = f"start {before}, or begin anew with --fresh"
-            raise MachineError(Problem(Where(str(checkpoint)), "train.deepspeed", wrong, instead))
         changed = "" if before == now else f" with {now} process{'es' * (now > 1)}, {before} before: the same batches"
         attempt.view.note(f"continuing from step {step_of(checkpoint)}{changed}")
 

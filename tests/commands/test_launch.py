@@ -52,6 +52,7 @@ def test_one_host_of_a_file_needs_no_ssh(tmp_path: Path) -> None:
     ("changes", "words"),
     [
         ({"engine": "zero9"}, r"--engine: is no way .* \(got zero9\); write ddp"),
+        ({"engine": "fsdp2"}, r"--engine: FSDP2 is forecast alone: its checkpoints .* \(got fsdp2\); write zero3"),
         ({"nodes": 2}, "--nnodes: 2 hosts need --node-rank and --master too"),
         ({"nodes": 2, "node": 2, "master": "a"}, "--node-rank: is no host of 2"),
     ],

@@ -210,13 +210,16 @@ def test_a_killed_rank_ends_the_others_with_its_name_and_the_same_command_contin
 
 
 @pytest.mark.parametrize("name", ["zero2", pytest.param("zero3", marks=pytest.mark.slow)])
-def test_deepspeed_trains_the_same_stops_and_continues(folder: Path, two: RunDir, name: str) -> None:
+def test_deepspeed_trains_the_same_and_continues_after_a_killed_rank(folder: Path, two: RunDir, name: str) -> None:
     recipe = folder / f"{name}.toml"
     processes = start(recipe, 2)
     wait_for(processes[0], "step 5/")
-    processes[1].send_signal(signal.SIGTERM)
-    codes, errors = finish(processes)
-    assert codes == [75, 75], errors
+    processes[1].kill()
+    codes, errors = finish(processes, 60)
+    assert codes == [4, -signal.SIGKILL], errors
+    codes, errors = finish(start(recipe, 3), 60)
+    assert codes == [4, 4, 4], errors
+    assert "3 processes cannot continue what 2 trained" in errors[0]
     codes, errors = finish(start(recipe, 2))
     assert codes == [0, 0], errors
     run = RunDir(folder / "runs" / name)

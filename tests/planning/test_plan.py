@@ -176,7 +176,6 @@ def test_epochs_and_steps_never_both_reach_the_trainer(recipe: Make) -> None:
 @pytest.mark.parametrize(
     ("device", "overrides", "field", "expected"),
     [
-        (CPU, ['train.fsdp="fsdp2"'], "train.fsdp", "FSDP2 is not proven"),
         (T4, ["train.bf16=true"], "train.bf16", "Tesla T4, 15.0 GiB does not compute in bfloat16"),
         (A100, ["model.dtype=float32"], "model.dtype", "on this GPU Unsloth computes in bfloat16 all the same"),
         (A100, ["train.bf16=false"], "train.bf16", "on this GPU Unsloth computes in bfloat16 all the same"),
