@@ -79,7 +79,6 @@ def run(
         typer.Option("--accept-drift", metavar="KEY", help="Continue although this changed: packages.torch, device."),
     ] = None,
     as_json: AsJson = False,
-    local_rank: Annotated[int | None, typer.Option("--local_rank", "--local-rank", hidden=True)] = None,
 ) -> None:
     """Check, plan, load, train, evaluate and save; print what changed.
 
@@ -88,8 +87,6 @@ def run(
     from fastft.commands.run import run_in_terminal
     from fastft.stages.attempt import Start
 
-    if local_rank is not None:  # deepspeed's launcher says it here too
-        os.environ.setdefault("LOCAL_RANK", str(local_rank))
     run = Path(resume) if resume not in (None, NEWEST) else None
     start = Start(resume is not None, fresh, run, tuple(accept_drift or ()))
     run_in_terminal(recipe, overrides or [], runs_dir, start, as_json=as_json)
@@ -416,8 +413,11 @@ def _top(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
+    local_rank: Annotated[int | None, typer.Option("--local_rank", "--local-rank", hidden=True)] = None,
 ) -> None:
     """Fine-tune language models fast, from one TOML recipe."""
+    if local_rank is not None:  # deepspeed's launcher says it here too, in front of the command
+        os.environ.setdefault("LOCAL_RANK", str(local_rank))
 
 
 def main() -> None:

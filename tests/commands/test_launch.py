@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -79,3 +81,9 @@ def test_a_host_file_that_is_wrong(tmp_path: Path, text: str, words: str) -> Non
 
     with pytest.raises(UsageError, match=words):
         read_hostfile(path)
+
+
+def test_deepspeed_says_the_local_rank_in_front_of_the_command() -> None:
+    command = [sys.executable, "-m", "fastft", "--local_rank=1", "launch", "--help"]
+
+    assert "--engine" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
