@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from fastft.engine.sampler import DealtSampler, EpochSampler
+from fastft.engine.sharding import pickles_as_weights
 from fastft.planning.schedule import make_schedule
 from fastft.recipe.model import TrainSection
 from fastft.runs.checkpoints import checkpoints
@@ -232,3 +234,22 @@ def test_deepspeed_trains_the_same_and_continues_after_a_killed_rank(folder: Pat
     newest = run.checkpoints / f"step-{len(steps(run))}"
     assert len(list(newest.glob("global_step*/*optim_states.pt"))) == 2
     assert not list(newest.glob("*.py"))
+
+
+class _Hostile:
+    def __init__(self, mark: Path) -> None:
+        self._mark = mark
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self._mark),)
+
+
+def test_a_pickle_in_a_checkpoint_of_deepspeed_runs_no_code(tmp_path: Path) -> None:
+    from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
+
+    file = tmp_path / "mp_rank_00_model_states.pt"
+    torch.save({"module": _Hostile(tmp_path / "ran")}, file)
+
+    with pickles_as_weights(), pytest.raises(pickle.UnpicklingError):
+        TorchCheckpointEngine().load(str(file), map_location="cpu")
+    assert not (tmp_path / "ran").exists()
