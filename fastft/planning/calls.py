@@ -53,7 +53,7 @@ def load_call(recipe: Recipe, model_path: str, choices: Choices) -> Call:
                 "model_name": model_path,
                 "max_seq_length": model.max_seq_length,
                 **shared,
-                "load_in_4bit": model.load_in_4bit,
+                "load_in_4bit": choices.load_in_4bit.value,
                 "full_finetuning": model.full_finetuning,
                 "use_gradient_checkpointing": choices.gradient_checkpointing.value,
                 # Unsloth swaps a model name for its own 4-bit upload unless asked to take the name as it is.
@@ -73,7 +73,7 @@ def load_call(recipe: Recipe, model_path: str, choices: Choices) -> Call:
         {
             "pretrained_model_name_or_path": model_path,
             **shared,
-            **({"quantization_config": quantized} if model.load_in_4bit else {}),
+            **({"quantization_config": quantized} if choices.load_in_4bit.value else {}),
             **revision,
             **attention,
         },
@@ -129,8 +129,8 @@ def trainer_call(
         optional |= {"metric_for_best_model": metric, "greater_is_better": metric != "eval_loss"}
     kwargs: dict[str, Any] = {
         "output_dir": output_dir,
-        "per_device_train_batch_size": train.per_device_train_batch_size,
-        "per_device_eval_batch_size": train.per_device_train_batch_size,
+        "per_device_train_batch_size": choices.per_device_train_batch_size.value,
+        "per_device_eval_batch_size": choices.per_device_train_batch_size.value,
         "gradient_accumulation_steps": choices.gradient_accumulation_steps.value,
         "learning_rate": train.learning_rate,
         "lr_scheduler_type": train.lr_scheduler_type,

@@ -11,7 +11,7 @@ from typing import Any, Generic, Literal, TypeVar
 from fastft.probe.base_model import BaseModel
 from fastft.probe.device import Device
 from fastft.probe.software import NEEDED
-from fastft.recipe.model import ModelSection, Recipe
+from fastft.recipe.model import ModelSection, Recipe, TrainSection
 from fastft.recipe.optimizers import OPTIMIZERS
 
 T = TypeVar("T")
@@ -20,10 +20,11 @@ CheckpointingMode = Literal["unsloth"] | bool
 
 @dataclass(frozen=True)
 class Choice(Generic[T]):
-    """A value that was decided here, and why."""
+    """A value that was decided here, and why. `runner_up`: the value in the second best set-up, None without one."""
 
     value: T
     reason: str
+    runner_up: T | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Choices:
     packing: Choice[bool]
     group_by_length: Choice[bool]
     gradient_accumulation_steps: Choice[int | None]
+    per_device_train_batch_size: Choice[int]
+    load_in_4bit: Choice[bool]
 
     @property
     def recomputes(self) -> bool:
@@ -96,7 +99,19 @@ def make_choices(
         packing=packing,
         group_by_length=choose_grouping(recipe, engine.value, device, packing.value, flat=flat),
         gradient_accumulation_steps=choose_accumulation(recipe, processes, packing.value, per_row),
+        per_device_train_batch_size=Choice(written_batch(recipe.train), "as train.per_device_train_batch_size says"),
+        load_in_4bit=Choice(recipe.model.load_in_4bit is True, "as model.load_in_4bit says"),
     )
+
+
+# The batch where a recipe counts micro-batches instead of examples: with it a step is the same on every device.
+BATCH_BY_ACCUMULATION = 2
+
+
+def written_batch(train: TrainSection) -> int:
+    """The micro-batch that a recipe writes, or the one that goes with a written accumulation."""
+    batch = train.per_device_train_batch_size
+    return BATCH_BY_ACCUMULATION if batch == "auto" else batch
 
 
 def choose_bf16(recipe: Recipe, device: Device) -> Choice[bool]:
@@ -130,7 +145,7 @@ def choose_dtype(recipe: Recipe, device: Device, bf16: bool, fp16: bool) -> Choi
     asked = recipe.model.dtype
     if asked != "auto":
         return Choice(asked, "asked for by model.dtype")
-    if bf16 and (device.is_gpu or recipe.model.load_in_4bit):
+    if bf16 and (device.is_gpu or recipe.model.load_in_4bit is True):
         return Choice("bfloat16", "bf16 is on")
     if fp16:
         return Choice("float16", "fp16 is on")
@@ -161,7 +176,7 @@ def choose_checkpointing(recipe: Recipe, engine: str, device: Device) -> Choice[
     """How activations are kept: `"unsloth"` is only known to Unsloth, and is plain recomputation on a processor."""
     asked = recipe.train.gradient_checkpointing
     if asked == "auto":
-        # Until the memory is forecast (planning/fitting.py, fit_checkpointing).
+        # Where it recomputes; whether it does is decided by what fits (planning/chooser.py).
         asked = "unsloth"
     if asked == "unsloth" and engine != "unsloth":
         return Choice(True, 'plain recomputation: "unsloth" checkpointing belongs to Unsloth')
@@ -191,7 +206,7 @@ def can_flatten(model: BaseModel) -> bool:
 
 def choose_packing(recipe: Recipe, engine: str, device: Device, *, flat: bool) -> Choice[bool]:
     """Whether `packing` is active: where packed examples stay apart; `flat`: see `can_flatten`."""
-    if not recipe.train.packing:
+    if recipe.train.packing is not True:
         return Choice(False, "not asked for")
     if engine == "unsloth" and device.is_gpu and not flat:
         return Choice(False, "Unsloth cannot keep packed examples of this model apart; transformers can")
@@ -207,7 +222,7 @@ def choose_packing(recipe: Recipe, engine: str, device: Device, *, flat: bool) -
 
 def choose_grouping(recipe: Recipe, engine: str, device: Device, packing: bool, *, flat: bool) -> Choice[bool]:
     """Whether `group_by_length` is active: where rows are not packed; `flat`: see `can_flatten`."""
-    if not recipe.train.group_by_length:
+    if recipe.train.group_by_length is not True:
         return Choice(False, "not asked for")
     if packing:
         return Choice(False, "packing is active: packed rows are all of one length")
@@ -222,12 +237,11 @@ def choose_accumulation(recipe: Recipe, devices: int, packing: bool, per_row: fl
     `per_row`: examples in a packed row, None before they are tokenized.
     """
     train = recipe.train
-    batch = train.per_device_train_batch_size
-    if train.effective_batch_size is None:
+    batch, size = written_batch(train), train.examples_per_step
+    if size is None:
         if train.gradient_accumulation_steps is None:
             return Choice(1, "the default")
         return Choice(train.gradient_accumulation_steps, "asked for")
-    size = train.effective_batch_size
     if not packing:
         value = max(1, math.ceil(size / (batch * devices)))
         return Choice(value, f"{size} examples per step / (batch {batch} x {devices} device{'s' * (devices > 1)})")

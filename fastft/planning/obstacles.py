@@ -69,7 +69,7 @@ def missing_packages(
         wrong = f"{optimizer.name} needs {', '.join(absent)}, not installed"
         instead = f'run: pip install {" ".join(absent)}, or write "adamw_torch"'
         yield loaded.problem("train.optim", wrong, instead)
-    if loaded.recipe.model.load_in_4bit and "bitsandbytes" not in installed:
+    if loaded.recipe.model.load_in_4bit is True and "bitsandbytes" not in installed:
         instead = "run: pip install bitsandbytes, or write false"
         yield loaded.problem("model.load_in_4bit", "4-bit weights need bitsandbytes, not installed", instead)
     reporters = loaded.recipe.train.report_to
@@ -101,7 +101,7 @@ def _processor(loaded: LoadedRecipe, device: Device, model: BaseModel) -> Iterat
     recipe = loaded.recipe
     here = f"{device.missing}; here is only {device}" if device.missing else f"no GPU found, only {device}"
     shape = architecture_of(recipe.model.id, model.config)
-    if recipe.model.load_in_4bit and shape is not None:
+    if recipe.model.load_in_4bit is True and shape is not None:
         odd = {name: inputs for name, (inputs, _) in shape.projections.items() if inputs % NF4_BLOCK}
         if odd:
             name, inputs = next(iter(odd.items()))
@@ -144,7 +144,7 @@ def _memory(loaded: LoadedRecipe, device: Device, model: BaseModel) -> Iterator[
     if model.weight_bytes is None:
         return
     stored = model.weight_bytes
-    if loaded.recipe.model.load_in_4bit:
+    if loaded.recipe.model.load_in_4bit is True:
         stored //= 3
     elif not device.is_gpu and model.config.get("dtype", model.config.get("torch_dtype")) in ("bfloat16", "float16"):
         stored *= 2

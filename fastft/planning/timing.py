@@ -17,6 +17,8 @@ from fastft.probe.device import Device
 
 # What training reaches of a processor's peak: the quickstart took 0.31 of it beside other work, 0.52 on a free machine.
 CPU_SHARE = Share(0.31, 0.52, "the quickstart's on two processors")
+# What a micro-batch costs a processor besides its tokens, in tokens: reading every weight from main memory once.
+CPU_READING_TOKENS = 40.0
 # Runs of one kind on one machine differ by less, and other rows of the same length hardly matter.
 MEASURED_MARGIN = 0.1
 # A GPU waits for its kernels to be started where a micro-batch is small: some 300 a layer, forward and backward, at 4
@@ -43,13 +45,14 @@ class Interval:
 class Rate:
     """What a device computes: its peak in FLOP/s, the share of it that training reaches, its memory's bytes/s if known.
 
-    `source`: where the peak comes from.
+    `source`: where the peak comes from. `reading_tokens`: see CPU_READING_TOKENS.
     """
 
     peak: float
     share: Share
     bandwidth: float | None
     source: str
+    reading_tokens: float = 0.0
 
     def flops(self, share: float | None = None) -> float:
         """FLOP/s at the likely share of the peak, or at another one."""
@@ -162,7 +165,7 @@ def _processor_rate(share: Share, device: Device) -> Rate | None:
     width = 16 if "avx512f" in flags else 8 if "avx2" in flags else 4
     peak = int(cores[1]) * float(clock[1]) * 1e6 * width * 4
     vectors = f"{cores[1]} x {float(clock[1]) / 1000:.1f} GHz x {width * 4} operations"
-    return Rate(peak, share, None, f"{peak / 1e9:.0f} GFLOP/s ({vectors})")
+    return Rate(peak, share, None, f"{peak / 1e9:.0f} GFLOP/s ({vectors})", CPU_READING_TOKENS)
 
 
 def seconds_per_epoch(
@@ -172,11 +175,11 @@ def seconds_per_epoch(
 
     `share`: of the device's peak that is reached, None for the likely one.
     """
-    computed = tokens / (1 - row.padding_share)
+    micro_batches = tokens / row.useful_tokens
+    computed = tokens / (1 - row.padding_share) + micro_batches * rate.reading_tokens
     seconds = computed * work.total / rate.flops(share)
     if rate.bandwidth is None:
         return seconds
-    micro_batches = tokens / row.useful_tokens
     if load_in_4bit:
         seconds += micro_batches * expand_seconds(model, work, rate.bandwidth)
     # As uncertain as the share is.

@@ -23,6 +23,9 @@ from fastft.recipe.reporters import REPORTERS
 
 Auto = Literal["auto"]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+BatchSize = Annotated[int, Field(ge=1, le=2**20)]
+# Examples of an optimizer step where a recipe says nothing: LoRA learns best with 32 and fewer.
+EXAMPLES_PER_STEP = 16
 # TOML arrays arrive as lists; frozen sections have tuples.
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 
@@ -107,8 +110,9 @@ class ModelSection(Section):
     Too large: memory grows with the longest example of a batch; nothing is gained beyond the longest row.
     Upstream: FastLanguageModel.from_pretrained(max_seq_length=), SFTConfig(max_length=)"""
 
-    load_in_4bit: bool = False
-    """Load the frozen base weights as 4-bit NF4 (QLoRA).
+    load_in_4bit: Auto | bool = False
+    """Load the frozen base weights as 4-bit NF4 (QLoRA). "auto" leaves it open: fastft takes the faster one that fits
+    into 90 % of the memory, which is 4-bit only where 16-bit weights do not fit.
     On: about a third of the weight memory (an 8B model: 5.7 GB instead of 16 GB); each step takes time to unpack them.
     Off: faster where 16-bit weights fit; needs 2 bytes a parameter.
     Upstream: FastLanguageModel.from_pretrained(load_in_4bit=)"""
@@ -343,8 +347,10 @@ class DataSection(Section):
 class TrainSection(Section):
     """How the weights are trained: batches, schedule, optimizer, evaluation and checkpoints."""
 
-    per_device_train_batch_size: int = Field(default=2, ge=1, le=2**20)
-    """Examples (packed rows when packing is active) that go through the model at once on each device.
+    per_device_train_batch_size: Auto | BatchSize = "auto"
+    """Examples (packed rows when packing is active) that go through the model at once on each device. "auto" takes the
+    fastest that fits into 90 % of the memory with the longest rows, and keeps the examples of an optimizer step; with
+    gradient_accumulation_steps written it is 2, so that a step is the same on every device.
     Unit: examples
     Too small: the device idles between small pieces of work; reading 4-bit weights dominates.
     Too large: out of memory. gradient_accumulation_steps gives the same examples per optimizer step with less memory.
@@ -360,7 +366,7 @@ class TrainSection(Section):
 
     effective_batch_size: int | None = Field(default=None, ge=1, le=2**20)
     """Examples per optimizer step, over all devices. fastft derives gradient_accumulation_steps from it; set only one
-    of the two.
+    of the two. Default 16, where neither gradient_accumulation_steps nor per_device_train_batch_size is written.
     Unit: examples
     Too small: noisy steps.
     Too large: few steps in an epoch; LoRA learns best at 32 and fewer.
@@ -447,23 +453,24 @@ class TrainSection(Section):
     Too large: one bad batch can damage the model.
     Upstream: SFTConfig(max_grad_norm=)"""
 
-    packing: bool = False
+    packing: Auto | bool = "auto"
     """Put several short examples into one row of max_seq_length, so that little is padding. Active only where the
-    device keeps the examples apart (attention that knows their borders); the plan says whether it is.
+    device keeps the examples apart (attention that knows their borders); the plan says whether it is. "auto" packs
+    where that is faster and an optimizer step keeps its examples.
     On: almost no padding; a row has several examples, so examples per optimizer step rise unless accumulation falls.
     Off: each example is its own row.
     Upstream: SFTConfig(packing=, packing_strategy=)"""
 
-    group_by_length: bool = False
+    group_by_length: Auto | bool = "auto"
     """Batch examples of similar length, so that little is padding. Together with packing it is the fallback for devices
-    where packing cannot be active; the plan says which one is active.
+    where packing cannot be active; the plan says which one is active. "auto" groups where that is faster.
     On: less padding; the loss curve gets a saw-tooth, since one step has examples of similar length.
     Off: examples come in random order.
     Upstream: SFTConfig(group_by_length=) before transformers 5, then SFTConfig(train_sampling_strategy=)"""
 
     gradient_checkpointing: Literal["auto", "unsloth"] | bool = "auto"
     """Recompute activations in the backward pass instead of keeping them. "unsloth" also moves them to main memory;
-    true is the plain form; false keeps them. "auto" keeps them where the forecast says that they fit into 90 % of the
+    true is the plain form; false keeps them. "auto" keeps them where that is faster among what fits into 90 % of the
     memory, else it is "unsloth", or true with plain transformers.
     On: far less memory for about a third more work.
     Off: fastest where the activations fit.
@@ -579,6 +586,13 @@ class TrainSection(Section):
     deepspeed: str | None = None
     """A DeepSpeed configuration (`.json`, relative to the recipe) for runs on several GPUs.
     Upstream: SFTConfig(deepspeed=)"""
+
+    @property
+    def examples_per_step(self) -> int | None:
+        """Examples of an optimizer step that batch and accumulation keep; None where they are written instead."""
+        if self.effective_batch_size is None and self.per_device_train_batch_size == "auto":
+            return EXAMPLES_PER_STEP if self.gradient_accumulation_steps is None else None
+        return self.effective_batch_size
 
 
 class EvalSection(Section):

@@ -170,7 +170,7 @@ def _model(recipe: Recipe, _: Given) -> Iterator[Violation]:
         wrong = "would run code that can change at any time"
         instead = 'pin it: set model.revision = "the 40-digit commit that you have read"'
         yield Violation("model.trust_remote_code", wrong, instead, ("model.revision",))
-    if model.full_finetuning and model.load_in_4bit:
+    if model.full_finetuning and model.load_in_4bit is True:
         wrong = "4-bit weights cannot be trained themselves, but model.full_finetuning = true asks for it"
         yield Violation("model.load_in_4bit", wrong, "set one of the two to false", ("model.full_finetuning",))
 
@@ -207,7 +207,7 @@ def _batch(recipe: Recipe, _: Given) -> Iterator[Violation]:
         wrong = f"is set together with gradient_accumulation_steps = {train.gradient_accumulation_steps}"
         instead = "keep one of them: fastft derives the other"
         yield Violation("train.effective_batch_size", wrong, instead, ("train.gradient_accumulation_steps",))
-    elif size % batch and not train.packing:
+    elif batch != "auto" and size % batch and train.packing is not True:
         below, above = size - size % batch, size + batch - size % batch
         wrong = f"is not a multiple of per_device_train_batch_size = {batch}"
         near = f"{below} or {above}" if below else str(above)

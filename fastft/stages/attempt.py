@@ -221,6 +221,7 @@ def _train_once(
         stop_on_divergence=recipe.train.stop_on_divergence,
         step_rows=rows_per_step(
             recipe.train,
+            plan.schedule.per_device_train_batch_size,
             plan.schedule.gradient_accumulation_steps or 1,
             ranks.world.size,
             packing=plan.choices.packing.value,

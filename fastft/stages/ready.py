@@ -14,6 +14,7 @@ from fastft.data.prepare import Prepared
 from fastft.data.render import Prompt, render_prompt
 from fastft.errors import DataError, Interrupted, MachineError, Problem, Where
 from fastft.files.atomic import write_json, write_text
+from fastft.planning.chooser import WRITTEN
 from fastft.planning.facts import Facts, with_rows
 from fastft.planning.plan import Plan, make_plan
 from fastft.recipe.loader import LoadedRecipe
@@ -23,6 +24,7 @@ from fastft.runs.checkpoints import newest_checkpoint, set_aside, step_of
 from fastft.runs.directory import RunDir, run_name
 from fastft.runs.held_out import HeldOut
 from fastft.runs.manifest import Manifest, changes, make_manifest
+from fastft.runs.planned import Planned
 from fastft.runs.ranks import Ranks
 from fastft.stages.inputs import convert, prepare_rows
 from fastft.stages.stopping import Stopping
@@ -77,6 +79,14 @@ class Ready:
     job: Job
 
 
+def _began(run: RunDir) -> dict[str, object]:
+    """What an earlier attempt at this run chose where the recipe leaves it open; nothing for the first attempt."""
+    plan = run.read(Planned)
+    chosen = {} if plan is None else plan.choices
+    names = {key: f"{section}.{key}" for key, section in WRITTEN.items()}
+    return {key: chosen[name].value for key, name in names.items() if name in chosen}
+
+
 def prepare_run(attempt: Attempt) -> Ready:
     """The rows, the plan for them, and a rehearsal of every export.
 
@@ -93,7 +103,7 @@ def prepare_run(attempt: Attempt) -> Ready:
         for note in notes:
             attempt.view.note(note)
     facts = with_rows(attempt.facts, loaded.recipe, rows)
-    plan = make_plan(loaded, facts, str(run.path))
+    plan = make_plan(loaded, facts, str(run.path), began=ranks.share("began", lambda: _began(run)))
     ranks.agree("rows as read", rows.train_sha256 + (rows.eval_sha256 or ""), "training data")
     ranks.agree("plan", repr((plan.schedule, [call.kwargs for call in plan.calls.in_order])), "plan")
     if plan.obstacles:

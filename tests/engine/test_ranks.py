@@ -65,6 +65,7 @@ class TestDeal:
             rows=101,
             tokens=None,
             eval_examples=None,
+            batch=2,
             accumulation=accumulation,
             devices=ranks,
             train=train,
