@@ -222,11 +222,17 @@ def choose_packing(recipe: Recipe, engine: str, device: Device, *, flat: bool) -
 
 def choose_grouping(recipe: Recipe, engine: str, device: Device, packing: bool, *, flat: bool) -> Choice[bool]:
     """Whether `group_by_length` is active: where rows are not packed; `flat`: see `can_flatten`."""
-    if recipe.train.group_by_length is not True:
+    asked = recipe.train.group_by_length
+    if asked is False:
         return Choice(False, "not asked for")
     if packing:
         return Choice(False, "packing is active: packed rows are all of one length")
-    if device.is_gpu and engine == "unsloth" and flat:
+    flattens = device.is_gpu and engine == "unsloth" and flat
+    if asked == "auto" and flattens:
+        return Choice(False, "Unsloth flattens micro-batches on a GPU, so nothing is padded")
+    if asked == "auto":
+        return Choice(False, "the rows of a step are sorted by length already, which changes no gradient")
+    if flattens:
         return Choice(True, "asked for; Unsloth flattens batches on this GPU, so it saves no padding here")
     return Choice(True, "batches of like length need little padding")
 

@@ -1,7 +1,8 @@
 """What a recipe leaves open: every set-up that is possible, those that fit into 90 % of memory, the fastest of them.
 
-A set-up is a micro-batch, with or without checkpointing, packing, grouping by length and 4-bit weights. Each keeps the
-examples of an optimizer step, and changes no key that the recipe writes.
+A set-up is a micro-batch, with or without checkpointing, packing and 4-bit weights. Each keeps the examples of an
+optimizer step, and changes no key that the recipe writes. Rows are never grouped by length unless a recipe says so: the
+rows of each step are sorted into its micro-batches, which saves most of the padding and changes no gradient.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class _SetUp:
     def preference(self) -> tuple[bool, ...]:
         """The order among equally fast ones: what changes least about training first."""
         choices = self.settled.choices
-        return (choices.load_in_4bit.value, choices.recomputes, choices.packing.value, choices.group_by_length.value)
+        return (choices.load_in_4bit.value, choices.recomputes, choices.packing.value)
 
     @property
     def words(self) -> str:
@@ -77,7 +78,6 @@ class _SetUp:
         accumulation = choices.gradient_accumulation_steps.value
         on = {
             "packed": choices.packing.value,
-            "by length": choices.group_by_length.value,
             "recomputed": choices.recomputes,
             "in 4 bits": choices.load_in_4bit.value,
         }
@@ -91,7 +91,7 @@ def settle(recipe: Recipe, facts: Facts, engine: Choice[str], model: Architectur
     packed = _packed(recipe, facts, engine) if recipe.train.packing is not False else None
     if not is_open:
         return _settled(recipe, facts, engine, {}, packed)
-    off = _reasons_off(recipe, facts, engine, packed)
+    off = _packing_off(recipe, facts, engine, packed)
     if model is None:
         unknown = _settled(recipe, facts, engine, {}, packed)
         reason = "the sizes of the base model are unknown, so activations are recomputed"
@@ -100,7 +100,7 @@ def settle(recipe: Recipe, facts: Facts, engine: Choice[str], model: Architectur
             choices=_explained(unknown.choices, None, is_open, reason, off),
         )
     ranking = _Ranking(recipe, facts, model, packed)
-    options = _options(recipe, facts, engine, packed)
+    options = _options(recipe, facts, packed)
     found = [ranking.rate(_settled(recipe, facts, engine, answers, packed)) for answers in options]
     fitting = [each for each in found if each.peak_bytes <= TARGET_SHARE * facts.device.memory_bytes]
     ordered = _order(fitting, large_first=facts.device.is_gpu)
@@ -137,13 +137,13 @@ def _reason(best: _SetUp, runner_up: _SetUp | None, possible: int, fitting: int,
 
 
 def _explained(
-    choices: Choices, runner_up: Choices | None, is_open: set[str], reason: str, reasons: Mapping[str, str]
+    choices: Choices, runner_up: Choices | None, is_open: set[str], reason: str, packing_off: str
 ) -> Choices:
-    """`choices` with the reason at what was open, and what the runner-up has there; `reasons`: for what stays off."""
+    """`choices` with the reason at what was open, and what the runner-up has there."""
     changes: dict[str, Choice[Any]] = {}
     for key in is_open:
         own: Choice[Any] = getattr(choices, key)
-        says = own.reason if own.value else reasons.get(key, own.reason)
+        says = packing_off if key == "packing" and not own.value else own.reason
         if key in ("per_device_train_batch_size", "gradient_checkpointing"):
             says = reason
         if key == "load_in_4bit":
@@ -152,20 +152,19 @@ def _explained(
     return replace(choices, **changes)
 
 
-def _reasons_off(recipe: Recipe, facts: Facts, engine: Choice[str], packed: Sequence[int] | None) -> dict[str, str]:
-    """Why packing and grouping by length stay off where they were left open."""
+def _packing_off(recipe: Recipe, facts: Facts, engine: Choice[str], packed: Sequence[int] | None) -> str:
+    """Why packing stays off where it was left open."""
     asked = with_values(recipe, {"packing": True})
     choice = choose_packing(asked, engine.value, facts.device, flat=can_flatten(facts.base_model))
-    reasons = dict.fromkeys(("packing", "group_by_length"), "would not be faster here")
     if not choice.value:
-        reasons["packing"] = choice.reason
-    elif facts.lengths is None:
-        reasons = dict.fromkeys(reasons, "the lengths of the rows are not known yet")
-    elif not _keeps_step(recipe, facts, packed):
-        reasons["packing"] = "whole packed rows would change the examples of an optimizer step"
-    if _can_flatten_here(facts, engine):
-        reasons["group_by_length"] = "Unsloth flattens micro-batches on a GPU, so nothing is padded"
-    return reasons
+        return choice.reason
+    if recipe.train.group_by_length is True:
+        return "group_by_length is asked for, which packing would switch off"
+    if facts.lengths is None:
+        return "the lengths of the rows are not known yet"
+    if not _keeps_step(recipe, facts, packed):
+        return "whole packed rows would change the examples of an optimizer step"
+    return "would not be faster here"
 
 
 def _packed(recipe: Recipe, facts: Facts, engine: Choice[str]) -> Sequence[int] | None:
@@ -186,24 +185,33 @@ def with_values(recipe: Recipe, answers: Mapping[str, Any]) -> Recipe:
     return recipe.model_copy(update=sections)
 
 
+def with_origin(choices: Choices, recipe: Recipe, began: Mapping[str, object]) -> Choices:
+    """`choices` that say where a value of `began` at a key that `recipe` leaves open comes from."""
+    return replace(
+        choices,
+        **{
+            key: replace(getattr(choices, key), reason="as this run began, on its first process")
+            for key in began
+            if getattr(getattr(recipe, WRITTEN[key]), key) == "auto"
+        },
+    )
+
+
 def pinned(recipe: Recipe, began: Mapping[str, object]) -> Recipe:
     """`recipe` with the values that its run began with at what it leaves open: a run never changes them on its way."""
     open_keys = {key: value for key, value in began.items() if getattr(getattr(recipe, WRITTEN[key]), key) == "auto"}
     return with_values(recipe, open_keys)
 
 
-def _options(
-    recipe: Recipe, facts: Facts, engine: Choice[str], packed: Sequence[int] | None
-) -> Iterator[dict[str, Any]]:
+def _options(recipe: Recipe, facts: Facts, packed: Sequence[int] | None) -> Iterator[dict[str, Any]]:
     """Every combination of values of the open keys."""
-    train, flat = recipe.train, _can_flatten_here(facts, engine)
+    train = recipe.train
     checkpointing = [False, "auto"] if train.gradient_checkpointing == "auto" else [train.gradient_checkpointing]
-    keeps_step = _keeps_step(recipe, facts, packed)
-    for packing in [train.packing] if train.packing != "auto" else [False, True] if keeps_step else [False]:
-        by_length = [False] if packing or flat or facts.lengths is None else [False, True]
+    # Packing would switch off the grouping that a recipe writes.
+    may_pack = train.group_by_length is not True and _keeps_step(recipe, facts, packed)
+    for packing in [train.packing] if train.packing != "auto" else [False, True] if may_pack else [False]:
         values: dict[str, list[Any]] = {
             "packing": [packing],
-            "group_by_length": by_length if train.group_by_length == "auto" else [train.group_by_length],
             "gradient_checkpointing": checkpointing,
             "load_in_4bit": _bits(recipe, facts),
             "per_device_train_batch_size": _batches(recipe, facts, packed if packing else None),
@@ -261,7 +269,6 @@ def _settled(
         {
             "per_device_train_batch_size": choices.per_device_train_batch_size.value,
             "packing": own.train.packing is True,
-            "group_by_length": own.train.group_by_length is True,
             "gradient_checkpointing": choices.gradient_checkpointing.value,
             "load_in_4bit": choices.load_in_4bit.value,
         },
@@ -349,7 +356,15 @@ class _Ranking:
         # One share of the peak for all batches: published ones are too few to rank them.
         size = self.recipe.train.examples_per_step or row.batch
         tokens = size * sum(self.lengths) / len(self.lengths)
-        rate = device_rate(facts.device, model, kind_of(settled.recipe, choices), choices.engine.value, tokens, ())
+        rate = device_rate(
+            facts.device,
+            model,
+            kind_of(settled.recipe, choices),
+            choices.engine.value,
+            tokens,
+            (),
+            facts.product(model, choices.dtype.value),
+        )
         span = describe(self.lengths).mean_span
         if choices.packing.value and not _can_flatten_here(self.facts, choices.engine):
             span = 2.0 * self.recipe.model.max_seq_length  # the whole row, masked

@@ -12,7 +12,8 @@ from fastft.data.unused import unused_notes
 from fastft.files.atomic import free_bytes, may_write, on_one_disk
 from fastft.files.cache import cache_folder
 from fastft.planning.measured import Measured, measured_shares, throughput_file
-from fastft.probe.architecture import architecture_of
+from fastft.planning.products import Product, Products, kept_products, products_file, products_key
+from fastft.probe.architecture import Architecture, architecture_of
 from fastft.probe.base_model import BaseModel, find_base_model, hub_cache
 from fastft.probe.device import Device, find_device
 from fastft.probe.software import installed
@@ -73,7 +74,8 @@ class Facts:
     once they are tokenized or estimated, else None and `rows_missing` says why. `free_disk_bytes`: free space where
     runs are written; `free_cache_bytes`: where base models are kept, None if that is the same disk. `read_only`: the
     folder of the runs where nothing may be written there, else None. `measured`: the
-    rates of earlier runs here. `processes`: how many this run is made of, one a GPU (see probe/world.py).
+    rates of earlier runs here; `products`: what processors were measured to multiply. `processes`: how many this run is
+    made of, one a GPU (see probe/world.py).
     """
 
     device: Device
@@ -86,6 +88,7 @@ class Facts:
     rows_missing: str = "the rows are not tokenized yet"
     processes: int = 1
     measured: Measured = field(default_factory=dict)
+    products: Mapping[str, Products] = field(default_factory=dict)
     free_cache_bytes: int | None = None
     read_only: str | None = None
 
@@ -93,6 +96,12 @@ class Facts:
     def lengths(self) -> Sequence[int] | None:
         """Tokens of each training row, None before they are tokenized."""
         return None if self.rows is None else self.rows.lengths
+
+    def product(self, model: Architecture | None, dtype: str) -> Product | None:
+        """What this processor was measured to multiply at the sizes of `model`; None on a GPU, or before a run."""
+        if model is None or self.device.is_gpu:
+            return None
+        return self.products.get(products_key(self.device, model, self.installed), {}).get(dtype)
 
 
 def find_facts(loaded: LoadedRecipe, runs_dir: Path) -> Facts:
@@ -119,6 +128,7 @@ def find_facts(loaded: LoadedRecipe, runs_dir: Path) -> Facts:
         free_cache_bytes=None if on_one_disk(runs_dir, cache) else free_bytes(cache),
         processes=world_size(),
         measured=measured_shares(throughput_file()),
+        products=kept_products(products_file()),
     )
 
 

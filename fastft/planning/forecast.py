@@ -52,7 +52,8 @@ def make_forecast(
         row_tokens = round(describe(facts.lengths).mean)
     key = rate_key(recipe, facts, choices, model, mode)
     kind, measured = kind_of(recipe, choices), facts.measured.get(key, ())
-    rate = device_rate(facts.device, model, kind, choices.engine.value, batch * row_tokens, measured)
+    product = facts.product(model, choices.dtype.value)
+    rate = device_rate(facts.device, model, kind, choices.engine.value, batch * row_tokens, measured, product)
     tokens, work = sum(facts.lengths or ()), None
     if model is not None:
         work = work_per_token(

@@ -63,7 +63,9 @@ def rate_key(recipe: Recipe, facts: Facts, choices: Choices, model: Architecture
         choices.dtype.value,
         choices.engine.value,
     )
-    return " | ".join((*parts, "recomputed" if choices.recomputes else "kept", versions))
+    # A share of a measured peak is none of one by cores and clock.
+    peak = "of measured products" if facts.product(model, choices.dtype.value) else "of a table"
+    return " | ".join((*parts, "recomputed" if choices.recomputes else "kept", peak, versions))
 
 
 def keep_share(path: Path, key: str, time: Time, padding: Padding, seconds: float) -> None:

@@ -12,7 +12,7 @@ from fastft.planning.batching import Batching, Mode, UnknownBatching
 from fastft.planning.calls import Calls, adapter_call, load_call, trainer_call
 from fastft.planning.cautions import Caution, Sight, find_cautions
 from fastft.planning.choices import Choices, choose_engine
-from fastft.planning.chooser import WRITTEN, pinned, settle, with_values
+from fastft.planning.chooser import WRITTEN, pinned, settle, with_origin, with_values
 from fastft.planning.disk import Disk, make_disk
 from fastft.planning.facts import Estimate, Facts
 from fastft.planning.fitting import MemoryForecast, UnknownMemory
@@ -49,6 +49,11 @@ class Plan:
     obstacles: tuple[Problem, ...]
     calls: Calls
 
+    @property
+    def chosen(self) -> Mapping[str, object]:
+        """The values of what a recipe may leave open, as `make_plan` takes them in `began`."""
+        return {key: getattr(self.choices, key).value for key in WRITTEN}
+
     def as_json(self) -> dict[str, Any]:
         """The plan as plain values, in the order in which it is read."""
         return dataclasses.asdict(self) | {
@@ -79,7 +84,8 @@ def make_plan(
     engine = choose_engine(loaded.recipe, facts.installed, ranks_on_cpu=ranks_on_cpu)
     architecture = architecture_of(loaded.recipe.model.id, facts.base_model.config)
     settled = settle(asked, facts, engine, architecture)
-    recipe, choices, packed = settled.recipe, settled.choices, settled.packed
+    recipe, packed = settled.recipe, settled.packed
+    choices = with_origin(settled.choices, loaded.recipe, began or {})
     schedule = _schedule(asked.train, facts, choices, packed)
     whole = dataclasses.replace(loaded, recipe=recipe)
     disk = make_disk(recipe, facts.base_model, architecture, facts.free_disk_bytes, facts.free_cache_bytes)
@@ -114,7 +120,7 @@ def with_less_memory(loaded: LoadedRecipe, plan: Plan) -> LoadedRecipe | None:
     that was open stays as it was chosen: the forecast was wrong once.
     """
     batch, accumulation = plan.schedule.per_device_train_batch_size, plan.schedule.gradient_accumulation_steps or 1
-    values = {key: getattr(plan.choices, key).value for key in WRITTEN}
+    values = {**plan.chosen}
     if loaded.recipe.train.gradient_checkpointing == "auto":
         values["gradient_checkpointing"] = "unsloth" if plan.engine == "unsloth" else True
     if plan.choices.recomputes or loaded.recipe.train.gradient_checkpointing != "auto":

@@ -469,7 +469,7 @@ class TrainSection(Section):
 
     group_by_length: Auto | bool = "auto"
     """Batch examples of similar length, so that little is padding. Together with packing it is the fallback for devices
-    where packing cannot be active; the plan says which one is active. "auto" groups where that is faster.
+    where packing cannot be active; the plan says which one is active. "auto" is off.
     On: less padding; the loss curve gets a saw-tooth, since one step has examples of similar length.
     Off: examples come in random order; those of one optimizer step are sorted into its micro-batches, which changes no
     gradient and saves padding where a step has several.

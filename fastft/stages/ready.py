@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
@@ -18,6 +19,8 @@ from fastft.files.records import write_checked
 from fastft.planning.chooser import WRITTEN
 from fastft.planning.facts import Facts, with_rows
 from fastft.planning.plan import Plan, make_plan
+from fastft.planning.products import keep_products, products_file, products_key
+from fastft.probe.architecture import architecture_of
 from fastft.recipe.loader import LoadedRecipe
 from fastft.report.live import LiveView
 from fastft.report.rows import accounts, reject_lines
@@ -97,6 +100,37 @@ def _began(run: RunDir) -> dict[str, object]:
     return {key: chosen[name].value for key, name in names.items() if name in chosen}
 
 
+def agree_on_plan(loaded: LoadedRecipe, facts: Facts, run: RunDir, ranks: Ranks) -> Plan:
+    """The plan for the rows as read; where the recipe leaves something open, every rank takes what rank 0 chose.
+
+    Raises:
+        MachineError: this rank's plan is another one than that of rank 0, for a reason that no recipe leaves open.
+    """
+    own = ranks.first(lambda: make_plan(loaded, facts, str(run.path), began=_began(run)))
+    chosen = ranks.share("choices", lambda: {} if own is None else own.chosen)
+    plan = own or make_plan(loaded, facts, str(run.path), began=chosen)
+    ranks.agree("plan", repr((plan.schedule, [call.kwargs for call in plan.calls.in_order])), "plan")
+    return plan
+
+
+def _with_products(attempt: Attempt, facts: Facts) -> Facts:
+    """`facts` with what this processor multiplies; the first run with a model of these sizes measures it.
+
+    Rank 0 of several does it alone: what it chooses goes for all.
+    """
+    model = architecture_of(facts.base_model.id, facts.base_model.config)
+    if facts.device.is_gpu or model is None or not attempt.ranks.world.is_first or facts.product(model, "float32"):
+        return facts
+    attempt.stage("measuring the processor, once")
+    from fastft.engine.products import measure_products
+
+    key = products_key(facts.device, model, facts.installed)
+    found = measure_products(model, bfloat16=facts.device.computes_bfloat16)
+    with contextlib.suppress(OSError):  # a lost figure is no reason to lose a run
+        keep_products(products_file(), key, found)
+    return dataclasses.replace(facts, products={**facts.products, key: found})
+
+
 def prepare_run(attempt: Attempt) -> Ready:
     """The rows, the plan for them, and a rehearsal of every export.
 
@@ -112,10 +146,9 @@ def prepare_run(attempt: Attempt) -> Ready:
         attempt.stage(counts)
         for note in notes:
             attempt.view.note(note)
-    facts = with_rows(attempt.facts, loaded.recipe, rows)
-    plan = make_plan(loaded, facts, str(run.path), began=ranks.share("began", lambda: _began(run)))
+    facts = _with_products(attempt, with_rows(attempt.facts, loaded.recipe, rows))
     ranks.agree("rows as read", rows.train_sha256 + (rows.eval_sha256 or ""), "training data")
-    ranks.agree("plan", repr((plan.schedule, [call.kwargs for call in plan.calls.in_order])), "plan")
+    plan = agree_on_plan(loaded, facts, run, ranks)
     if plan.obstacles:
         raise MachineError(plan.obstacles)
     for warning in plan.warnings:
