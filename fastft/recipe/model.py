@@ -118,8 +118,8 @@ class ModelSection(Section):
     Upstream: FastLanguageModel.from_pretrained(load_in_4bit=)"""
 
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """The number format of the weights that are not quantized. "auto" takes bfloat16 where the device computes in it,
-    float16 on older GPUs, float32 on a CPU without it.
+    """The number format of the weights that are not quantized. "auto" takes bfloat16 on GPUs that compute in it,
+    float16 on older ones, and float32 on a processor.
     Upstream: FastLanguageModel.from_pretrained(dtype=)"""
 
     full_finetuning: bool = False
@@ -484,7 +484,7 @@ class TrainSection(Section):
     Upstream: FastLanguageModel.get_peft_model(use_gradient_checkpointing=), SFTConfig(gradient_checkpointing=)"""
 
     bf16: Auto | bool = "auto"
-    """Compute in bfloat16. "auto" switches it on where the device supports it.
+    """Compute in bfloat16. "auto" switches it on where a GPU supports it.
     On: about twice as fast and half the activation memory.
     Off: float32 (or float16 with fp16 = true).
     Upstream: SFTConfig(bf16=)"""
