@@ -122,7 +122,9 @@ def choose_bf16(recipe: Recipe, device: Device) -> Choice[bool]:
     if recipe.train.fp16 is True or recipe.model.dtype in ("float16", "float32"):
         return Choice(False, "train.fp16 or model.dtype asks for another precision")
     if not device.is_gpu:
-        return Choice(False, "float32 on a processor: the same result on every machine")
+        return Choice(
+            False, "float32 on a processor: the same result on every machine, and exports that pass their proof"
+        )
     can = device.computes_bfloat16
     return Choice(can, f"{device.name} {'computes' if can else 'does not compute'} in bfloat16")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 from collections.abc import Mapping
@@ -61,7 +62,8 @@ def keep_products(path: Path, key: str, products: Products) -> None:
 def products_key(device: Device, model: Architecture, installed: Mapping[str, str]) -> str:
     """What two measurements must have in common to be one."""
     sizes = f"{model.layers}x{model.hidden}x{model.inner}"
-    return " | ".join((device.name, _processor_name(), sizes, f"torch {installed.get('torch', 'none')}"))
+    threads = f"threads {os.environ.get('OMP_NUM_THREADS', 'all')}"
+    return " | ".join((device.name, _processor_name(), threads, sizes, f"torch {installed.get('torch', 'none')}"))
 
 
 def _processor_name() -> str:

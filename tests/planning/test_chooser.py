@@ -16,7 +16,7 @@ from fastft.planning.plan import Plan, make_plan, with_less_memory
 from fastft.planning.products import Product, Products, keep_products, kept_products, products_key
 from fastft.planning.schedule import Schedule
 from fastft.planning.timing import Time
-from fastft.probe.architecture import architecture_of
+from fastft.probe.architecture import KNOWN, architecture_of
 from fastft.probe.base_model import BaseModel
 from fastft.probe.device import GIB, Device
 from fastft.probe.software import TESTED
@@ -143,6 +143,16 @@ def test_a_measurement_of_other_sizes_or_another_precision_is_not_taken(recipe: 
         {products_key(CPU, model, TESTED): {"bfloat16": Product(1e9, 0.0)}},
     ):
         assert plan(loaded, CPU, products=products).time == without.time
+
+
+def test_a_measurement_with_other_threads_is_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = KNOWN["llama-3.1-8b"]
+    keys = set()
+    for threads in ("1", "2"):
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        keys.add(products_key(CPU, model, TESTED))
+
+    assert len(keys) == 2
 
 
 def test_measured_products_are_kept_and_damage_is_measured_again(tmp_path: Path) -> None:
