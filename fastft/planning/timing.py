@@ -21,9 +21,10 @@ CPU_SHARE = Share(0.31, 0.52, "the quickstart's on two processors")
 # The same of what it was measured to multiply: 134 tokens/s of 574 MFLOP in bfloat16 beside other work, at 191 GFLOP/s,
 # and 94 in float32 on a free core, at 93 GFLOP/s, with 5 % padding.
 PRODUCT_SHARE = Share(0.42, 0.61, "the quickstart's in float32 and bfloat16")
-# What a micro-batch costs a processor besides its tokens, in tokens: reading every weight from main memory once.
-# Measured: 27.3 to 27.8 in float32 at the sizes of SmolLM2-135M on two cores of an AMD EPYC (engine/products.py).
-CPU_READING_TOKENS = 28.0
+# What a micro-batch costs a processor besides its tokens, in tokens: reading the weights and starting small operations.
+# Measured in whole passes of the quickstart's shape on two threads: benchmarks/micro_batches.json. Reading the weights
+# alone can take more, where memory is slow.
+CPU_READING_TOKENS = 32.0
 # Runs of one kind on one machine differ by less, and other rows of the same length hardly matter.
 MEASURED_MARGIN = 0.1
 # A GPU waits for its kernels to be started where a micro-batch is small: some 300 a layer, forward and backward, at 4
@@ -164,7 +165,7 @@ def device_rate(
         return None
     if product is not None:
         source = f"{product.flops / 1e9:.0f} GFLOP/s (products measured here)"
-        return Rate(product.flops, own or PRODUCT_SHARE, None, source, product.reading_tokens)
+        return Rate(product.flops, own or PRODUCT_SHARE, None, source, max(CPU_READING_TOKENS, product.reading_tokens))
     return _processor_rate(own or CPU_SHARE, device)
 
 
