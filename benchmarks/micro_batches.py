@@ -1,9 +1,9 @@
 """What a micro-batch costs a processor besides its tokens: `python -m benchmarks.micro_batches`.
 
 Forward and backward pass of a random model of the quickstart's shape with a LoRA adapter of rank 16 in all projections,
-in float32, with one row of 32 to 512 tokens. A straight line through the shortest times gives seconds a token and seconds
-a micro-batch; of the latter fastft knows the reading of the weights (engine/products.py), the rest is the
-start of some hundred small operations a layer. Writes benchmarks/micro_batches.json.
+in float32, with one row of 32 to 512 tokens. A straight line through the shortest times gives seconds a token and
+seconds a micro-batch; of the latter fastft measures the reading of the weights itself (engine/products.py), the rest is
+the start of some hundred small operations a layer. Writes benchmarks/micro_batches.json.
 """
 
 from __future__ import annotations
