@@ -236,6 +236,21 @@ def export(
     export_in_terminal(path, ExportRequest(_listed(to), _listed(quant), out, base, llama_cpp, push))
 
 
+@app.command()
+def predict(
+    path: WeightsArgument,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Texts: .jsonl or .csv.", callback=_looked_up)],
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write here: .jsonl or .csv.")] = None,
+    base: Base = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Texts that are read at once.")] = 16,
+) -> None:
+    """Give each text of a file its label, by a run of task = "classification"."""
+    require(NEEDED_TO_EXPORT, "fastft predict")
+    from fastft.commands.predict import predict_in_terminal
+
+    predict_in_terminal(path, file, out, base, batch)
+
+
 def _listed(text: str) -> tuple[str, ...]:
     return tuple(entry.strip() for entry in text.split(",") if entry.strip())
 

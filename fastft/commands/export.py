@@ -17,6 +17,7 @@ from fastft.recipe.export_formats import GGUF, export_formats
 from fastft.report.export import print_exports
 from fastft.report.units import size
 from fastft.report.written import show_bytes
+from fastft.runs.classification import Classifier
 from fastft.runs.manifest import Manifest
 from fastft.stages.weights import WeightsPath, find_base, find_weights, held_out
 
@@ -48,6 +49,9 @@ def export(path: Path, request: ExportRequest, say: Say, writing: Writing = writ
     weights = find_weights(path)
     kinds = _kinds(weights, request)
     run = weights.run
+    if run is not None and run.read(Classifier) is not None:
+        wrong = "is a classifier: GGUF has no head for labels, and its merged weights are made by the run itself"
+        raise _cannot(str(path), wrong, 'write formats = ["merged_16bit"] under [export] and run it')
     manifest = None if run is None else run.read(Manifest)
     result = None if run is None else run.result
     if weights.kind == "adapter":

@@ -13,9 +13,7 @@ from typing import Any, ClassVar
 import torch
 from safetensors import SafetensorError
 from torch.utils.data import Sampler
-from transformers import (
-    TrainerState,
-)
+from transformers import Trainer, TrainerState
 
 from fastft.engine.callbacks import (
     EarlyStopping,
@@ -91,8 +89,8 @@ class RowOrder:
     step_rows: int
 
 
-class RunTrainer(CountingTrainer):
-    """An SFTTrainer that writes sealed `step-N` checkpoints into a run directory and counts what it really trained."""
+class RunTrainer(Trainer):
+    """A trainer that writes sealed `step-N` checkpoints into a run directory and counts what it really trained."""
 
     train_dataset: Any
     eval_dataset: Any
@@ -105,6 +103,8 @@ class RunTrainer(CountingTrainer):
         self._dealt: DealtSampler | None = None
         self._saving_to: Path | None = None
         self._loss: torch.Tensor | None = None
+        self._real_tokens: list[torch.Tensor | int] = []
+        self._examples: list[torch.Tensor | int] = []
         self._grad_norm: torch.Tensor | float | None = None
         super().__init__(*args, **kwargs)
         if self._ranks.world.size > 1:
@@ -195,7 +195,7 @@ class RunTrainer(CountingTrainer):
 
     def rows_in_words(self, step: int) -> str:
         """`, with rows 3, 17 of training (...)`: those of optimizer step `step`; "" where packing mixes them."""
-        if self.args.packing or self.args.world_size > 1:
+        if self._order.lengths is None or self.args.world_size > 1:
             return ""
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
         epoch, place = divmod(step - 1, -(-len(self.train_dataset) // batch))
@@ -417,6 +417,10 @@ class RunTrainer(CountingTrainer):
         kept = [path for _, path in checkpoints(self._run) if str(path) != best]
         for path in kept[limit - (best is not None and limit > 1) :] if limit else []:
             shutil.rmtree(path)
+
+
+class SftTrainer(RunTrainer, CountingTrainer):
+    """TRL's trainer of answers as a RunTrainer."""
 
 
 def _cannot_save(folder: Path, wrong: str) -> TrainingError:

@@ -34,6 +34,7 @@ from fastft.probe.architecture import architecture_of
 from fastft.recipe.loader import LoadedRecipe
 from fastft.report.live import LiveView
 from fastft.runs.checkpoints import checkpoints, evaluations_at, newest_checkpoint, ranks_of, step_of
+from fastft.runs.classification import Classifier
 from fastft.runs.directory import RunDir, locked, new_attempt
 from fastft.runs.held_out import Untrained
 from fastft.runs.metrics import MetricsFile, OutOfMemory, StepMetrics, Totals
@@ -137,7 +138,10 @@ def _run(attempt: Attempt) -> None:
     totals, seconds = MetricsFile(attempt.run.metrics).totals(), time.perf_counter() - started
     _keep_throughput(attempt, ready, outcome.plan, totals)
     result = make_result(outcome.plan, ready.rows, outcome.trained, ready.prompts, outcome.saved, totals, seconds)
-    if ready.job.kinds:
+    if ready.rows.labels is not None:
+        exported = _export_classifier(attempt, ready, model, tokenizer)
+        result = dataclasses.replace(result, exports=exported)
+    elif ready.job.kinds:
         from fastft.engine.export import load_trained, trained_reference
         from fastft.engine.model import is_in_4bit
         from fastft.exports.job import is_kept
@@ -162,6 +166,19 @@ def _run(attempt: Attempt) -> None:
     attempt.run.write(result)
 
 
+def _export_classifier(attempt: Attempt, ready: Ready, model: Model, tokenizer: Tokenizer) -> tuple[ExportedFile, ...]:
+    """The merged weights of a classifier where the recipe asks for them, reloaded and compared."""
+    recipe, known = attempt.loaded.recipe, attempt.run.read(Classifier)
+    if "merged_16bit" not in recipe.export.formats or recipe.model.full_finetuning or known is None:
+        return ()
+    from fastft.engine.tasks.classification import export_merged
+
+    attempt.view.stage("writing merged_16bit")
+    rows = ready.rows.train.rows if ready.rows.eval is None else ready.rows.eval.rows
+    folder, size = export_merged(model, tokenizer, rows, known, attempt.run, attempt.view.stage)
+    return (ExportedFile("merged_16bit", str(folder), size),)
+
+
 def _train(attempt: Attempt, ready: Ready, checkpoint: Path | None) -> tuple[Outcome | None, Model, Tokenizer]:
     """(outcome, model, tokenizer); while memory runs out, with less of it for the same optimizer steps."""
     plan = ready.plan
@@ -182,6 +199,7 @@ def _train_once(
     attempt.stage(f"starting {plan.engine} on {plan.device}")
     from fastft.engine.model import load_model, save_weights, trained_weights
     from fastft.engine.ranks import join_group, leave_group
+    from fastft.engine.tasks.classification import Task, pad_id_of, write_label_names
     from fastft.engine.train import Material, train
     from fastft.engine.trainer import Hooks
 
@@ -211,6 +229,7 @@ def _train_once(
         metrics.append(line)
         attempt.view.step(line)
 
+    labels = ready.rows.labels
     material = Material(
         train=ready.rows.train.rows,
         eval=None if ready.rows.eval is None else ready.rows.eval.rows,
@@ -219,6 +238,7 @@ def _train_once(
         max_new_tokens=recipe.eval.max_new_tokens,
         early_stopping_patience=recipe.train.early_stopping_patience,
         stop_on_divergence=recipe.train.stop_on_divergence,
+        task=None if labels is None else Task(labels, recipe.classification, pad_id_of(tokenizer)),
         step_rows=rows_per_step(
             recipe.train,
             plan.schedule.gradient_accumulation_steps or 1,
@@ -246,6 +266,8 @@ def _train_once(
         if not ranks.world.is_first:
             return None, model, tokenizer
         folder = save_weights(model, tokenizer, plan, attempt.run)
+        if labels is not None:
+            write_label_names(folder, labels.names)
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return Outcome(plan, trained, SavedWeights(trained_count, total, str(folder), size)), model, tokenizer
 

@@ -20,6 +20,7 @@ from fastft.recipe.loader import LoadedRecipe
 from fastft.report.live import LiveView
 from fastft.report.rows import accounts, reject_lines
 from fastft.runs.checkpoints import newest_checkpoint, set_aside, step_of
+from fastft.runs.classification import Classifier
 from fastft.runs.directory import RunDir, run_name
 from fastft.runs.held_out import HeldOut
 from fastft.runs.manifest import Manifest, changes, make_manifest
@@ -117,6 +118,8 @@ def _export_job(attempt: Attempt, base: Path, rows: Prepared, end_ids: tuple[int
     recipe, run = attempt.loaded.recipe, attempt.run
     whole = recipe.model.full_finetuning
     saved = MERGED if whole else ADAPTER
+    if rows.labels is not None:  # its merged weights are made by the engine: fastft.engine.tasks
+        return Job(base, None if whole else run.adapter, run.exports, (), run_name(attempt.loaded.path))
     kinds = tuple(kind for kind in wanted_kinds(recipe.export.formats, recipe.export.quantization) if kind != saved)
     job = Job(base, None if whole else run.adapter, run.exports, kinds, run_name(attempt.loaded.path), end_ids)
     if not attempt.ranks.world.is_first:
@@ -151,6 +154,10 @@ def begin(attempt: Attempt, ready: Ready) -> Path | None:
     write_json(run.plan, redact_value("", ready.plan.as_json()))
     run.write(manifest)
     run.write(ready.held_out)
+    labels, recipe = ready.rows.labels, attempt.loaded.recipe
+    if labels is not None:
+        longest = recipe.model.max_seq_length
+        run.write(Classifier(labels.names, labels.several, recipe.classification.truncation, longest))
     checkpoint, damaged = newest_checkpoint(run)
     for sentence in damaged:
         attempt.view.note(f"{sentence}: skipped")
