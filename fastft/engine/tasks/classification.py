@@ -105,11 +105,6 @@ class LabelTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self._weights = class_weights(task, self.train_dataset.targets)
 
-    @property
-    def _loss_shifts_labels(self) -> bool:
-        """Whether the loss of a token is that of the next one (transformers counts labels by it): not here."""
-        return False
-
     def _count(self, inputs: dict[str, Any]) -> None:
         self._real_tokens.append(inputs["attention_mask"].sum())
         self._examples.append(len(inputs["input_ids"]))
@@ -137,11 +132,8 @@ class LabelTrainer(Trainer):
         chances = probabilities(logits, several=several).tolist()
         names = self._task.labels.names
         self.figures = measure(names, self.eval_dataset.targets, chances, several=several)
-        output.metrics |= {
-            "eval_loss": float(losses.double().mean()),
-            "eval_accuracy": self.figures.accuracy,
-            "eval_f1": self.figures.macro_f1,
-        }
+        figures = {"eval_accuracy": self.figures.accuracy, "eval_f1": self.figures.macro_f1}
+        output.metrics.update({"eval_loss": float(losses.double().mean()), **figures})
         return output
 
     @property
