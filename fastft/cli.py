@@ -8,7 +8,6 @@ import itertools
 import json
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -16,10 +15,10 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from fastft import __version__
+from fastft.commands.fault import explain_fault
 from fastft.console import redact, show_plain_signs
 from fastft.errors import FastftError, MachineError, Problem, UsageError, Where
-from fastft.files.cache import cache_folder
-from fastft.probe.software import INSTALL, NEEDED_TO_CHAT, NEEDED_TO_EXPORT, require
+from fastft.probe.software import NEEDED_TO_CHAT, NEEDED_TO_EXPORT, require
 
 # The value of `--resume` without a folder. No folder has an empty name.
 NEWEST = ""
@@ -424,7 +423,7 @@ def main() -> None:
         raise SystemExit(1) from None
     except (OSError, ImportError) as error:
         _discard_output()
-        _report([_explain(error)], MachineError.exit_code)
+        _report([explain_fault(error)], MachineError.exit_code)
         raise SystemExit(MachineError.exit_code) from None
 
 
@@ -440,19 +439,3 @@ def _report(problems: Sequence[Problem], exit_code: int) -> None:
 def _discard_output() -> None:
     """Send what is still to be written to standard output nowhere: Python would fail on it again at its exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-
-
-def _explain(error: OSError | ImportError) -> Problem:
-    """An error of the machine in one line; its traceback goes to a log in fastft's cache."""
-    text = redact("".join(traceback.format_exception(error)))
-    try:
-        log = cache_folder() / "error.txt"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_text(text, encoding="utf-8")
-        instead = f"the traceback is in {log}"
-    except (OSError, MachineError):
-        instead = "set XDG_CACHE_HOME to a folder that you may write to"
-    if isinstance(error, ImportError):
-        return Problem(Where(error.name or "python"), "", f"cannot be imported: {error}", f"{INSTALL}; {instead}")
-    where = error.filename if isinstance(error.filename, str) else "standard output"
-    return Problem(Where(where), "", f"failed: {error.strerror or error}", instead)

@@ -49,9 +49,6 @@ def export(path: Path, request: ExportRequest, say: Say, writing: Writing = writ
     weights = find_weights(path)
     kinds = _kinds(weights, request)
     run = weights.run
-    if run is not None and run.read(Classifier) is not None:
-        wrong = "is a classifier: GGUF has no head for labels, and its merged weights are made by the run itself"
-        raise _cannot(str(path), wrong, 'write formats = ["merged_16bit"] under [export] and run it')
     manifest = None if run is None else run.read(Manifest)
     result = None if run is None else run.result
     if weights.kind == "adapter":
@@ -101,6 +98,9 @@ def export_in_terminal(path: Path, request: ExportRequest) -> None:
 
 
 def _kinds(weights: WeightsPath, request: ExportRequest) -> tuple[str, ...]:
+    if weights.run is not None and weights.run.read(Classifier) is not None:
+        wrong = "is a classifier: GGUF has no head for labels, and its merged weights are made by the run itself"
+        raise _cannot(str(weights.path), wrong, 'write formats = ["merged_16bit"] under [export] and run it')
     if weights.kind == "gguf":
         wrong, instead = "a GGUF file cannot be exported", "name the run or the adapter that it was made from"
         raise _cannot(str(weights.path), wrong, instead)

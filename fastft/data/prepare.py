@@ -72,8 +72,8 @@ def prepare(
     """
     trained, evaluated = training_sources(data), evaluation_source(data)
     found, renderer = _open(data, tokenizer, recipe_dir, locate, own)
-    labels = None if own is None else find_labels(data, own, recipe_dir)
-    labeller = None if own is None or labels is None else Labeller(tokenizer, labels, own.truncation)
+    labeller = None if own is None else Labeller(tokenizer, find_labels(data, own, recipe_dir), own.truncation)
+    labels = None if labeller is None else labeller.labels
     digests = [source.sha256(recipe_dir) for source in trained]
     eval_sha256 = evaluated.sha256(recipe_dir) if evaluated else None
     filler = Filler(data, renderer, max_seq_length, seed, recipe_dir, progress, own, labeller)
@@ -81,8 +81,8 @@ def prepare(
     if cache_dir is None:
         sets = _filled(filler, locate, lambda _name: RowWriter())
     else:
-        contents = [*digests, eval_sha256] if eval_sha256 else digests
-        contents = contents if own is None else [*contents, own.model_dump_json(), *(labels.names if labels else ())]
+        contents = [*digests, eval_sha256] if eval_sha256 else list(digests)
+        contents += _label_settings(own, labels)
         folder = cache_dir / cache.cache_key(data, renderer, contents, max_seq_length, seed, recipe_dir)
         try:
             sets = cache.load(folder) or cache.save(folder, lambda writer_of: _filled(filler, locate, writer_of))
@@ -97,6 +97,11 @@ def prepare(
     return Prepared(
         sets["train"], sets.get("eval"), found, renderer, joint_digest(digests), eval_sha256, folder, labels
     )
+
+
+def _label_settings(own: ClassificationSection | None, labels: Labels | None) -> list[str]:
+    """What prepared rows with labels depend on besides."""
+    return [] if own is None or labels is None else [own.model_dump_json(), *labels.names]
 
 
 def _open(

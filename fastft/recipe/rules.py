@@ -377,11 +377,14 @@ def _labels(recipe: Recipe) -> Iterator[Violation]:
     if own.multi_label and len(own.labels) > MOST_OF_SEVERAL:
         instead = f"name at most {MOST_OF_SEVERAL}"
         yield Violation("classification.labels", "are too many for multi_label = true", instead, got="")
-    if not isinstance(own.class_weights, dict):
-        return
-    for name, weight in own.class_weights.items():
-        if own.labels and name not in own.labels:
-            instead = f"write one of {', '.join(own.labels)}"
+    if isinstance(own.class_weights, dict):
+        yield from _class_weights(own.labels, own.class_weights)
+
+
+def _class_weights(labels: tuple[str, ...], weights: dict[str, float]) -> Iterator[Violation]:
+    for name, weight in weights.items():
+        if labels and name not in labels:
+            instead = f"write one of {', '.join(labels)}"
             yield Violation("classification.class_weights", "has a label that is none", instead, (), json.dumps(name))
         if weight <= 0:
             wrong = "a weight is above 0"

@@ -67,11 +67,6 @@ def measure(
 ) -> Classification:
     """The figures of `probabilities` (rows, labels) against `targets`, in the numbers of fastft.data.labels."""
     found = [predicted(row, several=several) for row in probabilities]
-    if several:
-        sure = [(p if p >= 0.5 else 1 - p, (p >= 0.5) == bool(target >> label & 1))
-                for row, target in zip(probabilities, targets, strict=True) for label, p in enumerate(row)]  # fmt: skip
-    else:
-        sure = [(max(row), one == target) for row, one, target in zip(probabilities, found, targets, strict=True)]
     classes = tuple(_of_class(label, name, targets, found, several) for label, name in enumerate(names))
     present = [one for one in classes if one.rows] or list(classes)
     total = sum(one.rows for one in classes) or 1
@@ -82,7 +77,7 @@ def measure(
         accuracy=sum(a == b for a, b in zip(found, targets, strict=True)) / max(1, len(targets)),
         macro_f1=sum(one.f1 for one in present) / len(present),
         weighted_f1=sum(one.f1 * one.rows for one in classes) / total,
-        calibration_error=_calibration_error(sure),
+        calibration_error=_calibration_error(_confidences(targets, probabilities, several)),
         classes=classes,
         confusion=() if several else tuple(tuple(pairs[true, other] for other in size) for true in size),
     )
@@ -100,6 +95,17 @@ def majority(names: Sequence[str], trained: Sequence[int], targets: Sequence[int
     common = Counter(trained).most_common(1)[0][0]
     row = [float(common >> number & 1 if several else number == common) for number in range(len(names))]
     return measure(names, targets, [row] * len(targets), several=several)
+
+
+def _confidences(
+    targets: Sequence[int], probabilities: Sequence[Sequence[float]], several: bool
+) -> list[tuple[float, bool]]:
+    """(confidence, whether it is right) of each prediction: one a row, or with several labels one a label."""
+    pairs = list(zip(probabilities, targets, strict=True))
+    if not several:
+        return [(max(row), predicted(row, several=False) == target) for row, target in pairs]
+    yes = [(p, p >= 0.5, bool(target >> label & 1)) for row, target in pairs for label, p in enumerate(row)]
+    return [(p if said else 1 - p, said == true) for p, said, true in yes]
 
 
 def _of_class(label: int, name: str, targets: Sequence[int], found: Sequence[int], several: bool) -> ClassFigures:
