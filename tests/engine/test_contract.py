@@ -132,7 +132,7 @@ def known_parameters(name: str, device: Device) -> set[str]:
         return set(inspect.signature(peft.LoraConfig).parameters)
     if name == "transformers.TrainingArguments":
         return {field.name for field in dataclasses.fields(TrainingArguments)}
-    head = set()
+    head: set[str] = set()
     if name == "transformers.AutoModelForSequenceClassification.from_pretrained":
         # What is not the loader's goes to the config.
         head = {key for key in HEAD if hasattr(PreTrainedConfig(**{key: HEAD[key]}), key)}
@@ -146,7 +146,7 @@ def known_parameters(name: str, device: Device) -> set[str]:
         for key in ("dtype", "trust_remote_code", "quantization_config", "attn_implementation")
         if f'"{key}"' in text
     }
-    return named | taken
+    return named | taken | head
 
 
 def _popped_on_cpu() -> set[str]:
