@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
+from fastft.errors import FastftError
 from fastft.probe.base_model import BaseModel
 
 # Models without Llama's names, from PEFT's own table (peft/utils/constants.py, 0.19); a test compares both.
@@ -31,19 +31,19 @@ def usual_targets(model: BaseModel) -> tuple[str, ...] | None:
 
 def missing_targets(model: BaseModel, targets: Iterable[str]) -> tuple[list[str], list[str]]:
     """(those of `targets` that no layer has, the layers that there are); nothing while the weights are not here."""
-    if model.folder is None or not model.is_here:
+    targets = list(targets)
+    if not targets or model.folder is None or not model.is_here:
         return [], []
     from fastft.files.tensors import open_weights  # numpy, which most plans do without
 
-    with open_weights(model.folder) as weights:
-        names = {name.removesuffix(".weight") for name, info in _matrices(weights.tensors)}
+    try:
+        with open_weights(model.folder) as weights:
+            names = {name.removesuffix(".weight") for name in weights.tensors if name.endswith(".weight")}
+    except FastftError:  # damaged weights are refused, with their fault, where they are loaded
+        return [], []
     missing = [one for one in targets if one not in _ALWAYS and not any(_is(name, one) for name in names)]
     there = sorted({name.rpartition(".")[2] for name in names if any(part.isdigit() for part in name.split("."))})
     return missing, there
-
-
-def _matrices(tensors: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    return [(name, info) for name, info in tensors.items() if name.endswith(".weight")]
 
 
 def _is(name: str, target: str) -> bool:
