@@ -8,16 +8,25 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
 from fastft import __version__
-from fastft.commands.fault import explain_fault
+from fastft.commands.failure import discard_output, explain_error, report_failure
+from fastft.commands.options import (
+    AsJson,
+    Base,
+    ContextTokens,
+    Overrides,
+    RecipePath,
+    RunsDir,
+    WeightsArgument,
+    looked_up,
+)
 from fastft.console import redact, show_plain_signs
-from fastft.errors import FastftError, MachineError, Problem, UsageError, Where
+from fastft.errors import FastftError, MachineError
 from fastft.probe.software import NEEDED_TO_CHAT, NEEDED_TO_EXPORT, require
 
 # The value of `--resume` without a folder. No folder has an empty name.
@@ -29,36 +38,10 @@ CLICK_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__na
 app = typer.Typer(
     help="Fine-tune language models fast, from one TOML recipe.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
 )
-
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a .toml file.", show_default=False)]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: --set train.learning_rate=1e-4")
-]
-
-
-Place = TypeVar("Place", Path, str, None)
-
-
-def _looked_up(place: Place) -> Place:
-    """The same path; raises UsageError for one that the system refuses to look up, such as a name of 300 letters."""
-    if place is not None:
-        from fastft.recipe.paths import refusal
-
-        wrong = refusal(Path(), str(place))
-        if wrong is not None:
-            raise UsageError(Problem(Where(str(place)[:100]), "", f"cannot be looked up: {wrong}", "correct the path"))
-    return place
-
-
-RunsDir = Annotated[
-    Path, typer.Option("--runs-dir", metavar="DIR", help="Where run folders are made.", callback=_looked_up)
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
 @app.command()
@@ -72,7 +55,7 @@ def run(
             "--resume",
             metavar="[RUN]",
             help="Do not run a finished run again; RUN: continue this folder.",
-            callback=_looked_up,
+            callback=looked_up,
         ),
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin a new run, even where one did not finish.")] = False,
@@ -80,6 +63,7 @@ def run(
         list[str] | None,
         typer.Option("--accept-drift", metavar="KEY", help="Continue although this changed: packages.torch, device."),
     ] = None,
+    as_json: AsJson = False,
     local_rank: Annotated[int | None, typer.Option("--local_rank", "--local-rank", hidden=True)] = None,
 ) -> None:
     """Check, plan, load, train, evaluate and save; print what changed.
@@ -93,7 +77,7 @@ def run(
         os.environ.setdefault("LOCAL_RANK", str(local_rank))
     run = Path(resume) if resume not in (None, NEWEST) else None
     start = Start(resume is not None, fresh, run, tuple(accept_drift or ()))
-    run_in_terminal(recipe, overrides or [], runs_dir, start)
+    run_in_terminal(recipe, overrides or [], runs_dir, start, as_json=as_json)
 
 
 @app.command()
@@ -107,7 +91,7 @@ def launch(
     ] = None,
     hostfile: Annotated[
         Path | None,
-        typer.Option("--hostfile", metavar="FILE", help="Lines: node1 slots=8", callback=_looked_up),
+        typer.Option("--hostfile", metavar="FILE", help="Lines: node1 slots=8", callback=looked_up),
     ] = None,
     nnodes: Annotated[int | None, typer.Option("--nnodes", min=1, max=4096, help="How many hosts.")] = None,
     node_rank: Annotated[int | None, typer.Option("--node-rank", min=0, help="Which host this is, from 0.")] = None,
@@ -177,8 +161,12 @@ def plan(
     ] = None,
     memory: Annotated[str | None, typer.Option("--memory", metavar="SIZE", help="Its memory: 24GB.")] = None,
     price_per_hour: Annotated[
-        float | None, typer.Option("--price-per-hour", min=0, help="The price of an hour.")
+        float | None, typer.Option("--price-per-hour", min=0, help="The price of an hour, of one device.")
     ] = None,
+    devices: Annotated[int | None, typer.Option("--devices", min=1, max=1024, help="GPUs of each host.")] = None,
+    hosts: Annotated[int | None, typer.Option("--hosts", min=1, max=1024, help="How many hosts.")] = None,
+    link: Annotated[str | None, typer.Option("--link", metavar="NAMES", help="pcie4,25gbit, 8x400gbit, ...")] = None,
+    engine: Annotated[str | None, typer.Option("--engine", metavar="NAME", help="ddp, fsdp2, zero1/2/3.")] = None,
     what_if: Annotated[
         str | None, typer.Option("--what-if", metavar="KEY=V1,V2", help="One row for each value of a key.")
     ] = None,
@@ -187,28 +175,8 @@ def plan(
     """Forecast steps, padding, memory, time and disk, without a GPU."""
     from fastft.commands.plan import Question, plan_in_terminal
 
-    question = Question(runs_dir, device, memory, price_per_hour)
+    question = Question(runs_dir, device, memory, price_per_hour, devices, hosts, link, engine)
     plan_in_terminal(recipe, overrides or [], question, what_if=what_if, calls=calls, as_json=as_json)
-
-
-WeightsArgument = Annotated[
-    Path,
-    typer.Argument(
-        metavar="PATH",
-        help="A run, an adapter, a model folder or a .gguf file.",
-        callback=_looked_up,
-        show_default=False,
-    ),
-]
-ContextTokens = Annotated[
-    int | None, typer.Option("--context-tokens", min=64, help="The longest conversation of a GGUF file; default: 4096.")
-]
-Base = Annotated[
-    str | None,
-    typer.Option(
-        "--base", metavar="MODEL", help="The 16-bit base of an adapter: a folder or a Hub id.", callback=_looked_up
-    ),
-]
 
 
 @app.command()
@@ -217,28 +185,30 @@ def export(
     to: Annotated[str, typer.Option("--to", metavar="FORMATS", help="adapter,merged_16bit,merged_4bit,gguf")] = "gguf",
     quant: Annotated[str, typer.Option("--quant", metavar="TYPES", help="GGUF types: q4_k_m,q8_0")] = "",
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Default: its exports/ folder.", callback=_looked_up)
+        Path | None, typer.Option("--out", metavar="DIR", help="Default: its exports/ folder.", callback=looked_up)
     ] = None,
     base: Base = None,
     llama_cpp: Annotated[
         Path | None,
-        typer.Option("--llama-cpp", metavar="DIR", help="Convert with this llama.cpp checkout.", callback=_looked_up),
+        typer.Option("--llama-cpp", metavar="DIR", help="Convert with this llama.cpp checkout.", callback=looked_up),
     ] = None,
     push: Annotated[
         str | None, typer.Option("--push", metavar="HUB_ID", help="Upload what passed; a new repository is private.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write merged or GGUF weights, and compare them with the trained model."""
     require(NEEDED_TO_EXPORT, "fastft export")
     from fastft.commands.export import ExportRequest, export_in_terminal
 
-    export_in_terminal(path, ExportRequest(_listed(to), _listed(quant), out, base, llama_cpp, push))
+    request = ExportRequest(_listed(to), _listed(quant), out, base, llama_cpp, push)
+    export_in_terminal(path, request, as_json=as_json)
 
 
 @app.command()
 def predict(
     path: WeightsArgument,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Texts: .jsonl or .csv.", callback=_looked_up)],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Texts: .jsonl or .csv.", callback=looked_up)],
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write here: .jsonl or .csv.")] = None,
     base: Base = None,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Texts that are read at once.")] = 16,
@@ -280,9 +250,7 @@ def chat(
 def serve(
     path: Annotated[
         Path,
-        typer.Argument(
-            metavar="PATH", help="A .gguf file, or a run with one.", callback=_looked_up, show_default=False
-        ),
+        typer.Argument(metavar="PATH", help="A .gguf file, or a run with one.", callback=looked_up, show_default=False),
     ],
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="On 127.0.0.1.")] = 8080,
     context_tokens: ContextTokens = None,
@@ -305,11 +273,11 @@ def serve(
 @app.command()
 def report(
     run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="The folder of a run.", callback=_looked_up, show_default=False)
+        Path, typer.Argument(metavar="RUN", help="The folder of a run.", callback=looked_up, show_default=False)
     ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="FILE", help="Default: report.html in the run's folder.", callback=_looked_up),
+        typer.Option("--out", metavar="FILE", help="Default: report.html in the run's folder.", callback=looked_up),
     ] = None,
     open_it: Annotated[bool, typer.Option("--open", help="Show it in a browser.")] = False,
 ) -> None:
@@ -321,7 +289,7 @@ def report(
 
 @app.command()
 def runs(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of the runs.", callback=_looked_up)] = Path(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of the runs.", callback=looked_up)] = Path(
         "runs"
     ),
     as_json: AsJson = False,
@@ -345,11 +313,40 @@ def explain(
 
 
 @app.command()
-def init(name: Annotated[str, typer.Argument(metavar="NAME", help="The name of the recipe.")] = "recipe") -> None:
-    """Write a commented starter recipe, and a few rows for it."""
+def init(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The name of the recipe.")] = "recipe",
+    model: Annotated[str | None, typer.Option("--model", metavar="MODEL", help="A Hub id or a folder.")] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", metavar="FILE", help="Your rows: their columns give the format.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", metavar="NAME", help="For the forecast: a100-80gb, l4, cpu, ...")
+    ] = None,
+) -> None:
+    """Write a commented starter recipe, for your rows or with a few of its own."""
     from fastft.commands.init import init_in_terminal
 
-    init_in_terminal(name)
+    init_in_terminal(name, model, data, device)
+
+
+@app.command()
+def convert(
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="YAML, a notebook, a program, a command line; -: standard input."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write the recipe here.", callback=looked_up)
+    ] = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Leave out what a recipe cannot say, as comments.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make a recipe of a file of Axolotl, LLaMA-Factory, TRL, ms-swift or Unsloth, or of a command line."""
+    from fastft.commands.convert import convert_in_terminal
+
+    convert_in_terminal(file, out, partial=partial, as_json=as_json)
 
 
 @app.command()
@@ -414,28 +411,14 @@ def main() -> None:
         print(redact(said.getvalue()), end="", file=sys.stderr)  # it repeats what was typed
         raise SystemExit(error.exit_code) from None
     except FastftError as error:
-        _report(error.problems, error.exit_code)
+        report_failure(error.problems, error.exit_code)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:  # before a command began
         raise SystemExit(130) from None
     except BrokenPipeError:  # the reader has gone, as `| head` does
-        _discard_output()
+        discard_output()
         raise SystemExit(1) from None
     except (OSError, ImportError) as error:
-        _discard_output()
-        _report([explain_fault(error)], MachineError.exit_code)
+        discard_output()
+        report_failure([explain_error(error)], MachineError.exit_code)
         raise SystemExit(MachineError.exit_code) from None
-
-
-def _report(problems: Sequence[Problem], exit_code: int) -> None:
-    """Each problem on standard error; with --json also on standard output, as docs/runs.md says."""
-    if "--json" in sys.argv[1:]:
-        failure = {"exit_code": exit_code, "problems": [problem.as_json() for problem in problems]}
-        print(json.dumps(failure, indent=2), flush=True)
-    for problem in problems:
-        print(problem, file=sys.stderr)
-
-
-def _discard_output() -> None:
-    """Send what is still to be written to standard output nowhere: Python would fail on it again at its exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

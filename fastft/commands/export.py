@@ -92,9 +92,13 @@ def export_with_progress(path: Path, request: ExportRequest) -> Exported:
         return export(path, request, say, partial(show_bytes, console))
 
 
-def export_in_terminal(path: Path, request: ExportRequest) -> None:
-    """Export, with progress on standard error, and print the table of what was written."""
-    print_exports(export_with_progress(path, request).record.parent)
+def export_in_terminal(path: Path, request: ExportRequest, *, as_json: bool = False) -> None:
+    """Export, with progress on standard error, and print the table of what was written, or its record."""
+    record = export_with_progress(path, request).record
+    if as_json:
+        print(record.read_text(encoding="utf-8"))
+    else:
+        print_exports(record.parent)
 
 
 def _kinds(weights: WeightsPath, request: ExportRequest) -> tuple[str, ...]:

@@ -132,8 +132,14 @@ def run_with_progress(recipe: Path, overrides: Sequence[str], runs_dir: Path, st
             raise Interrupted(Problem(Where(str(recipe)), "", wrong, "the same command begins it")) from None
 
 
-def run_in_terminal(recipe: Path, overrides: Sequence[str], runs_dir: Path, start: Start) -> None:
-    """Run with progress on standard error, and print what changed."""
+def run_in_terminal(
+    recipe: Path, overrides: Sequence[str], runs_dir: Path, start: Start, *, as_json: bool = False
+) -> None:
+    """Run with progress on standard error, and print what changed; as JSON its folder and result."""
     folder = run_with_progress(recipe, overrides, runs_dir, start)
-    if folder.result is not None:
+    if folder.result is None:
+        return
+    if as_json:
+        print(json.dumps({"run": str(folder.path), "result": dataclasses.asdict(folder.result)}, indent=2, default=str))
+    else:
         print_result(Console(), folder.result, str(folder.path))

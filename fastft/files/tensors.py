@@ -11,9 +11,10 @@ import json
 import math
 import os
 import struct
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -185,6 +186,19 @@ def _info(file: Path, name: str, entry: dict[str, Any], data: int) -> TensorInfo
     if begin < 0 or end - begin != info.size_bytes:
         raise ValueError(f"{name} has {end - begin} bytes, its shape and type need {info.size_bytes}")
     return info
+
+
+def write_header(stream: BinaryIO, tensors: Iterable[tuple[str, str, Sequence[int]]]) -> None:
+    """The head of a safetensors file, for `tensors` as (name, safetensors type, shape) in the order of their data."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    begin = 0
+    for name, dtype, shape in tensors:
+        end = begin + math.prod(shape) * ITEM_BYTES[dtype]
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+        begin = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # safetensors aligns the data to 8 bytes
+    stream.write(struct.pack("<Q", len(text)) + text)
 
 
 def check_float16(values: Floats, name: str, instead: str) -> None:

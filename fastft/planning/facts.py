@@ -108,7 +108,9 @@ def find_facts(loaded: LoadedRecipe, runs_dir: Path) -> Facts:
     """
     recipe = loaded.recipe
     train_examples, eval_examples = example_counts(loaded)
-    base = find_base_model(recipe.model.id, recipe.model.revision, loaded.folder, loaded.where("model.id"))
+    wanted = recipe.model
+    pickled, where = not wanted.use_safetensors, loaded.where("model.id")
+    base = find_base_model(wanted.id, wanted.revision, loaded.folder, where, pickled=pickled)
     cache = hub_cache() if base.source == "hub" else cache_folder()
     return Facts(
         device=find_device(),

@@ -130,6 +130,12 @@ class ModelSection(Section):
     Off: a model that needs its own code is refused.
     Upstream: FastLanguageModel.from_pretrained(trust_remote_code=)"""
 
+    use_safetensors: bool = True
+    """Read weights of safetensors files alone.
+    On: a model whose weights are pickles (`.bin`) is refused, because loading a pickle can run code.
+    Off: `.bin` files are read as tensors alone, by torch's weights_only reader, and kept as safetensors in the cache.
+    Upstream: AutoModelForCausalLM.from_pretrained(use_safetensors=)"""
+
     attn_implementation: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"] = "auto"
     """The attention kernel. "auto" leaves the choice to the engine.
     Upstream: AutoModelForCausalLM.from_pretrained(attn_implementation=)"""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import json
 import os
@@ -192,6 +191,8 @@ def locked(run: RunDir) -> Iterator[None]:
     Raises:
         MachineError: another process is running in it.
     """
+    import fcntl  # Windows has none: the commands that only read runs work there
+
     with (run.path / "lock").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,8 +1,12 @@
-"""An error of the machine that no command expected, in one line."""
+"""How a command that failed ends: its problems on standard error, and in JSON where that was asked for."""
 
 from __future__ import annotations
 
+import json
+import os
+import sys
 import traceback
+from collections.abc import Sequence
 
 from fastft.console import redact
 from fastft.errors import MachineError, Problem, Where
@@ -10,7 +14,21 @@ from fastft.files.cache import cache_folder
 from fastft.probe.software import INSTALL
 
 
-def explain_fault(error: OSError | ImportError) -> Problem:
+def report_failure(problems: Sequence[Problem], exit_code: int) -> None:
+    """Each problem on standard error; with --json also on standard output, as docs/runs.md says."""
+    if "--json" in sys.argv[1:]:
+        failure = {"exit_code": exit_code, "problems": [problem.as_json() for problem in problems]}
+        print(json.dumps(failure, indent=2), flush=True)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+
+
+def discard_output() -> None:
+    """Send what is still to be written to standard output nowhere: Python would fail on it again at its exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def explain_error(error: OSError | ImportError) -> Problem:
     """An error of the machine in one line; its traceback goes to a log in fastft's cache."""
     text = redact("".join(traceback.format_exception(error)))
     try:
