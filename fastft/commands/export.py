@@ -61,7 +61,7 @@ def export(path: Path, request: ExportRequest, say: Say, writing: Writing = writ
     sizes = rehearse(job, adapter is not None, job.source)
     if sizes:
         say(f"{', '.join(f'{kind} ({size(count)})' for kind, count in sizes.items())} to {out}")
-    recipe = None if run is None else run.recipe.read_text(encoding="utf-8", errors="replace")
+    recipe = None if run is None else run.recipe_text()
     data_sha256 = None if manifest is None else manifest.data.train_sha256
     card = card_facts(name, base, data_sha256, recipe, {} if result is None else result.card_figures())
     out.mkdir(parents=True, exist_ok=True)

@@ -24,6 +24,7 @@ from fastft.report.result import print_result
 from fastft.runs.directory import RunDir, create_run_dir, differences, find_run, newest_run, next_run_dir, run_name
 from fastft.runs.ranks import Ranks
 from fastft.stages.attempt import Start, run_attempt
+from fastft.stages.faults import explain
 from fastft.stages.stopping import Stopping
 
 
@@ -74,7 +75,10 @@ def _run(
         folder = RunDir(Path(ranks.share("folder", lambda: str(create_run_dir(runs_dir, loaded).path))))
     _refuse_unseen(folder)
     try:
-        run_attempt(loaded, facts, plan.engine, folder, console, start, notes, ranks)
+        try:
+            run_attempt(loaded, facts, plan.engine, folder, console, start, notes, ranks)
+        except OSError as error:  # around the attempt: its lock, and the last lines of its log
+            raise explain(error, folder) from error
     except (RecipeError, DataError, MachineError):
         if earlier is None and not folder.metrics.exists() and ranks.world.is_first:
             shutil.rmtree(folder.path)  # nothing was trained: the folder holds nothing to keep

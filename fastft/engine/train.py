@@ -154,6 +154,8 @@ def make_trainer(
                 None if plan.choices.packing.value else list(material.train.lengths),
                 plan.choices.group_by_length.value,
                 material.step_rows,
+                material.train.where,
+                flattened=plan.calls.trainer.kwargs.get("padding_free", False),
             ),
         )
     except ValueError as error:

@@ -172,10 +172,16 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
         found = [_info(file, name, entry, 8 + length) for name, entry in header.items() if name != "__metadata__"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(file, f"its header cannot be read: {error}") from error
-    needed = max((info.begin + info.size_bytes for info in found), default=8 + length)
-    if needed > size:
-        raise _damaged(file, f"cut short: needs {needed} bytes, has {size} bytes")
-    return {info.name: info for info in sorted(found, key=lambda info: info.begin)}
+    ordered = sorted(found, key=lambda info: (info.begin, info.size_bytes))
+    end = 8 + length
+    for info in ordered:
+        if info.begin != end:
+            wrong = "overlaps with the one before it" if info.begin < end else "leaves a gap before it"
+            raise _damaged(file, f"tensor {info.name} begins at byte {info.begin}, not {end}: it {wrong}")
+        end += info.size_bytes
+    if end > size:
+        raise _damaged(file, f"cut short: needs {end} bytes, has {size} bytes")
+    return {info.name: info for info in ordered}
 
 
 def _info(file: Path, name: str, entry: dict[str, Any], data: int) -> TensorInfo:

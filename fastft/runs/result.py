@@ -128,6 +128,8 @@ class Result:
     eval_batches: tuple[PairedBatch, ...] = field(default=())
     """What the held-out losses are made of; empty where the two evaluations had other micro-batches."""
     classification: BeforeAndAfter | None = None
+    metrics_sha256: str | None = None
+    """Of metrics.jsonl at the end of the run."""
 
     def card_figures(self) -> dict[str, str]:
         """Name and value of each figure for the model card."""

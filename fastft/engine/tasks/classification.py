@@ -183,7 +183,7 @@ def make_label_trainer(
         callbacks=[] if patience is None else [EarlyStopping(patience)],
         run=run,
         hooks=hooks,
-        order=RowOrder(list(train.lengths), plan.choices.group_by_length.value, 1),
+        order=RowOrder(list(train.lengths), plan.choices.group_by_length.value, 1, train.where),
         task=task,
     )
 
