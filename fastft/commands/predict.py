@@ -21,7 +21,7 @@ from fastft.errors import DataError, Problem, UsageError, Where
 from fastft.recipe.loader import load
 from fastft.recipe.model import ClassificationSection
 from fastft.runs.classification import Classifier, predicted
-from fastft.stages.weights import WeightsPath, find_base, find_weights
+from fastft.stages.weights import WeightsPath, find_base, find_classifier, find_weights
 
 # Texts that are sorted by length together: enough for full batches of like length, and little memory.
 WINDOW = 2048
@@ -36,13 +36,13 @@ def predict_in_terminal(path: Path, file: Path, out: Path | None, base: str | No
         DataError: no row of the file has a text.
     """
     weights = find_weights(path)
-    known = None if weights.run is None else weights.run.read(Classifier)
-    if weights.run is None or known is None:
-        wrong, instead = "is no run of a classifier", 'name the folder of a run of task = "classification"'
+    known = find_classifier(weights)
+    if known is None:
+        wrong, instead = "is no classifier", 'name a run of task = "classification", or an export of one'
         raise UsageError(Problem(Where(str(path)), "", wrong, instead))
     if not file.is_file():
         raise UsageError(Problem(Where(str(file)), "", "there is no such file", "name a .jsonl or .csv file"))
-    columns = load(weights.run.recipe).recipe.data.columns if weights.run.recipe.is_file() else {}
+    columns = {} if weights.run is None else load(weights.run.recipe).recipe.data.columns
     with ExitStack() as stack:
         stream = sys.stdout if out is None else stack.enter_context(out.open("w", encoding="utf-8", newline=""))
         write = _writer(stream, known, as_csv=out is not None and out.suffix == ".csv")
@@ -84,7 +84,7 @@ def _predicted(
     select("transformers")
     # Libraries say much while they load; what they say of a failure is in its message.
     with library_output_to(weights.path.parent / "predict.log"):
-        from fastft.engine.tasks.classification import predict
+        from fastft.engine.tasks.classifier import predict
 
         made = predict(folder, adapter, known, windows(), batch)
         results = iter(made)

@@ -128,11 +128,9 @@ def _export_job(attempt: Attempt, base: Path, rows: Prepared, end_ids: tuple[int
     recipe, run = attempt.loaded.recipe, attempt.run
     whole = recipe.model.full_finetuning
     saved = MERGED if whole else ADAPTER
-    if rows.labels is not None:  # its merged weights are made by the engine: fastft.engine.tasks
-        return Job(base, None if whole else run.adapter, run.exports, (), run_name(attempt.loaded.path))
     kinds = tuple(kind for kind in wanted_kinds(recipe.export.formats, recipe.export.quantization) if kind != saved)
     job = Job(base, None if whole else run.adapter, run.exports, kinds, run_name(attempt.loaded.path), end_ids)
-    if not attempt.ranks.world.is_first:
+    if rows.labels is not None or not attempt.ranks.world.is_first:  # a classifier is merged by PEFT itself
         return job
     if kinds:
         attempt.stage(f"rehearsing the export of {', '.join(kinds)}")

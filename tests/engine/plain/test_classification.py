@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import random
 from pathlib import Path
@@ -13,11 +14,19 @@ import torch
 from safetensors.torch import load_file
 from transformers import BloomConfig, BloomForCausalLM
 
+from fastft.commands.chat import ChatRequest, open_chat
+from fastft.commands.export import ExportRequest, export
 from fastft.commands.predict import predict_in_terminal
 from fastft.engine.model import load_model
-from fastft.engine.tasks.classification import classify, load_classifier, loss_sums
-from fastft.errors import FastftError
+from fastft.engine.tasks.classification import loss_sums
+from fastft.engine.tasks.classifier import compared, export_classifier, load_classifier, logits_of
+from fastft.errors import ExportError, FastftError, UsageError
+from fastft.exports.card import CardFacts
+from fastft.exports.job import Job
+from fastft.exports.record import read_exports
+from fastft.files.records import read_record
 from fastft.runs.classification import Classifier
+from fastft.stages.weights import find_gguf
 from tests.engine.tiny import COLOURS, Ran, make_model, make_parts, run, stop, write_recipe, write_rows
 
 WARM = ("red", "pink", "brown")
@@ -66,7 +75,7 @@ def test_only_the_adapter_and_the_head_are_saved(ran: Ran) -> None:
 
     assert all("lora_" in name or "score" in name for name in names)
     assert any("score" in name for name in names)
-    assert json.loads((ran.folder.adapter / "labels.json").read_text()) == {"0": "cold", "1": "warm"}
+    assert read_record(ran.folder.adapter / Classifier.FILE, Classifier) == ran.folder.require(Classifier)
 
 
 def test_a_stopped_run_goes_on_bit_by_bit(model: Path, ran: Ran, tmp_path: Path) -> None:
@@ -105,9 +114,76 @@ def test_sorting_by_length_changes_no_prediction(ran: Ran) -> None:
     model, pad = load_classifier(ran.folder.exports / "merged_16bit", None, known)
     ids = [[number + 1] * (1 + number * 7 % 11) for number in range(20)]
 
-    in_order = classify(model, ids, pad, 4, several=False, sort=False)
+    in_order = logits_of(model, ids, pad, 4, sort=False)
 
-    assert torch.allclose(torch.tensor(classify(model, ids, pad, 4, several=False)), torch.tensor(in_order), atol=1e-5)
+    assert torch.allclose(logits_of(model, ids, pad, 4), in_order, atol=1e-5)
+
+
+def test_exports_give_the_logits_of_the_trained_model(ran: Ran, model: Path, tmp_path: Path) -> None:
+    known, trained = ran.folder.require(Classifier), load_file(ran.folder.adapter / "adapter_model.safetensors")
+    done = export(ran.folder.path, ExportRequest(("adapter", "merged_16bit"), out=tmp_path / "out"), lambda _: None)
+
+    again = load_file(tmp_path / "out" / "adapter" / "adapter_model.safetensors")
+    assert again.keys() == trained.keys()
+    assert all(torch.equal(value, again[name]) for name, value in trained.items())
+    notes = {one.kind: one.notes[-1] for one in read_exports(tmp_path / "out").artefacts}
+    assert notes["adapter"].endswith("logits at most 0.0e+00 apart")
+    assert "the same label for 12 rows" in notes["merged_16bit"]
+    assert "reloaded" in (done.artefacts[1].path / "README.md").read_text()
+    ids = [[number + 1] * 5 for number in range(20)]
+    one, two = (
+        logits_of(*load_classifier(folder, adapter, known)[:1], ids, 0, 4)
+        for folder, adapter in ((model, ran.folder.adapter), (tmp_path / "out" / "merged_16bit", None))
+    )
+    # Weights of 16 bits: a thousandth of each.
+    assert torch.allclose(one, two, atol=2e-2)
+
+
+def test_an_export_that_is_another_model_is_refused(ran: Ran, model: Path, tmp_path: Path) -> None:
+    known = ran.folder.require(Classifier)
+    trained = compared(model, ran.folder.adapter, known, ())
+    other = dataclasses.replace(trained, logits=-10 * trained.logits)
+    job = Job(model, ran.folder.adapter, tmp_path / "out", ("merged_16bit",))
+
+    with pytest.raises(ExportError, match="another label than the trained model"):
+        export_classifier(job, known, other, CardFacts("base"), lambda _: None)
+
+    assert not (tmp_path / "out" / "merged_16bit").exists()
+
+
+def test_what_answers_nothing_is_refused_in_one_sentence(ran: Ran) -> None:
+    for folder in (ran.folder.path, ran.folder.adapter, ran.folder.exports / "merged_16bit"):
+        with (
+            pytest.raises(UsageError, match=r"is a classifier.*fastft predict"),
+            open_chat(folder, ChatRequest(), lambda _: None),
+        ):
+            pass
+        with pytest.raises(UsageError, match=r"is a classifier.*fastft predict"):
+            find_gguf(folder)
+    for kind in ("gguf", "merged_4bit"):
+        with pytest.raises(UsageError, match=r"no head for labels.*merged_16bit"):
+            export(ran.folder.path, ExportRequest((kind,)), lambda _: None)
+
+
+def test_training_stops_when_f1_no_longer_rises(model: Path, tmp_path: Path) -> None:
+    steps = {}
+    for metric in ("f1", "eval_loss"):
+        changes = {
+            # So slow that no row changes its label, while the loss falls a little each time.
+            "train.learning_rate": 1e-6,
+            "train.lr_scheduler_type": "constant",
+            "train.num_train_epochs": 4,
+            "train.eval_strategy": "epoch",
+            "train.save_strategy": "epoch",
+            "train.save_steps": None,
+            "train.load_best_model_at_end": True,
+            "train.metric_for_best_model": metric,
+            "train.early_stopping_patience": 1,
+        }
+        ran = run(labelled(tmp_path / metric, model, **changes))
+        steps[metric] = ran.result["steps"]
+
+    assert steps == {"f1": 12, "eval_loss": 24}
 
 
 @pytest.mark.parametrize("several", [False, True])
