@@ -9,14 +9,24 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
 from fastft import __version__
 from fastft.commands.failure import discard_output, explain_error, report_failure
+from fastft.commands.options import (
+    AsJson,
+    Base,
+    ContextTokens,
+    Overrides,
+    RecipePath,
+    RunsDir,
+    WeightsArgument,
+    looked_up,
+)
 from fastft.console import redact, show_plain_signs
-from fastft.errors import FastftError, MachineError, Problem, UsageError, Where
+from fastft.errors import FastftError, MachineError
 from fastft.probe.software import NEEDED_TO_CHAT, NEEDED_TO_EXPORT, require
 
 # The value of `--resume` without a folder. No folder has an empty name.
@@ -33,31 +43,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a .toml file.", show_default=False)]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: --set train.learning_rate=1e-4")
-]
-
-
-Place = TypeVar("Place", Path, str, None)
-
-
-def _looked_up(place: Place) -> Place:
-    """The same path; raises UsageError for one that the system refuses to look up, such as a name of 300 letters."""
-    if place is not None:
-        from fastft.recipe.paths import refusal
-
-        wrong = refusal(Path(), str(place))
-        if wrong is not None:
-            raise UsageError(Problem(Where(str(place)[:100]), "", f"cannot be looked up: {wrong}", "correct the path"))
-    return place
-
-
-RunsDir = Annotated[
-    Path, typer.Option("--runs-dir", metavar="DIR", help="Where run folders are made.", callback=_looked_up)
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-
 
 @app.command()
 def run(
@@ -70,7 +55,7 @@ def run(
             "--resume",
             metavar="[RUN]",
             help="Do not run a finished run again; RUN: continue this folder.",
-            callback=_looked_up,
+            callback=looked_up,
         ),
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin a new run, even where one did not finish.")] = False,
@@ -106,7 +91,7 @@ def launch(
     ] = None,
     hostfile: Annotated[
         Path | None,
-        typer.Option("--hostfile", metavar="FILE", help="Lines: node1 slots=8", callback=_looked_up),
+        typer.Option("--hostfile", metavar="FILE", help="Lines: node1 slots=8", callback=looked_up),
     ] = None,
     nnodes: Annotated[int | None, typer.Option("--nnodes", min=1, max=4096, help="How many hosts.")] = None,
     node_rank: Annotated[int | None, typer.Option("--node-rank", min=0, help="Which host this is, from 0.")] = None,
@@ -194,38 +179,18 @@ def plan(
     plan_in_terminal(recipe, overrides or [], question, what_if=what_if, calls=calls, as_json=as_json)
 
 
-WeightsArgument = Annotated[
-    Path,
-    typer.Argument(
-        metavar="PATH",
-        help="A run, an adapter, a model folder or a .gguf file.",
-        callback=_looked_up,
-        show_default=False,
-    ),
-]
-ContextTokens = Annotated[
-    int | None, typer.Option("--context-tokens", min=64, help="The longest conversation of a GGUF file; default: 4096.")
-]
-Base = Annotated[
-    str | None,
-    typer.Option(
-        "--base", metavar="MODEL", help="The 16-bit base of an adapter: a folder or a Hub id.", callback=_looked_up
-    ),
-]
-
-
 @app.command()
 def export(
     path: WeightsArgument,
     to: Annotated[str, typer.Option("--to", metavar="FORMATS", help="adapter,merged_16bit,merged_4bit,gguf")] = "gguf",
     quant: Annotated[str, typer.Option("--quant", metavar="TYPES", help="GGUF types: q4_k_m,q8_0")] = "",
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Default: its exports/ folder.", callback=_looked_up)
+        Path | None, typer.Option("--out", metavar="DIR", help="Default: its exports/ folder.", callback=looked_up)
     ] = None,
     base: Base = None,
     llama_cpp: Annotated[
         Path | None,
-        typer.Option("--llama-cpp", metavar="DIR", help="Convert with this llama.cpp checkout.", callback=_looked_up),
+        typer.Option("--llama-cpp", metavar="DIR", help="Convert with this llama.cpp checkout.", callback=looked_up),
     ] = None,
     push: Annotated[
         str | None, typer.Option("--push", metavar="HUB_ID", help="Upload what passed; a new repository is private.")
@@ -238,6 +203,21 @@ def export(
 
     request = ExportRequest(_listed(to), _listed(quant), out, base, llama_cpp, push)
     export_in_terminal(path, request, as_json=as_json)
+
+
+@app.command()
+def predict(
+    path: WeightsArgument,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Texts: .jsonl or .csv.", callback=looked_up)],
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write here: .jsonl or .csv.")] = None,
+    base: Base = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Texts that are read at once.")] = 16,
+) -> None:
+    """Give each text of a file its label, by a run of task = "classification"."""
+    require(NEEDED_TO_EXPORT, "fastft predict")
+    from fastft.commands.predict import predict_in_terminal
+
+    predict_in_terminal(path, file, out, base, batch)
 
 
 def _listed(text: str) -> tuple[str, ...]:
@@ -270,9 +250,7 @@ def chat(
 def serve(
     path: Annotated[
         Path,
-        typer.Argument(
-            metavar="PATH", help="A .gguf file, or a run with one.", callback=_looked_up, show_default=False
-        ),
+        typer.Argument(metavar="PATH", help="A .gguf file, or a run with one.", callback=looked_up, show_default=False),
     ],
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="On 127.0.0.1.")] = 8080,
     context_tokens: ContextTokens = None,
@@ -295,11 +273,11 @@ def serve(
 @app.command()
 def report(
     run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="The folder of a run.", callback=_looked_up, show_default=False)
+        Path, typer.Argument(metavar="RUN", help="The folder of a run.", callback=looked_up, show_default=False)
     ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="FILE", help="Default: report.html in the run's folder.", callback=_looked_up),
+        typer.Option("--out", metavar="FILE", help="Default: report.html in the run's folder.", callback=looked_up),
     ] = None,
     open_it: Annotated[bool, typer.Option("--open", help="Show it in a browser.")] = False,
 ) -> None:
@@ -311,7 +289,7 @@ def report(
 
 @app.command()
 def runs(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of the runs.", callback=_looked_up)] = Path(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of the runs.", callback=looked_up)] = Path(
         "runs"
     ),
     as_json: AsJson = False,
@@ -358,7 +336,7 @@ def convert(
         typer.Argument(metavar="FILE", help="YAML, a notebook, a program, a command line; -: standard input."),
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="Write the recipe here.", callback=_looked_up)
+        Path | None, typer.Option("--out", metavar="FILE", help="Write the recipe here.", callback=looked_up)
     ] = None,
     partial: Annotated[
         bool, typer.Option("--partial", help="Leave out what a recipe cannot say, as comments.")

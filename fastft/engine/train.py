@@ -23,7 +23,8 @@ from fastft.engine.memory import peak_memory
 from fastft.engine.model import Model, Tokenizer
 from fastft.engine.random_state import RandomState
 from fastft.engine.ranks import refuse_another_group, wait_for_all
-from fastft.engine.trainer import Hooks, RowOrder, RunTrainer
+from fastft.engine.tasks.classification import ClassificationTrainer, Task, make_label_trainer
+from fastft.engine.trainer import Hooks, RowOrder, RunTrainer, SftTrainer
 from fastft.errors import OutOfMemoryError, Problem, TrainingError, Where
 from fastft.planning.plan import Plan
 from fastft.runs.directory import RunDir
@@ -46,6 +47,8 @@ class Material:
     early_stopping_patience: int | None
     step_rows: int = 1
     stop_on_divergence: str = "blow-up"
+    task: Task | None = None
+    """Of a classification; None where answers are learnt."""
 
 
 def train(
@@ -103,7 +106,7 @@ def _before(trainer: RunTrainer, tokenizer: Tokenizer, material: Material, run: 
     if material.prompts:
         # Generation switched kernels; training must not inherit its caches.
         trainer.model.train()
-    untrained = Untrained(measured.eval_loss, measured.answers, measured.batches)
+    untrained = Untrained(measured.eval_loss, measured.answers, measured.batches, measured.classes)
     if hooks.ranks.world.is_first:
         run.write(untrained)
     wait_for_all()
@@ -128,13 +131,17 @@ def make_trainer(
     Raises:
         TrainingError: the trainer would do something else than the plan says.
     """
-    patience = material.early_stopping_patience
+    patience, task = material.early_stopping_patience, material.task
+    if task is not None:
+        labelled = make_label_trainer(plan, model, tokenizer, material.train, material.eval, task, patience, run, hooks)
+        _refuse_another_run(plan, labelled)
+        return labelled
     args = SFTConfig(**plan.calls.trainer.kwargs)
     if args.device.type == "cpu":
         # Unsloth 2026.10 takes bitsandbytes' optimizers for what only a GPU can do (unsloth_zoo/cpu/trainer.py).
         args.optim = OptimizerNames(plan.calls.trainer.kwargs["optim"])
     try:
-        trainer = RunTrainer(
+        trainer = SftTrainer(
             model=model,
             args=args,
             train_dataset=_dataset(material.train),
@@ -148,6 +155,7 @@ def make_trainer(
                 plan.choices.group_by_length.value,
                 material.step_rows,
                 material.train.where,
+                flattened=plan.calls.trainer.kwargs.get("padding_free", False),
             ),
         )
     except ValueError as error:
@@ -218,7 +226,8 @@ def _evaluate(trainer: RunTrainer, tokenizer: Tokenizer, material: Material, hoo
             )
         )
         hooks.ranks.share(f"answered {when}", lambda: True)
-    return Evaluation(loss, answers, batches)
+    classes = trainer.figures if isinstance(trainer, ClassificationTrainer) and loss is not None else None
+    return Evaluation(loss, answers, batches, classes)
 
 
 def _trained(trainer: RunTrainer, before: Evaluation, after: Evaluation, *, finished: bool) -> Trained:

@@ -33,6 +33,7 @@ class Plan:
     """
 
     recipe: str
+    task: str
     run_dir: str
     engine: str
     device: str
@@ -70,9 +71,12 @@ def make_plan(loaded: LoadedRecipe, facts: Facts, run_dir: str, price_per_hour: 
     packing = choose_packing(recipe, engine.value, device, flat=flat)
     packed = packed_rows(lengths, recipe.model.max_seq_length) if packing.value and lengths else None
     per_row = len(lengths) / len(packed) if packed and lengths else None
-    choices = make_choices(recipe, device, facts.processes, engine, packing, per_row, flat=flat)
+    choices = make_choices(recipe, device, facts.processes, engine, packing, per_row, facts.base_model, flat=flat)
     schedule = _schedule(recipe, facts, choices, packed)
     architecture = architecture_of(recipe.model.id, facts.base_model.config)
+    if architecture is not None and recipe.task == "classification":
+        # The head has a row a label, not a token.
+        architecture = dataclasses.replace(architecture, ties_embeddings=True)
     if recipe.train.gradient_checkpointing == "auto":
         choices = _with_checkpointing(recipe, facts, choices, architecture)
     disk = make_disk(recipe, facts.base_model, architecture, facts.free_disk_bytes, facts.free_cache_bytes)
@@ -82,6 +86,7 @@ def make_plan(loaded: LoadedRecipe, facts: Facts, run_dir: str, price_per_hour: 
     )
     return Plan(
         recipe=str(loaded.path),
+        task=recipe.task,
         run_dir=run_dir,
         engine=engine.value,
         device=str(device),
@@ -94,7 +99,7 @@ def make_plan(loaded: LoadedRecipe, facts: Facts, run_dir: str, price_per_hour: 
         disk=disk,
         choices=choices,
         warnings=find_cautions(Sight(loaded, facts, schedule, choices)),
-        obstacles=find_obstacles(loaded, facts, disk, engine.value),
+        obstacles=find_obstacles(loaded, facts, disk, engine.value, choices.target_modules.value),
         calls=_calls(loaded, facts, choices, batching.active, run_dir),
     )
 
@@ -169,7 +174,7 @@ def _calls(loaded: LoadedRecipe, facts: Facts, choices: Choices, mode: Mode, run
     transformers = release(facts.installed.get("transformers", TESTED["transformers"]))
     deepspeed = None if recipe.train.deepspeed is None else str(loaded.folder / recipe.train.deepspeed)
     return Calls(
-        load=load_call(recipe, model_path, choices),
+        load=load_call(recipe, model_path, choices, facts.labels),
         adapter=None if recipe.model.full_finetuning else adapter_call(recipe, choices),
         trainer=trainer_call(
             recipe,

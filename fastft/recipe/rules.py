@@ -13,12 +13,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fastft.errors import nearest
-from fastft.recipe.model import LoraSection, Recipe, TrainSection
+from fastft.recipe.model import ClassificationSection, LoraSection, Recipe, TrainSection
 from fastft.recipe.optimizers import OPTIMIZERS
 from fastft.recipe.quantizations import QUANTIZATIONS
 from fastft.recipe.reporters import REPORTERS
 
 Given = frozenset[str]
+# The labels that a text has are bits of one 32-bit number: fastft.data.labels.
+MOST_OF_SEVERAL = 31
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,8 @@ def violations(recipe: Recipe, given: Given) -> Iterator[Violation]:
     """Every rule that `recipe` breaks, in the order of the rules."""
     for rule in _RULES:
         for broken in rule(recipe, given):
-            section, key = broken.field.split(".", 1)
-            value = getattr(getattr(recipe, section), key)
+            section, _, key = broken.field.rpartition(".")
+            value = getattr(getattr(recipe, section) if section else recipe, key)
             yield broken if broken.got or value is None else replace(broken, got=json.dumps(value))
 
 
@@ -62,6 +64,23 @@ _NEEDS = (
         "model.full_finetuning = true trains every weight, without an adapter",
         "remove the line, or set model.full_finetuning = false",
         ("model.full_finetuning",),
+    ),
+    _Need(
+        tuple(f"classification.{key}" for key in ClassificationSection.model_fields),
+        lambda recipe: recipe.task == "classification",
+        'task is not "classification"',
+        'write task = "classification" at the top of the recipe, or remove the line',
+        ("task",),
+    ),
+    _Need(
+        (
+            *("data.chat_template", "data.chat_template_kwargs", "data.train_on", "data.turns", "data.may_drop"),
+            *("data.template_date", "data.allow_assistant_first", "train.packing", "eval.exact_match"),
+        ),
+        lambda recipe: recipe.task != "classification",
+        'task = "classification" has texts and labels, no answers',
+        "remove the line",
+        ("task",),
     ),
     _Need(
         ("train.eval_steps",),
@@ -318,6 +337,60 @@ def _export(recipe: Recipe, _: Given) -> Iterator[Violation]:
         yield Violation("export.formats", wrong, 'write formats = ["merged_16bit"]', ("model.full_finetuning",))
 
 
+def _classification(recipe: Recipe, _: Given) -> Iterator[Violation]:
+    """What the task says of the other sections."""
+    metric = recipe.train.metric_for_best_model
+    if recipe.task != "classification":
+        if metric in ("f1", "accuracy"):
+            wrong, instead = 'is a figure of task = "classification"', 'write "eval_loss"'
+            yield Violation("train.metric_for_best_model", wrong, instead, ("task",))
+        return
+    if metric == "eval_mean_token_accuracy":
+        instead = 'write "f1", "accuracy" or "eval_loss"'
+        yield Violation("train.metric_for_best_model", "classification predicts no tokens", instead, ("task",))
+    if recipe.model.engine == "unsloth":
+        wrong = "Unsloth's trainer and its fused loss are those of a language model"
+        yield Violation("model.engine", wrong, 'write "transformers" or "auto"', ("task",))
+    if recipe.data.overlong == "split":
+        instead = 'write "truncate", "drop" or "error"'
+        yield Violation("data.overlong", "a text has one row: its label is that of the whole", instead, ("task",))
+    if recipe.data.format not in ("auto", "classification", "messages"):
+        instead = 'remove the line, or write "classification" or "messages"'
+        yield Violation("data.format", "has no labels", instead, ("task",))
+    for kind in (kind for kind in recipe.export.formats if kind not in ("adapter", "merged_16bit")):
+        wrong = "llama.cpp's format has no classification head" if kind == "gguf" else "keeps no exact head"
+        instead = 'write formats = ["adapter"] or ["merged_16bit"]'
+        yield Violation("export.formats", wrong, instead, ("task",), json.dumps(kind))
+    yield from _labels(recipe)
+
+
+def _labels(recipe: Recipe) -> Iterator[Violation]:
+    """The names of the labels, and their weights."""
+    own = recipe.classification
+    twice = next((name for name in own.labels if own.labels.count(name) > 1), None)
+    if twice is not None:
+        yield Violation("classification.labels", "names one label twice", "name it once", got=json.dumps(twice))
+    if len(own.labels) == 1 and not own.multi_label:
+        yield Violation("classification.labels", "is one label: there is nothing to tell apart", "name at least two")
+    if any(not name.strip() or ";" in name for name in own.labels):
+        yield Violation("classification.labels", "has a name that is empty or has a semicolon", "write a plain name")
+    if own.multi_label and len(own.labels) > MOST_OF_SEVERAL:
+        instead = f"name at most {MOST_OF_SEVERAL}"
+        yield Violation("classification.labels", "are too many for multi_label = true", instead, got="")
+    if isinstance(own.class_weights, dict):
+        yield from _class_weights(own.labels, own.class_weights)
+
+
+def _class_weights(labels: tuple[str, ...], weights: dict[str, float]) -> Iterator[Violation]:
+    for name, weight in weights.items():
+        if labels and name not in labels:
+            instead = f"write one of {', '.join(labels)}"
+            yield Violation("classification.class_weights", "has a label that is none", instead, (), json.dumps(name))
+        if weight <= 0:
+            wrong = "a weight is above 0"
+            yield Violation("classification.class_weights", wrong, "leave the rows out instead", (), f"{weight:g}")
+
+
 _RULES: tuple[Callable[[Recipe, Given], Iterator[Violation]], ...] = (
     _model,
     _data,
@@ -328,5 +401,6 @@ _RULES: tuple[Callable[[Recipe, Given], Iterator[Violation]], ...] = (
     _checkpoints,
     _names,
     _export,
+    _classification,
     _needs,
 )

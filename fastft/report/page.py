@@ -14,6 +14,7 @@ from fastft.files.records import parse_object, read_bytes, read_record
 from fastft.recipe.reference import fields, reference, toml
 from fastft.report.answers import answers_section, cut
 from fastft.report.charts import number
+from fastft.report.classes import classes_section
 from fastft.report.curves import charts
 from fastft.report.html import Markup, element, joined, key, table
 from fastft.report.style import STYLE
@@ -79,7 +80,7 @@ def page(records: Records) -> str:
         "Recipe": _recipe(records),
         "Curves": charts(records.history, records.planned),
         "Data": _data(records),
-        "Before and after": answers_section(None if records.result is None else records.result.exact_match),
+        "Before and after": _before_and_after(records.result),
         "Forecast and actual": _forecast(records.result),
         "Exports": _exports(records),
         "Environment": _environment(records.manifest),
@@ -98,6 +99,12 @@ def page(records: Records) -> str:
         *(element("section", element("h2", title), content) for title, content in sections.items()),
     )
     return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
+
+
+def _before_and_after(result: Result | None) -> Markup:
+    if result is not None and result.classification is not None:
+        return classes_section(result.classification)
+    return answers_section(None if result is None else result.exact_match)
 
 
 def _verdict(records: Records, name: str) -> tuple[Markup, ...]:

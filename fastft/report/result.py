@@ -8,6 +8,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from fastft.report.classes import class_table, figure_rows
 from fastft.report.units import duration, size
 from fastft.runs.result import Result, ShownAnswer
 from fastft.runs.score import Score
@@ -31,6 +32,9 @@ def print_result(console: Console, result: Result, run_dir: str) -> None:
         table.add_row("held-out loss", _number(losses.before), _number(losses.after))
     if match is not None:
         table.add_row("held-out exact match", _share(match.before, match.rows), _share(match.after, match.rows))
+    if result.classification is not None:
+        for name, first, last in figure_rows(result.classification):
+            table.add_row(name, first, last)
     table.add_row("training loss", "", _number(result.train_loss))
     table.add_row("optimizer steps", "", f"{result.steps}")
     rate = result.train_tokens_seen / result.train_seconds if result.train_seconds else 0.0
@@ -39,6 +43,8 @@ def print_result(console: Console, result: Result, run_dir: str) -> None:
     table.add_row("peak memory", "", size(result.peak_memory_bytes))
     table.add_row("trained weights", "", f"{result.trained_weights:,} of {result.weights:,}")
     parts: list[Any] = [Text(), table]
+    if result.classification is not None:
+        parts += [Text(), class_table(result.classification.after)]
     if match is not None:
         parts += [Text(), _example(match.example)]
     if result.forecast:

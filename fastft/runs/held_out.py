@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from fastft.runs.classification import Classification
+
 
 @dataclass(frozen=True)
 class Answers:
@@ -32,6 +34,7 @@ class Evaluation:
     eval_loss: float | None
     answers: Answers | None
     batches: tuple[MicroBatch, ...] = ()
+    classes: Classification | None = None
 
 
 @dataclass(frozen=True)

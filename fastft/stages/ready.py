@@ -21,6 +21,7 @@ from fastft.recipe.loader import LoadedRecipe
 from fastft.report.live import LiveView
 from fastft.report.rows import accounts, reject_lines
 from fastft.runs.checkpoints import checkpoints, newest_checkpoint, set_aside, step_of
+from fastft.runs.classification import Classifier
 from fastft.runs.directory import RunDir, run_name
 from fastft.runs.held_out import HeldOut
 from fastft.runs.history import rewind
@@ -129,7 +130,7 @@ def _export_job(attempt: Attempt, base: Path, rows: Prepared, end_ids: tuple[int
     saved = MERGED if whole else ADAPTER
     kinds = tuple(kind for kind in wanted_kinds(recipe.export.formats, recipe.export.quantization) if kind != saved)
     job = Job(base, None if whole else run.adapter, run.exports, kinds, run_name(attempt.loaded.path), end_ids)
-    if not attempt.ranks.world.is_first:
+    if rows.labels is not None or not attempt.ranks.world.is_first:  # a classifier is merged by PEFT itself
         return job
     if kinds:
         attempt.stage(f"rehearsing the export of {', '.join(kinds)}")
@@ -164,6 +165,10 @@ def begin(attempt: Attempt, ready: Ready) -> Path | None:
         write_text(run.rejects, rejects)
     write_checked(run.plan, redact_value("", ready.plan.as_json()))
     run.write(ready.held_out)
+    labels, recipe = ready.rows.labels, attempt.loaded.recipe
+    if labels is not None:
+        longest = recipe.model.max_seq_length
+        run.write(Classifier(labels.names, labels.several, recipe.classification.truncation, longest))
     checkpoint, damaged = newest_checkpoint(run)
     for sentence in damaged:
         attempt.view.note(f"{sentence}: skipped")
