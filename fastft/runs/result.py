@@ -90,6 +90,15 @@ class ExactMatch:
 
 
 @dataclass(frozen=True)
+class MeasuredRows:
+    """The value of one measure for each row, before and after training; `before` is empty where it is not known."""
+
+    name: str
+    before: tuple[float, ...]
+    after: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class ExportedFile:
     """One export that passed the gate."""
 
@@ -125,6 +134,10 @@ class Result:
     exports: tuple[ExportedFile, ...] = field(default=())
     eval_batches: tuple[PairedBatch, ...] = field(default=())
     """What the held-out losses are made of; empty where the two evaluations had other micro-batches."""
+    measures: tuple[MeasuredRows, ...] = field(default=())
+    """What each answer counts, for each measure of answers (fastft.recipe.measures)."""
+    general: tuple[ShownAnswer, ...] = field(default=())
+    """The answers to the general questions of the regression set, beside what they must match."""
 
     def card_figures(self) -> dict[str, str]:
         """Name and value of each figure for the model card."""
