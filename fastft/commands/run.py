@@ -22,6 +22,7 @@ from fastft.probe.world import find_world
 from fastft.recipe.loader import LoadedRecipe, load
 from fastft.report.result import print_result
 from fastft.runs.directory import RunDir, create_run_dir, differences, find_run, newest_run, next_run_dir, run_name
+from fastft.runs.measured import refuse_failed
 from fastft.runs.ranks import Ranks
 from fastft.stages.attempt import Start, run_attempt
 from fastft.stages.stopping import Stopping
@@ -133,7 +134,12 @@ def run_with_progress(recipe: Path, overrides: Sequence[str], runs_dir: Path, st
 
 
 def run_in_terminal(recipe: Path, overrides: Sequence[str], runs_dir: Path, start: Start) -> None:
-    """Run with progress on standard error, and print what changed."""
+    """Run with progress on standard error, and print what changed.
+
+    Raises:
+        MeasureError: a condition of eval.fail_if is met.
+    """
     folder = run_with_progress(recipe, overrides, runs_dir, start)
     if folder.result is not None:
         print_result(Console(), folder.result, str(folder.path))
+        refuse_failed(load(recipe, overrides), folder.result)

@@ -12,8 +12,9 @@ from fastft.data.render import Prompt
 from fastft.engine.model import Model, Tokenizer
 from fastft.runs.held_out import Answers
 
-# Prompts of one generation, sorted by length so that little is padding.
-BATCH = 25
+# Prompts of one generation, sorted by length so that little is padding: more where prompt and answer are short. On two
+# cores the quickstart's 50 answers took 173 s one by one, 17.5 s by 25 and 15.9 s by 50.
+BATCH, SHORT_BATCH, SHORT_TOKENS = 25, 50, 128
 
 
 def answer(
@@ -26,7 +27,8 @@ def answer(
 ) -> Answers:
     """Greedy answers of `model` to `prompts`; each ends at the first of `stop_ids` or after `max_new_tokens`.
 
-    Equality is that of the text, surrounding white space aside; `prompts` is not empty. Leaves the model in the mode it was in.
+    Equality is that of the text, surrounding white space aside; `prompts` is not empty. Leaves the model in the mode it
+    was in.
 
     Raises:
         KeyboardInterrupt: `stop_asked` said so.
@@ -36,10 +38,12 @@ def answer(
     was_training = model.training
     _inference_mode(model, on=True)
     try:
-        for start in range(0, len(order), BATCH):
+        while order:
             if stop_asked():
                 raise KeyboardInterrupt
-            chosen = order[start : start + BATCH]
+            longest = len(prompts[order[:SHORT_BATCH][-1]].input_ids)
+            rows = SHORT_BATCH if longest + max_new_tokens <= SHORT_TOKENS else BATCH
+            chosen, order = order[:rows], order[rows:]
             ids = [prompts[index].input_ids for index in chosen]
             answers = _generate(model, tokenizer, ids, stop_ids, max_new_tokens)
             for index, each in zip(chosen, answers, strict=True):

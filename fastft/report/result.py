@@ -8,10 +8,13 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from fastft.report.figures import change_of, value_of, verdict_of
 from fastft.report.units import duration, size
+from fastft.runs.intervals import Word
+from fastft.runs.measured import compared
 from fastft.runs.result import Result, ShownAnswer
 from fastft.runs.score import Score
-from fastft.runs.verdict import Word, judge
+from fastft.runs.verdict import judge
 
 # Characters of an answer that the table shows; result.json has all.
 SHOWN = 300
@@ -26,10 +29,14 @@ def print_result(console: Console, result: Result, run_dir: str) -> None:
     table.add_column("")
     table.add_column("before", justify="right")
     table.add_column("after", justify="right", style="bold")
-    losses, match = result.eval_loss, result.exact_match
-    if losses.after is not None:
-        table.add_row("held-out loss", _number(losses.before), _number(losses.after))
-    if match is not None:
+    table.add_column("change, 95 % interval", justify="right")
+    table.add_column("", style="bold")
+    match = result.exact_match
+    figures = compared(result)
+    for each in figures:
+        title = f"held-out {each.measure.title}" if each.measure.name == "exact_match" else each.measure.title
+        table.add_row(title, value_of(each, each.before), value_of(each, each.after), change_of(each), verdict_of(each))
+    if match is not None and all(each.measure.name != "exact_match" for each in figures):
         table.add_row("held-out exact match", _share(match.before, match.rows), _share(match.after, match.rows))
     table.add_row("training loss", "", _number(result.train_loss))
     table.add_row("optimizer steps", "", f"{result.steps}")

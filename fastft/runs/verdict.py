@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fastft.runs.intervals import Difference, Interval, Word, change_interval, paired_difference
 from fastft.runs.result import ExactMatch, Result
 
+
 @dataclass(frozen=True)
 class Verdict:
     """One word, and the sentence of figures behind it."""

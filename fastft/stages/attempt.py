@@ -36,6 +36,7 @@ from fastft.report.live import LiveView
 from fastft.runs.checkpoints import checkpoints, evaluations_at, newest_checkpoint, ranks_of, step_of
 from fastft.runs.directory import RunDir, locked, new_attempt
 from fastft.runs.held_out import Untrained
+from fastft.runs.measured import with_measures
 from fastft.runs.metrics import MetricsFile, OutOfMemory, StepMetrics, Totals
 from fastft.runs.ranks import Ranks
 from fastft.runs.result import ExportedFile, Result, SavedWeights, Trained, make_result
@@ -137,6 +138,7 @@ def _run(attempt: Attempt) -> None:
     totals, seconds = MetricsFile(attempt.run.metrics).totals(), time.perf_counter() - started
     _keep_throughput(attempt, ready, outcome.plan, totals)
     result = make_result(outcome.plan, ready.rows, outcome.trained, ready.prompts, outcome.saved, totals, seconds)
+    result = with_measures(result, outcome.trained, ready.prompts, ready.general, attempt.loaded.recipe.eval)
     if ready.job.kinds:
         from fastft.engine.export import load_trained, trained_reference
         from fastft.engine.model import is_in_4bit
@@ -215,6 +217,7 @@ def _train_once(
         train=ready.rows.train.rows,
         eval=None if ready.rows.eval is None else ready.rows.eval.rows,
         prompts=ready.prompts,
+        general=ready.general,
         stop_ids=ready.held_out.end_ids,
         max_new_tokens=recipe.eval.max_new_tokens,
         early_stopping_patience=recipe.train.early_stopping_patience,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastft.console import redact_value
+from fastft.data.general import general_prompts
 from fastft.data.prepare import Prepared
 from fastft.data.render import Prompt, render_prompt
 from fastft.errors import DataError, Interrupted, MachineError, Problem, Where
@@ -73,6 +74,7 @@ class Ready:
     rows: Prepared
     base: Path
     prompts: list[Prompt]
+    general: list[Prompt]
     held_out: HeldOut
     job: Job
 
@@ -107,7 +109,10 @@ def prepare_run(attempt: Attempt) -> Ready:
     wanted = loaded.recipe.eval
     asked = rows.eval.examples[: wanted.max_examples] if wanted.exact_match and rows.eval is not None else []
     prompts = [render_prompt(example, rows.renderer) for example in asked]
-    return Ready(facts, plan, rows, base, prompts, held_out, _export_job(attempt, base, rows, held_out.end_ids))
+    general = general_prompts(rows.renderer) if prompts and wanted.regression_set else []
+    return Ready(
+        facts, plan, rows, base, prompts, general, held_out, _export_job(attempt, base, rows, held_out.end_ids)
+    )
 
 
 def _export_job(attempt: Attempt, base: Path, rows: Prepared, end_ids: tuple[int, ...]) -> Job:
