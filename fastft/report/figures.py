@@ -41,9 +41,9 @@ def _with_interval(unit: str, difference: float, interval: Interval | None) -> s
 
 def verdict_of(one: Compared) -> str:
     """What the interval says, and where it says nothing, how many rows would tell."""
-    if one.before is None:
+    if one.before is None or one.interval is None:
         return ""
-    rough = "; rough: few rows make most of it" if one.interval is not None and one.interval.is_rough else ""
+    rough = "; rough: few rows make most of it" if one.interval.is_rough else ""
     if one.word != "cannot tell":
         return one.word + rough
     needed = one.rows_that_would_tell

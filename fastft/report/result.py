@@ -27,8 +27,8 @@ def print_result(console: Console, result: Result, run_dir: str) -> None:
     console.print(Text(str(verdict), style=STYLES[verdict.word]), soft_wrap=True)
     table = Table(title=run_dir, title_justify="left", title_style="bold", show_edge=False, pad_edge=False)
     table.add_column("")
-    table.add_column("before", justify="right")
-    table.add_column("after", justify="right", style="bold")
+    table.add_column("before", justify="right", no_wrap=True)
+    table.add_column("after", justify="right", style="bold", no_wrap=True)
     table.add_column("change, 95 % interval", justify="right")
     table.add_column("", style="bold")
     match = result.exact_match

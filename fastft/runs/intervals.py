@@ -1,4 +1,4 @@
-"""How sure a difference between two models on the same rows is: 95 % intervals, checked in benchmarks/intervals.json.
+"""How sure a difference between two models on the same rows is: 95 % intervals, chosen by simulation.
 
 A bootstrap was measured beside them: its percentiles and BCa cover less with few rows, and the bootstrap of the t
 statistic covers as much as Hall's transformation, which needs no resamples and is the same each time.
@@ -18,7 +18,7 @@ Word = Literal["better", "worse", "cannot tell"]
 Z = 1.959964
 # With fewer, Student's t is so wide that the interval says nothing.
 FEWEST = 5
-# Where |skewness| / sqrt(rows) is larger, no interval of benchmarks/intervals.json covers what it says: a few rows make
+# Where |skewness| / sqrt(rows) is larger, no interval that was tried covers what it says: a few rows make
 # most of the difference.
 MOST_SKEWED = 0.4
 # Of rows whose shares differ: with fewer, t covers less than it says.
