@@ -5,6 +5,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Two test files at once: the tests compute with one thread each. The files stay in order, the long ones early.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 # A GPU host is one where the driver answers.
 LIST := $(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu)
 
@@ -14,11 +16,11 @@ quickstart: $(VENV)/installed
 	$(BIN)/fastft run recipes/quickstart.toml --resume
 
 test: lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 # The tests that need no torch: seconds.
 light: $(VENV)/installed
-	$(BIN)/python -m pytest --ignore tests/engine --ignore tests/gpu -m "not slow"
+	$(PYTEST) --ignore tests/engine --ignore tests/gpu -m "not slow"
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

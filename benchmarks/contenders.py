@@ -206,7 +206,7 @@ def _shared(given: dict[str, Any]) -> dict[str, Any]:
         "save_strategy": "no",
         "report_to": "none",
         "seed": SEED,
-        **({"bf16": False} if given["small"] else {}),
+        **({"bf16": False} if given["small"] and not given.get("any_precision") else {}),
     }
 
 

@@ -8,18 +8,16 @@ import itertools
 import json
 import os
 import sys
-import traceback
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 
 from fastft import __version__
+from fastft.commands.failure import discard_output, explain_error, report_failure
 from fastft.console import redact, show_plain_signs
 from fastft.errors import FastftError, MachineError, Problem, UsageError, Where
-from fastft.files.cache import cache_folder
-from fastft.probe.software import INSTALL, NEEDED_TO_CHAT, NEEDED_TO_EXPORT, require
+from fastft.probe.software import NEEDED_TO_CHAT, NEEDED_TO_EXPORT, require
 
 # The value of `--resume` without a folder. No folder has an empty name.
 NEWEST = ""
@@ -30,7 +28,6 @@ CLICK_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__na
 app = typer.Typer(
     help="Fine-tune language models fast, from one TOML recipe.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
@@ -81,6 +78,7 @@ def run(
         list[str] | None,
         typer.Option("--accept-drift", metavar="KEY", help="Continue although this changed: packages.torch, device."),
     ] = None,
+    as_json: AsJson = False,
     local_rank: Annotated[int | None, typer.Option("--local_rank", "--local-rank", hidden=True)] = None,
 ) -> None:
     """Check, plan, load, train, evaluate and save; print what changed.
@@ -94,7 +92,7 @@ def run(
         os.environ.setdefault("LOCAL_RANK", str(local_rank))
     run = Path(resume) if resume not in (None, NEWEST) else None
     start = Start(resume is not None, fresh, run, tuple(accept_drift or ()))
-    run_in_terminal(recipe, overrides or [], runs_dir, start)
+    run_in_terminal(recipe, overrides or [], runs_dir, start, as_json=as_json)
 
 
 @app.command()
@@ -178,8 +176,12 @@ def plan(
     ] = None,
     memory: Annotated[str | None, typer.Option("--memory", metavar="SIZE", help="Its memory: 24GB.")] = None,
     price_per_hour: Annotated[
-        float | None, typer.Option("--price-per-hour", min=0, help="The price of an hour.")
+        float | None, typer.Option("--price-per-hour", min=0, help="The price of an hour, of one device.")
     ] = None,
+    devices: Annotated[int | None, typer.Option("--devices", min=1, max=1024, help="GPUs of each host.")] = None,
+    hosts: Annotated[int | None, typer.Option("--hosts", min=1, max=1024, help="How many hosts.")] = None,
+    link: Annotated[str | None, typer.Option("--link", metavar="NAMES", help="pcie4,25gbit, 8x400gbit, ...")] = None,
+    engine: Annotated[str | None, typer.Option("--engine", metavar="NAME", help="ddp, fsdp2, zero1/2/3.")] = None,
     what_if: Annotated[
         str | None, typer.Option("--what-if", metavar="KEY=V1,V2", help="One row for each value of a key.")
     ] = None,
@@ -188,7 +190,7 @@ def plan(
     """Forecast steps, padding, memory, time and disk, without a GPU."""
     from fastft.commands.plan import Question, plan_in_terminal
 
-    question = Question(runs_dir, device, memory, price_per_hour)
+    question = Question(runs_dir, device, memory, price_per_hour, devices, hosts, link, engine)
     plan_in_terminal(recipe, overrides or [], question, what_if=what_if, calls=calls, as_json=as_json)
 
 
@@ -228,12 +230,14 @@ def export(
     push: Annotated[
         str | None, typer.Option("--push", metavar="HUB_ID", help="Upload what passed; a new repository is private.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write merged or GGUF weights, and compare them with the trained model."""
     require(NEEDED_TO_EXPORT, "fastft export")
     from fastft.commands.export import ExportRequest, export_in_terminal
 
-    export_in_terminal(path, ExportRequest(_listed(to), _listed(quant), out, base, llama_cpp, push))
+    request = ExportRequest(_listed(to), _listed(quant), out, base, llama_cpp, push)
+    export_in_terminal(path, request, as_json=as_json)
 
 
 def _listed(text: str) -> tuple[str, ...]:
@@ -331,11 +335,40 @@ def explain(
 
 
 @app.command()
-def init(name: Annotated[str, typer.Argument(metavar="NAME", help="The name of the recipe.")] = "recipe") -> None:
-    """Write a commented starter recipe, and a few rows for it."""
+def init(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The name of the recipe.")] = "recipe",
+    model: Annotated[str | None, typer.Option("--model", metavar="MODEL", help="A Hub id or a folder.")] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", metavar="FILE", help="Your rows: their columns give the format.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", metavar="NAME", help="For the forecast: a100-80gb, l4, cpu, ...")
+    ] = None,
+) -> None:
+    """Write a commented starter recipe, for your rows or with a few of its own."""
     from fastft.commands.init import init_in_terminal
 
-    init_in_terminal(name)
+    init_in_terminal(name, model, data, device)
+
+
+@app.command()
+def convert(
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="YAML, a notebook, a program, a command line; -: standard input."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write the recipe here.", callback=_looked_up)
+    ] = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Leave out what a recipe cannot say, as comments.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make a recipe of a file of Axolotl, LLaMA-Factory, TRL, ms-swift or Unsloth, or of a command line."""
+    from fastft.commands.convert import convert_in_terminal
+
+    convert_in_terminal(file, out, partial=partial, as_json=as_json)
 
 
 @app.command()
@@ -400,44 +433,14 @@ def main() -> None:
         print(redact(said.getvalue()), end="", file=sys.stderr)  # it repeats what was typed
         raise SystemExit(error.exit_code) from None
     except FastftError as error:
-        _report(error.problems, error.exit_code)
+        report_failure(error.problems, error.exit_code)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:  # before a command began
         raise SystemExit(130) from None
     except BrokenPipeError:  # the reader has gone, as `| head` does
-        _discard_output()
+        discard_output()
         raise SystemExit(1) from None
     except (OSError, ImportError) as error:
-        _discard_output()
-        _report([_explain(error)], MachineError.exit_code)
+        discard_output()
+        report_failure([explain_error(error)], MachineError.exit_code)
         raise SystemExit(MachineError.exit_code) from None
-
-
-def _report(problems: Sequence[Problem], exit_code: int) -> None:
-    """Each problem on standard error; with --json also on standard output, as docs/runs.md says."""
-    if "--json" in sys.argv[1:]:
-        failure = {"exit_code": exit_code, "problems": [problem.as_json() for problem in problems]}
-        print(json.dumps(failure, indent=2), flush=True)
-    for problem in problems:
-        print(problem, file=sys.stderr)
-
-
-def _discard_output() -> None:
-    """Send what is still to be written to standard output nowhere: Python would fail on it again at its exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-
-
-def _explain(error: OSError | ImportError) -> Problem:
-    """An error of the machine in one line; its traceback goes to a log in fastft's cache."""
-    text = redact("".join(traceback.format_exception(error)))
-    try:
-        log = cache_folder() / "error.txt"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_text(text, encoding="utf-8")
-        instead = f"the traceback is in {log}"
-    except (OSError, MachineError):
-        instead = "set XDG_CACHE_HOME to a folder that you may write to"
-    if isinstance(error, ImportError):
-        return Problem(Where(error.name or "python"), "", f"cannot be imported: {error}", f"{INSTALL}; {instead}")
-    where = error.filename if isinstance(error.filename, str) else "standard output"
-    return Problem(Where(where), "", f"failed: {error.strerror or error}", instead)

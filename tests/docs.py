@@ -19,6 +19,7 @@ from fastft.recipe.export_formats import FOLDER_FORMATS
 from fastft.recipe.optimizers import OPTIMIZERS
 from fastft.recipe.quantizations import QUANTIZATIONS
 from fastft.recipe.reference import recipe_page, schema
+from tests.costs import costs_page
 
 FOLDER = Path(__file__).parents[1] / "docs" / "reference"
 
@@ -29,6 +30,7 @@ def pages() -> dict[str, str]:
         "recipe.md": recipe_page(),
         "cli.md": cli_page(),
         "tables.md": tables_page(),
+        "costs.md": costs_page(),
         "recipe.schema.json": json.dumps(schema(), indent=2) + "\n",
     }
 

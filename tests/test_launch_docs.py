@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+import yaml
 
 from fastft.probe.world import find_world
 
@@ -59,3 +63,44 @@ def test_a_pod_knows_its_place() -> None:
 
     assert re.search(r"--nnodes 2 --node-rank \$JOB_COMPLETION_INDEX --master fastft-0\.fastft --nproc 8", command)
     assert find_world({}).size == 1
+
+
+def test_the_pods_find_the_first_one_by_its_service() -> None:
+    service, job = yaml.safe_load_all(block("yaml", "kind: Job"))
+    pod = job["spec"]["template"]["spec"]
+
+    assert service["spec"]["clusterIP"] == "None"
+    assert service["spec"]["selector"] == {"job-name": job["metadata"]["name"]}
+    assert pod["subdomain"] == service["metadata"]["name"]
+    mounted = {mount["name"] for container in pod["containers"] for mount in container["volumeMounts"]}
+    assert mounted == {volume["name"] for volume in pod["volumes"]}
+    assert job["spec"]["completions"] == job["spec"]["parallelism"]
+
+
+def test_the_sky_task_starts_one_launch_a_host(tmp_path: Path) -> None:
+    task = yaml.safe_load(block("yaml", "num_nodes"))
+    assert task.keys() == {"name", "num_nodes", "resources", "workdir", "file_mounts", "setup", "run"}
+    (tmp_path / "fastft").write_text('#!/bin/sh\necho "$@"\n', encoding="utf-8")
+    (tmp_path / "fastft").chmod(0o755)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2"}
+    env |= {"SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_RANK": "1", "SKYPILOT_NUM_GPUS_PER_NODE": "8"}
+
+    done = subprocess.run(["bash", "-c", task["run"]], env=env, capture_output=True, text=True, check=True)
+
+    expected = "launch recipe.toml --nnodes 2 --node-rank 1 --master 10.0.0.1 --nproc 8 --runs-dir /runs"
+    assert done.stdout.strip() == expected
+
+
+def test_the_ray_script_is_python_that_runs_a_rank() -> None:
+    tree = ast.parse(block("python", "TorchTrainer"))
+    calls = {ast.unparse(node.func): node for node in ast.walk(tree) if isinstance(node, ast.Call)}
+
+    assert ast.literal_eval(calls["subprocess.run"].args[0])[:4] == ["python", "-m", "fastft", "run"]
+    assert [word.arg for word in calls["ScalingConfig"].keywords] == ["num_workers", "use_gpu"]
+
+
+@pytest.mark.parametrize("name", ["Several hosts", "Slurm", "Kubernetes", "SkyPilot", "Ray Train"])
+def test_each_way_says_what_to_do_when_it_hangs(name: str) -> None:
+    section = PAGE.split(f"## {name}\n")[1].split("\n## ")[0]
+
+    assert "**When it hangs**" in section

@@ -32,6 +32,24 @@ for command in json.loads(sys.argv.pop()):
 """
 
 
+# What Python on Windows lacks.
+WITHOUT_POSIX = f"""
+import os, signal, sys, warnings
+warnings.simplefilter("ignore")  # filelock is surprised on Linux
+for name in ("fcntl", "termios", "resource", "pwd", "grp", "tty", "pty"):
+    sys.modules[name] = None
+for module, names in ((os, ("getloadavg", "sched_getaffinity", "getuid", "mkfifo", "fork")),
+                      (signal, ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGKILL", "pthread_sigmask"))):
+    for name in names:
+        delattr(module, name)
+{PROGRAM}
+"""
+
+
+def test_the_quick_commands_need_nothing_that_windows_lacks() -> None:
+    assert _told(WITHOUT_POSIX) == [f"{command[0]} 0" for command in COMMANDS]
+
+
 def test_the_quick_commands_load_nothing_heavy() -> None:
     assert _told(PROGRAM) == [f"{command[0]} 0" for command in COMMANDS]
 

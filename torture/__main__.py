@@ -162,6 +162,8 @@ def main() -> int:
         for kind in kinds:
             begun, module = time.monotonic(), prepared(kind, folder)
             listed = module.cases(folder / kind, folder / "base", asked.seed)[: asked.limit]
+            if asked.limit is None and ledger.path.exists():
+                ledger.retain(kind, {case.name for case in listed})
             todo = [case for case in listed if (kind, case.name) not in known]
             print(f"{kind}: {len(listed)} cases, {len(listed) - len(todo)} known", flush=True)
 

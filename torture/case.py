@@ -69,9 +69,17 @@ class Ledger:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(dataclasses.asdict(line), ensure_ascii=False) + "\n")
 
+    def retain(self, kind: str, names: set[str]) -> None:
+        """Drop the outcomes of cases of `kind` that are no more, such as kills at other changes of the disk."""
+        kept = [line for line in self.lines() if line.kind != kind or line.name in names]
+        self._rewrite(kept)
+
     def forget(self, kinds: tuple[str, ...], *, only_bad: bool) -> None:
         """Drop the outcomes of `kinds`, or only what went wrong, and every older outcome of a case."""
         kept = [line for line in self.lines() if line.kind not in kinds or (only_bad and line.verdict in GOOD)]
+        self._rewrite(kept)
+
+    def _rewrite(self, kept: list[Line]) -> None:
         self.path.write_text(
             "".join(json.dumps(dataclasses.asdict(line), ensure_ascii=False) + "\n" for line in kept), encoding="utf-8"
         )

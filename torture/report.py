@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import time
@@ -69,6 +70,7 @@ def write_report(ledger: Ledger, seed: int, path: Path) -> None:
             [*(_row(kind, [line for line in lines if line.kind == kind]) for kind in KINDS), _row("all", lines)],
         ),
         "Seconds are of CPU time, because other work shares the cores; those of signals are on the clock.\n",
+        _cost(),
         "## What was seen\n",
         _table(
             ("fault", *GOOD),
@@ -83,6 +85,21 @@ def write_report(ledger: Ledger, seed: int, path: Path) -> None:
         _faults([line for line in lines if line.verdict in BAD]),
     ]
     path.write_text("\n".join(parts), encoding="utf-8")
+
+
+def _cost() -> str:
+    """What safety costs, from the newest figures of benchmarks/sealing.py."""
+    figures = json.loads((Path(__file__).parents[1] / "benchmarks" / "sealing.json").read_text(encoding="utf-8"))
+    gb = 1e9
+    rows = [
+        ("checkpoint", f"{figures['checkpoint_bytes'] / gb:.2f} GB (rank 16 on an 8B model, with optimizer)"),
+        ("to seal it", f"{figures['seal_seconds']:.2f} s, {100 * figures['share_of_5_minutes']:.2f} % of 5 minutes"),
+        ("to check it before a resume", f"{figures['check_seconds']:.2f} s"),
+        ("base never hashed before", f"{figures['base_bytes'] / gb:.2f} GB, hashed in {figures['hash_seconds']:.1f} s"),
+        ("delay of the first step by that", f"{1000 * figures['first_step_delayed_seconds']:.1f} ms"),
+        ("the same base again", f"{1000 * figures['kept_hash_seconds']:.1f} ms"),
+    ]
+    return f"## Cost (`{figures['command']}`)\n\n" + _table(("what", "measured"), rows)
 
 
 def _versions() -> Iterable[str]:

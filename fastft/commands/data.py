@@ -42,7 +42,8 @@ def _tokenizer(loaded: LoadedRecipe) -> Tokenizer | None:
     """The tokenizer of the base model when its files are on this machine; else tokens are not counted."""
     wanted = loaded.recipe.model
     try:
-        model = find_base_model(wanted.id, wanted.revision, loaded.folder, loaded.where("model.id"))
+        where, pickled = loaded.where("model.id"), not wanted.use_safetensors
+        model = find_base_model(wanted.id, wanted.revision, loaded.folder, where, pickled=pickled)
         return load_tokenizer(model.folder).tokenizer if model.is_here and model.folder is not None else None
     except MachineError:
         return None

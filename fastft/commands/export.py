@@ -60,7 +60,7 @@ def export(path: Path, request: ExportRequest, say: Say, writing: Writing = writ
     sizes = rehearse(job, adapter is not None, job.source)
     if sizes:
         say(f"{', '.join(f'{kind} ({size(count)})' for kind, count in sizes.items())} to {out}")
-    recipe = None if run is None else run.recipe.read_text(encoding="utf-8", errors="replace")
+    recipe = None if run is None else run.recipe_text()
     data_sha256 = None if manifest is None else manifest.data.train_sha256
     card = card_facts(name, base, data_sha256, recipe, {} if result is None else result.card_figures())
     out.mkdir(parents=True, exist_ok=True)
@@ -91,9 +91,13 @@ def export_with_progress(path: Path, request: ExportRequest) -> Exported:
         return export(path, request, say, partial(show_bytes, console))
 
 
-def export_in_terminal(path: Path, request: ExportRequest) -> None:
-    """Export, with progress on standard error, and print the table of what was written."""
-    print_exports(export_with_progress(path, request).record.parent)
+def export_in_terminal(path: Path, request: ExportRequest, *, as_json: bool = False) -> None:
+    """Export, with progress on standard error, and print the table of what was written, or its record."""
+    record = export_with_progress(path, request).record
+    if as_json:
+        print(record.read_text(encoding="utf-8"))
+    else:
+        print_exports(record.parent)
 
 
 def _kinds(weights: WeightsPath, request: ExportRequest) -> tuple[str, ...]:

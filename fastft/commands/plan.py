@@ -15,10 +15,12 @@ from fastft.planning.check import check
 from fastft.planning.devices import named_device
 from fastft.planning.facts import Facts, find_facts, with_estimated_rows, with_rows
 from fastft.planning.plan import Plan, make_plan
+from fastft.planning.scaling import Scaling, make_layout, make_scaling
 from fastft.probe.hub import fetch_small_files
 from fastft.recipe.loader import LoadedRecipe, load
 from fastft.recipe.reference import fields
 from fastft.report.plan import plan_page
+from fastft.report.scaling import scaling_page
 from fastft.report.what_if import what_if_page
 from fastft.runs.directory import next_run_dir, run_name
 from fastft.stages.inputs import prepare_rows
@@ -29,12 +31,40 @@ _ROW_KEYS = ("data.", "model.id", "model.revision", "model.max_seq_length", "tra
 
 @dataclass(frozen=True)
 class Question:
-    """The options of `fastft plan`: another device, its memory, the price of an hour."""
+    """The options of `fastft plan`: another device, its memory, the price of its hour; and of a run on several."""
 
     runs_dir: Path
     device: str | None = None
     memory: str | None = None
     price_per_hour: float | None = None
+    devices: int | None = None
+    hosts: int | None = None
+    link: str | None = None
+    engine: str | None = None
+
+    @property
+    def is_of_several(self) -> bool:
+        """Whether a run on several devices is asked about."""
+        return any(option is not None for option in (self.devices, self.hosts, self.link, self.engine))
+
+
+def scale(recipe: Path, overrides: Sequence[str], question: Question) -> tuple[Plan, Scaling]:
+    """The plan of one GPU, and what several make of it.
+
+    Raises:
+        FastftError: the recipe, an option, the data or the base model cannot be used.
+    """
+    loaded = load(recipe, overrides)
+    check(loaded)
+    facts = dataclasses.replace(_facts(loaded, question), processes=1)
+    layout = make_layout(facts, question.devices, question.hosts, question.link, question.engine)
+    if layout.sharding.splits_weights:
+        if loaded.recipe.model.engine == "unsloth":
+            wrong = f"Unsloth keeps whole weights on each GPU, {layout.sharding.name} splits them"
+            raise UsageError(Problem(Where("--engine"), "", wrong, 'write model.engine = "transformers"'))
+        loaded = load(recipe, [*overrides, "model.engine=transformers"])
+    made = _plan(loaded, facts, question)
+    return made, make_scaling(loaded.recipe, facts, made, layout, question.price_per_hour)
 
 
 def plan(recipe: Path, overrides: Sequence[str], question: Question) -> Plan:
@@ -110,8 +140,18 @@ def _field_and_values(text: str) -> tuple[str, list[str]]:
 def plan_in_terminal(
     recipe: Path, overrides: Sequence[str], question: Question, *, what_if: str | None, calls: bool, as_json: bool
 ) -> None:
-    """Print the plan, or with `what_if` one line for each value of a key."""
+    """Print the plan, or with `what_if` one line for each value of a key, or the table of several devices."""
     console = Console(highlight=False)
+    if question.is_of_several:
+        if what_if is not None:
+            wrong, instead = "is a forecast of one device", "ask for one of --what-if and --devices"
+            raise UsageError(Problem(Where("--what-if"), "", wrong, instead))
+        alone, scaling = scale(recipe, overrides, question)
+        if as_json:
+            print(json.dumps(alone.as_json() | {"scaling": scaling.as_json()}, indent=2))
+        else:
+            console.print(scaling_page(alone, scaling), crop=False)
+        return
     if what_if is not None:
         loaded = load(recipe, overrides)
         check(loaded)

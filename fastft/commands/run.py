@@ -25,6 +25,7 @@ from fastft.runs.directory import RunDir, create_run_dir, differences, find_run,
 from fastft.runs.measured import refuse_failed
 from fastft.runs.ranks import Ranks
 from fastft.stages.attempt import Start, run_attempt
+from fastft.stages.faults import explain
 from fastft.stages.stopping import Stopping
 
 
@@ -75,7 +76,10 @@ def _run(
         folder = RunDir(Path(ranks.share("folder", lambda: str(create_run_dir(runs_dir, loaded).path))))
     _refuse_unseen(folder)
     try:
-        run_attempt(loaded, facts, plan.engine, folder, console, start, notes, ranks)
+        try:
+            run_attempt(loaded, facts, plan.engine, folder, console, start, notes, ranks)
+        except OSError as error:  # around the attempt: its lock, and the last lines of its log
+            raise explain(error, folder) from error
     except (RecipeError, DataError, MachineError):
         if earlier is None and not folder.metrics.exists() and ranks.world.is_first:
             shutil.rmtree(folder.path)  # nothing was trained: the folder holds nothing to keep
@@ -133,13 +137,19 @@ def run_with_progress(recipe: Path, overrides: Sequence[str], runs_dir: Path, st
             raise Interrupted(Problem(Where(str(recipe)), "", wrong, "the same command begins it")) from None
 
 
-def run_in_terminal(recipe: Path, overrides: Sequence[str], runs_dir: Path, start: Start) -> None:
-    """Run with progress on standard error, and print what changed.
+def run_in_terminal(
+    recipe: Path, overrides: Sequence[str], runs_dir: Path, start: Start, *, as_json: bool = False
+) -> None:
+    """Run with progress on standard error, and print what changed; as JSON its folder and result.
 
     Raises:
         MeasureError: a condition of eval.fail_if is met.
     """
     folder = run_with_progress(recipe, overrides, runs_dir, start)
-    if folder.result is not None:
+    if folder.result is None:
+        return
+    if as_json:
+        print(json.dumps({"run": str(folder.path), "result": dataclasses.asdict(folder.result)}, indent=2, default=str))
+    else:
         print_result(Console(), folder.result, str(folder.path))
-        refuse_failed(load(recipe, overrides), folder.result)
+    refuse_failed(load(recipe, overrides), folder.result)

@@ -50,7 +50,7 @@ def _is_valid(text: str, form: str | None, pattern: str | None) -> bool:
             return False
         return True
     if form == "yaml":
-        import yaml  # type: ignore[import-untyped]
+        import yaml
 
         try:
             return isinstance(yaml.safe_load(text), dict | list)

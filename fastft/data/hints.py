@@ -40,10 +40,8 @@ def instead_of(row: Mapping[str, Any]) -> str | None:
     """What to write for a row whose columns fit no format: the mapping that works, or where the rows are."""
     if {"chosen", "rejected"} <= row.keys():
         return _for_preferences(row)
-    for needed, optional in _FORMATS.items():
-        mapping = _mapping(row, needed.split(), optional)
-        if mapping:
-            return f"write columns = {_toml(mapping)}"
+    if mapping := columns_for(row):
+        return f"write columns = {_toml(mapping)}"
     for name, value in row.items():
         if not isinstance(value, list) or not value or not isinstance(value[0], Mapping):
             continue
@@ -54,6 +52,12 @@ def instead_of(row: Mapping[str, Any]) -> str | None:
         if _is_row(name, value[0]):
             return f'the rows seem to be inside "{name}": write that list as the file'
     return None
+
+
+def columns_for(row: Mapping[str, object]) -> dict[str, str]:
+    """The `data.columns` that make a format of the row; empty where there is none."""
+    mappings = (_mapping(row, needed.split(), optional) for needed, optional in _FORMATS.items())
+    return next((mapping for mapping in mappings if mapping), {})
 
 
 def is_column_wise(row: Mapping[str, Any]) -> bool:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -40,19 +40,22 @@ def run_limited(task: Callable[[Any], None], value: object) -> Outcome:
         )
     except subprocess.TimeoutExpired:
         return "time"
-    if done.returncode == -signal.SIGPROF:
+    if done.returncode < 0 and done.returncode == -signal.SIGPROF:  # Windows has neither
         return "time"
     # A library that gets no memory in C ends by a signal.
     return "memory" if done.returncode < 0 or done.returncode == _OUT_OF_MEMORY else "done"
 
 
 def child(task: Callable[[Any], None]) -> None:
-    """Run the task that `run_limited` was given; only in its new process."""
+    """Run the task that `run_limited` was given; in its new process. Windows has no limits but the clock."""
     value = json.load(sys.stdin)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
-    # Its signal ends the process, in the middle of a C function too; RLIMIT_CPU counts in whole seconds.
-    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    with contextlib.suppress(ImportError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
+        # Its signal ends the process, in the middle of a C function too; RLIMIT_CPU counts in whole seconds.
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         task(value)
     except MemoryError:

@@ -46,6 +46,16 @@ def grouped(lengths: Sequence[int], order: Sequence[int], rows_per_step: int) ->
     return [index for part in parts for index in part]
 
 
+def sorted_in_steps(lengths: Sequence[int], order: Sequence[int], rows_per_step: int) -> list[int]:
+    """`order` with the rows of each optimizer step, longest first: like lengths share micro-batches.
+
+    Each step keeps its rows, and so its gradient, which sums over all tokens of the step. Rows of one length stay in
+    their order.
+    """
+    steps = (order[start : start + rows_per_step] for start in range(0, len(order), rows_per_step))
+    return [index for step in steps for index in sorted(step, key=lengths.__getitem__, reverse=True)]
+
+
 def _mersenne_twister(seed: int) -> random.Random:
     """Python's generator in the state that `init_genrand(seed)` gives it (Matsumoto and Nishimura 1998)."""
     state = [seed & 0xFFFFFFFF]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from transformers import Trainer
 from trl import SFTTrainer
 
 from fastft.data.encode import NO_LOSS
+from fastft.engine.output_layer import next_labels, only_at, output_layer
 from fastft.engine_choice import selected
 from fastft.runs.held_out import MicroBatch
 
@@ -23,6 +25,9 @@ class CountingTrainer(SFTTrainer):
         super().__init__(*args, **kwargs)
         # TRL 1.15 computes its loss in a Triton kernel alone, which needs a GPU; Unsloth brings a loss of its own.
         self._needs_plain_loss = selected() == "transformers" and self.args.device.type == "cpu"
+        # A compiled model would be compiled anew for each micro-batch.
+        can_choose = self._needs_plain_loss and not self.args.torch_compile
+        self._output_layer = output_layer(self.accelerator.unwrap_model(self.model)) if can_choose else None
         # Unsloth's trainer for GPUs makes no logits, and so none of the accuracies that TRL reports.
         best = self.args.metric_for_best_model
         self._needs_accuracy = best == "eval_mean_token_accuracy" and SFTTrainer.__name__ == "UnslothSFTTrainer"
@@ -45,17 +50,23 @@ class CountingTrainer(SFTTrainer):
             if self._needs_accuracy and not model.training:
                 with torch.no_grad():
                     outputs = model(**{key: value for key, value in inputs.items() if key != "labels"}, use_cache=False)
-                self._note_accuracy(outputs.logits, inputs["labels"])
+                self._note_accuracy(outputs.logits, next_labels(inputs["labels"]))
             return result
-        inputs["use_cache"] = False
-        loss, outputs = Trainer.compute_loss(self, model, inputs, True, num_items_in_batch)
+        wanted = next_labels(inputs["labels"])
+        with contextlib.ExitStack() as here:
+            if self._output_layer is not None:
+                chosen = wanted != NO_LOSS
+                here.enter_context(only_at(self._output_layer, chosen))
+                wanted = wanted[chosen].unsqueeze(0)
+                inputs["shift_labels"] = wanted
+            loss, outputs = Trainer.compute_loss(self, model, {**inputs, "use_cache": False}, True, num_items_in_batch)
         if not model.training:
-            self._note_accuracy(outputs.logits, inputs["labels"])
+            self._note_accuracy(outputs.logits, wanted)
         return (loss, outputs) if return_outputs else loss
 
-    def _note_accuracy(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        trained = labels[:, 1:] != NO_LOSS
-        right = (logits[:, :-1].argmax(-1) == labels[:, 1:]) & trained
+    def _note_accuracy(self, logits: torch.Tensor, wanted: torch.Tensor) -> None:
+        trained = wanted != NO_LOSS
+        right = (logits.argmax(-1) == wanted) & trained
         right_count, count = self.accelerator.reduce(torch.stack([right.sum(), trained.sum()])).tolist()
         self._metrics["eval"]["mean_token_accuracy"].append(right_count / max(1, count))
 

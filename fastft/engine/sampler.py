@@ -13,6 +13,7 @@ from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from fastft.data.encode import NO_LOSS
+from fastft.data.order import sorted_in_steps
 
 # A token predicts the next one: with fewer than two there is nothing to compute a loss on.
 TOKENS_WITHOUT_LOSS = 2
@@ -22,12 +23,14 @@ class EpochSampler(Sampler[int]):
     """The order of the rows in each epoch, from the seed and the epoch alone, so that a resumed run continues in it.
 
     transformers' own LengthGroupedSampler draws from the global generator, which a resume restores too late: later
-    epochs then come in another order (measured with transformers 5.17). With `lengths`, rows are grouped by length in
-    mega-batches of 50 x `batch` rows, as transformers does it; without, they are shuffled.
+    epochs then come in another order (measured with transformers 5.17). Rows are shuffled, or `grouped` by length in
+    mega-batches of 50 x `step_rows`, as transformers does it. With `lengths`, shuffled rows are sorted within each
+    optimizer step, which changes no gradient.
     """
 
-    def __init__(self, rows: int, seed: int, lengths: list[int] | None, batch: int) -> None:
-        self._rows, self._seed, self._lengths, self._batch = rows, seed, lengths, batch
+    def __init__(self, rows: int, seed: int, lengths: list[int] | None, step_rows: int, *, grouped: bool) -> None:
+        self._rows, self._seed, self._lengths, self._step_rows = rows, seed, lengths, step_rows
+        self._grouped = grouped
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -40,10 +43,11 @@ class EpochSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator()
         generator.manual_seed(self._seed + self._epoch)
-        if self._lengths is None:
-            yield from torch.randperm(self._rows, generator=generator).tolist()
-        else:
-            yield from get_length_grouped_indices(self._lengths, self._batch, generator=generator)
+        if self._lengths is not None and self._grouped:
+            yield from get_length_grouped_indices(self._lengths, self._step_rows, generator=generator)
+            return
+        order = torch.randperm(self._rows, generator=generator).tolist()
+        yield from order if self._lengths is None else sorted_in_steps(self._lengths, order, self._step_rows)
 
 
 class DealtSampler(Sampler[int]):

@@ -152,6 +152,7 @@ def make_trainer(
                 None if plan.choices.packing.value else list(material.train.lengths),
                 plan.choices.group_by_length.value,
                 material.step_rows,
+                material.train.where,
             ),
         )
     except ValueError as error:

@@ -41,6 +41,7 @@ from fastft.files.records import read_record, write_record
 from fastft.files.seal import seal
 from fastft.runs.checkpoints import STATE, checkpoints, evaluations_at
 from fastft.runs.directory import RunDir
+from fastft.runs.history import keep_history
 from fastft.runs.metrics import EvaluationMetrics, StepMetrics
 from fastft.runs.ranks import Ranks
 
@@ -77,6 +78,8 @@ class Hooks:
     evaluated: Callable[[EvaluationMetrics], None]
     stop_asked: Callable[[], bool]
     ranks: Ranks = field(default_factory=Ranks)
+    before_save: Callable[[], None] = lambda: None
+    """What a checkpoint must wait for."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,8 @@ class RowOrder:
     lengths: list[int] | None
     group_by_length: bool
     step_rows: int
+    where: Callable[[int], Where]
+    """The file and line of a row, counted from 0."""
 
 
 class RunTrainer(CountingTrainer):
@@ -102,6 +107,7 @@ class RunTrainer(CountingTrainer):
         self._run = run
         self._order = order
         self._ranks = hooks.ranks
+        self._before_save = hooks.before_save
         self._dealt: DealtSampler | None = None
         self._saving_to: Path | None = None
         self._loss: torch.Tensor | None = None
@@ -133,11 +139,12 @@ class RunTrainer(CountingTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         dataset = self.train_dataset if train_dataset is None else train_dataset
         batch, order, ranks = self.args.train_batch_size, self._order, self._ranks.world.size
-        grouped = order.lengths if order.group_by_length else None
+        # Where rows are flattened nothing is padded, and the longest ones in one micro-batch would need more memory.
+        lengths = order.lengths if order.group_by_length or not self.args.padding_free else None
         if ranks == 1:
             step_rows = batch * self.args.gradient_accumulation_steps
-            return EpochSampler(len(dataset), self.args.seed, grouped, step_rows)
-        epochs = EpochSampler(len(dataset) - 1, self.args.seed, grouped, order.step_rows)
+            return EpochSampler(len(dataset), self.args.seed, lengths, step_rows, grouped=order.group_by_length)
+        epochs = EpochSampler(len(dataset) - 1, self.args.seed, lengths, order.step_rows, grouped=order.group_by_length)
         self._dealt = DealtSampler(epochs, order.lengths, batch=batch, step_rows=order.step_rows, ranks=ranks)
         return self._dealt
 
@@ -194,17 +201,19 @@ class RunTrainer(CountingTrainer):
                 raise self._not_a_number(f"{name} holds values that are no numbers", self.state.global_step)
 
     def rows_in_words(self, step: int) -> str:
-        """`, with rows 3, 17 of training (...)`: those of optimizer step `step`; "" where packing mixes them."""
+        """`, with rows 3 (a.jsonl:3), 17 (a.jsonl:18) of training (...)`: those of optimizer step `step`.
+
+        "" where packing mixes them.
+        """
         if self.args.packing or self.args.world_size > 1:
             return ""
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
         epoch, place = divmod(step - 1, -(-len(self.train_dataset) // batch))
         order = self._get_train_sampler()
         order.set_epoch(epoch)
-        rows = [row + 1 for row in order][place * batch : (place + 1) * batch]
-        shown = ", ".join(map(str, rows[:SHOWN_ROWS])) + (
-            f" and {len(rows) - SHOWN_ROWS} more" * (len(rows) > SHOWN_ROWS)
-        )
+        rows = sorted(list(order)[place * batch : (place + 1) * batch])
+        shown = ", ".join(f"{row + 1} ({self._order.where(row)})" for row in rows[:SHOWN_ROWS])
+        shown += f" and {len(rows) - SHOWN_ROWS} more" * (len(rows) > SHOWN_ROWS)
         return f", with rows {shown} of training (fastft preview RECIPE --row N shows one)"
 
     def _not_a_number(self, wrong: str, step: int) -> TrainingError:
@@ -278,6 +287,7 @@ class RunTrainer(CountingTrainer):
         self.refuse_if_ranks_differ()
         if self._ranks.world.is_first:
             self._refuse_if_disk_is_short()
+            self._before_save()
         step, best = self.state.global_step, self.state.best_global_step
         since = (mean(float(self._tr_loss)), self._globalstep_last_logged, *self._counts(), self._reporter.seconds)
         self._saving_to = self._run.checkpoints / ".partial"
@@ -312,6 +322,7 @@ class RunTrainer(CountingTrainer):
             self.find_best()
             self.state.save_to_json(str(written / STATE))
         write_record(written / Unlogged.FILE, unlogged)
+        keep_history(self._run, written)
         # A pickle of the arguments, tokens included, that nothing here reads.
         (written / "training_args.bin").unlink(missing_ok=True)
         seal(written, self._run.checkpoints / f"step-{self.state.global_step}")

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import struct
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +18,7 @@ from fastft.console import BytesWritten, ignore_bytes
 from fastft.errors import Problem, RecipeError, Where
 from fastft.exports.trained import EMBEDDING, TrainedWeights, in_order, row_blocks
 from fastft.files.atomic import read_json, staged_folder, write_json
-from fastft.files.tensors import DTYPES, FLOATING, ITEM_BYTES, check_float16, from_float32
+from fastft.files.tensors import DTYPES, FLOATING, ITEM_BYTES, check_float16, from_float32, write_header
 
 Dtype = Literal["auto", "float16", "bfloat16", "float32"]
 
@@ -95,7 +94,7 @@ def write_merged(
             done = 0
             for shard in shards:
                 with (stage / shard.name).open("wb") as stream:
-                    _write_header(stream, trained, shard)
+                    write_header(stream, ((name, kind, trained.shapes[name]) for name, kind in shard.tensors))
                     for block in _blocks(trained, shard, threads):
                         stream.write(block.data)
                         done += block.nbytes
@@ -189,19 +188,6 @@ def _blocks(trained: TrainedWeights, shard: _Shard, threads: int | None) -> Iter
         (name, target, begin, end) for name, target in shard.tensors for begin, end in row_blocks(trained.shapes[name])
     )
     return in_order(compute, work, threads)
-
-
-def _write_header(stream: BinaryIO, trained: TrainedWeights, shard: _Shard) -> None:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    begin = 0
-    for name, target in shard.tensors:
-        shape = trained.shapes[name]
-        end = begin + math.prod(shape) * ITEM_BYTES[target]
-        header[name] = {"dtype": target, "shape": list(shape), "data_offsets": [begin, end]}
-        begin = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # safetensors aligns the data to 8 bytes
-    stream.write(struct.pack("<Q", len(text)) + text)
 
 
 def write_index(stage: Path, file_of: dict[str, str], total: int) -> None:

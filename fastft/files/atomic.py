@@ -17,8 +17,13 @@ from fastft.errors import MachineError, Problem, RecipeError, Where
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all; replaces an earlier one."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all; replaces an earlier one."""
     with staged(path) as stage:
-        stage.write_text(text, encoding="utf-8")
+        stage.write_bytes(content)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -65,7 +70,7 @@ def publish(stage: Path, final: Path) -> None:
     for path in (stage, *stage.rglob("*")):
         if path.is_file() or path.is_dir():
             _flush(path)
-    if final.is_dir():
+    if final.is_dir() and not final.is_symlink():
         shutil.rmtree(final)
     stage.replace(final)
     _flush(final.parent)
@@ -110,6 +115,11 @@ def staged_file(out: Path, needed_bytes: int) -> Iterator[Path]:
 def free_bytes(path: Path) -> int:
     """The free bytes for this user on the disk of `path`, which need not exist yet."""
     return shutil.disk_usage(_existing(path)).free
+
+
+def may_write(path: Path) -> bool:
+    """Whether this user may make files in a folder, which need not exist yet."""
+    return os.access(_existing(path), os.W_OK | os.X_OK)
 
 
 def on_one_disk(one: Path, other: Path) -> bool:

@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fastft.files.atomic import publish, read_json, staged, write_json
+from fastft.errors import MachineError
+from fastft.files.atomic import publish, staged, write_json
+from fastft.files.records import parse_object, read_bytes
 
 SEAL = "integrity.json"
 
@@ -44,21 +46,33 @@ def damage(folder: Path, hash_file: Callable[[Path], str] | None = None) -> str 
     `hash_file`: what gives the SHA-256 of a file; None reads it.
     """
     try:
-        sealed = read_json(folder / SEAL)
-        files = None if sealed is None else {name: (entry["bytes"], entry["sha256"]) for name, entry in sealed.items()}
-    except (ValueError, AttributeError, KeyError, TypeError):
+        content = read_bytes(folder / SEAL)
+        sealed = None if content is None else parse_object(folder / SEAL, content)
+        files = None if sealed is None else {name: _entry(entry) for name, entry in sealed.items()}
+    except (MachineError, KeyError, TypeError):
         return f"{SEAL} is not what was written"
     if files is None:
         return f"{SEAL} is missing"
+    if not files:
+        return f"{SEAL} names no file"
     for name, (size, sha256) in files.items():
         path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes, {size} were written"
-        if (hash_file or file_sha256)(path) != sha256:
-            return f"{name} is not what was written"
+        try:
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != size:
+                return f"{name} has {path.stat().st_size} bytes, {size} were written"
+            if (hash_file or file_sha256)(path) != sha256:
+                return f"{name} is not what was written"
+        except (OSError, ValueError) as error:  # a name that no file can have, a disk that fails
+            return f"{name[:80]} cannot be read: {error}"
     return None
+
+
+def _entry(entry: object) -> tuple[object, object]:
+    if not isinstance(entry, dict):
+        raise TypeError(entry)
+    return entry["bytes"], entry["sha256"]
 
 
 def file_sha256(path: Path) -> str:

@@ -11,9 +11,10 @@ import json
 import math
 import os
 import struct
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -171,10 +172,16 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
         found = [_info(file, name, entry, 8 + length) for name, entry in header.items() if name != "__metadata__"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(file, f"its header cannot be read: {error}") from error
-    needed = max((info.begin + info.size_bytes for info in found), default=8 + length)
-    if needed > size:
-        raise _damaged(file, f"cut short: needs {needed} bytes, has {size} bytes")
-    return {info.name: info for info in sorted(found, key=lambda info: info.begin)}
+    ordered = sorted(found, key=lambda info: (info.begin, info.size_bytes))
+    end = 8 + length
+    for info in ordered:
+        if info.begin != end:
+            wrong = "overlaps with the one before it" if info.begin < end else "leaves a gap before it"
+            raise _damaged(file, f"tensor {info.name} begins at byte {info.begin}, not {end}: it {wrong}")
+        end += info.size_bytes
+    if end > size:
+        raise _damaged(file, f"cut short: needs {end} bytes, has {size} bytes")
+    return {info.name: info for info in ordered}
 
 
 def _info(file: Path, name: str, entry: dict[str, Any], data: int) -> TensorInfo:
@@ -185,6 +192,19 @@ def _info(file: Path, name: str, entry: dict[str, Any], data: int) -> TensorInfo
     if begin < 0 or end - begin != info.size_bytes:
         raise ValueError(f"{name} has {end - begin} bytes, its shape and type need {info.size_bytes}")
     return info
+
+
+def write_header(stream: BinaryIO, tensors: Iterable[tuple[str, str, Sequence[int]]]) -> None:
+    """The head of a safetensors file, for `tensors` as (name, safetensors type, shape) in the order of their data."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    begin = 0
+    for name, dtype, shape in tensors:
+        end = begin + math.prod(shape) * ITEM_BYTES[dtype]
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+        begin = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # safetensors aligns the data to 8 bytes
+    stream.write(struct.pack("<Q", len(text)) + text)
 
 
 def check_float16(values: Floats, name: str, instead: str) -> None:

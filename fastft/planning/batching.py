@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from fastft.data.order import grouped, shuffled
+from fastft.data.order import grouped, shuffled, sorted_in_steps
 from fastft.data.packing import pack
 
 Mode = Literal["random", "group_by_length", "padding_free", "packing"]
@@ -134,7 +134,7 @@ def measure(
     """Every mode at every batch size, in the order that the trainer's first epoch has with this seed.
 
     `packed`: tokens of each packed row. `rows_per_step`: examples of an optimizer step, which the accumulation keeps
-    when the batch changes; group_by_length sorts within 50 times as many.
+    when the batch changes; random order sorts within them, group_by_length within 50 times as many.
     """
     order = shuffled(len(lengths), seed, MEASURED_ROWS)
     drawn = [lengths[index] for index in order]
@@ -144,7 +144,7 @@ def measure(
         step = batch * max(1, round(rows_per_step / batch))
         by_length = [lengths[index] for index in grouped(lengths, order, step)]
         table += [
-            _padded("random", drawn, batch),
+            _padded("random", [lengths[index] for index in sorted_in_steps(lengths, order, step)], batch),
             _padded("group_by_length", by_length, batch),
             _flat("padding_free", drawn, batch, None),
             _flat("packing", packed_drawn, batch, capacity),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from fastft.data.sources import count_training_rows, evaluation_source
 from fastft.data.unused import unused_notes
-from fastft.files.atomic import free_bytes, on_one_disk
+from fastft.files.atomic import free_bytes, may_write, on_one_disk
 from fastft.files.cache import cache_folder
 from fastft.planning.measured import Measured, measured_shares, throughput_file
 from fastft.probe.architecture import architecture_of
@@ -71,7 +71,8 @@ class Facts:
 
     `train_examples`, `eval_examples`: rows in the data, None where they cannot be counted here. `rows`: what is known
     once they are tokenized or estimated, else None and `rows_missing` says why. `free_disk_bytes`: free space where
-    runs are written; `free_cache_bytes`: where base models are kept, None if that is the same disk. `measured`: the
+    runs are written; `free_cache_bytes`: where base models are kept, None if that is the same disk. `read_only`: the
+    folder of the runs where nothing may be written there, else None. `measured`: the
     rates of earlier runs here. `processes`: how many this run is made of, one a GPU (see probe/world.py).
     """
 
@@ -86,6 +87,7 @@ class Facts:
     processes: int = 1
     measured: Measured = field(default_factory=dict)
     free_cache_bytes: int | None = None
+    read_only: str | None = None
 
     @property
     def lengths(self) -> Sequence[int] | None:
@@ -102,7 +104,9 @@ def find_facts(loaded: LoadedRecipe, runs_dir: Path) -> Facts:
     """
     recipe = loaded.recipe
     train_examples, eval_examples = example_counts(loaded)
-    base = find_base_model(recipe.model.id, recipe.model.revision, loaded.folder, loaded.where("model.id"))
+    wanted = recipe.model
+    pickled, where = not wanted.use_safetensors, loaded.where("model.id")
+    base = find_base_model(wanted.id, wanted.revision, loaded.folder, where, pickled=pickled)
     cache = hub_cache() if base.source == "hub" else cache_folder()
     return Facts(
         device=find_device(),
@@ -111,6 +115,7 @@ def find_facts(loaded: LoadedRecipe, runs_dir: Path) -> Facts:
         train_examples=train_examples,
         eval_examples=eval_examples,
         free_disk_bytes=free_bytes(runs_dir),
+        read_only=None if may_write(runs_dir) else str(runs_dir),
         free_cache_bytes=None if on_one_disk(runs_dir, cache) else free_bytes(cache),
         processes=world_size(),
         measured=measured_shares(throughput_file()),

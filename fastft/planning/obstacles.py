@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from fastft.errors import Problem
+from fastft.errors import Problem, Where
 from fastft.planning.choices import choose_optimizer
 from fastft.planning.disk import Disk
 from fastft.planning.facts import Facts
@@ -34,7 +34,7 @@ def find_obstacles(loaded: LoadedRecipe, facts: Facts, disk: Disk, engine: str) 
         *_ranks(loaded, facts, engine),
         *_untrained(loaded, facts.device, facts.base_model, engine),
         *_memory(loaded, facts.device, facts.base_model),
-        *_disk(loaded, disk),
+        *_disk(loaded, disk, facts.read_only),
     )
 
 
@@ -153,10 +153,14 @@ def _memory(loaded: LoadedRecipe, device: Device, model: BaseModel) -> Iterator[
         yield loaded.problem("model.id", wrong, "take a smaller model, or a device with more memory")
 
 
-def _disk(loaded: LoadedRecipe, disk: Disk) -> Iterator[Problem]:
+def _disk(loaded: LoadedRecipe, disk: Disk, read_only: str | None) -> Iterator[Problem]:
     if not disk.download_fits:
         sizes = f"{(disk.download_bytes or 0) / GIB:.2f} GiB, {(disk.free_cache_bytes or 0) / GIB:.2f} GiB are free"
         yield loaded.problem("model.id", f"its download takes {sizes}", "free some space, or set HF_HOME elsewhere")
+    if read_only is not None:  # such a disk may say that nothing is free
+        instead = "make it writable, or name another folder"
+        yield Problem(Where("--runs-dir"), "", "this folder is read-only", instead, read_only)
+        return
     if disk.needed_bytes <= disk.free_bytes:
         return
     wrong = f"the run writes up to {disk.needed_bytes / GIB:.2f} GiB, {disk.free_bytes / GIB:.2f} GiB are free"

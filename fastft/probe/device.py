@@ -6,8 +6,10 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fastft.probe.software import version
 
@@ -90,6 +92,8 @@ def processor(missing: str | None = None) -> Device:
 
 def _memory_bytes() -> int:
     """Main memory, or the container's limit where that is lower."""
+    if sys.platform == "win32":
+        return _windows_memory_bytes()
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for limit_file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
@@ -99,6 +103,17 @@ def _memory_bytes() -> int:
         if limit.isdigit():
             return min(physical, int(limit))
     return physical
+
+
+def _windows_memory_bytes() -> int:
+    """Main memory, of GlobalMemoryStatusEx: MEMORYSTATUSEX is two 32-bit and seven 64-bit numbers, total first."""
+    import ctypes
+
+    status = (ctypes.c_uint64 * 8)()
+    ctypes.cast(status, ctypes.POINTER(ctypes.c_uint32))[0] = ctypes.sizeof(status)
+    windll: Any = getattr(ctypes, "windll")  # noqa: B009  other systems' type stubs lack it
+    windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))
+    return int(status[1])
 
 
 def _cpu_computes_bfloat16() -> bool:

@@ -6,6 +6,7 @@ import contextlib
 import glob
 import hashlib
 import json
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,8 +18,8 @@ from fastft.files.cache import cache_folder
 def sha256_of_files(folder: Path, patterns: Sequence[str]) -> dict[str, str]:
     """SHA-256 of each file of `folder` that fits one of `patterns`, by its name.
 
-    A file is hashed again when its size, time or inode changed. hashlib releases Python's lock: files are hashed side
-    by side.
+    A file is hashed again when its size, time or inode changed. hashlib releases Python's lock: in the main thread,
+    files are hashed side by side.
     """
     kept_in = cache_folder() / "hashes.json"
     known: dict[str, str] = {}
@@ -28,8 +29,12 @@ def sha256_of_files(folder: Path, patterns: Sequence[str]) -> dict[str, str]:
     keys = {file: _key(file) for file in files}
     unknown = [file for file in files if not isinstance(known.get(keys[file]), str)]
     if unknown:
-        with ThreadPoolExecutor() as pool:
-            known |= zip((keys[file] for file in unknown), pool.map(_sha256, unknown), strict=True)
+        if len(unknown) == 1 or threading.current_thread() is not threading.main_thread():
+            found = list(map(_sha256, unknown))  # the end of the process does not wait for a daemon, for a pool it does
+        else:
+            with ThreadPoolExecutor() as pool:
+                found = list(pool.map(_sha256, unknown))
+        known |= zip((keys[file] for file in unknown), found, strict=True)
         with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
             kept_in.parent.mkdir(parents=True, exist_ok=True)
             write_json(kept_in, known)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import os
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,15 @@ from typing import TYPE_CHECKING
 
 from fastft.console import Say
 from fastft.errors import Where
-from fastft.probe.base_model import HUB_FILES, SMALL_HUB_FILES, BaseModel, check_config, unusable
+from fastft.probe.base_model import (
+    HUB_FILES,
+    PICKLES,
+    SMALL_HUB_FILES,
+    USE_PICKLES,
+    BaseModel,
+    downloaded,
+    unusable,
+)
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
@@ -26,20 +33,23 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def fetch(model: BaseModel, revision: str | None, where: Where, say: Say) -> BaseModel:
-    """Download the safetensors of a Hub model that is not on this machine. Returns the base model with its folder.
+    """Download the weights of a Hub model that is not on this machine. Returns the base model with its folder.
 
     Raises:
         MachineError: offline, unknown, gated, unreachable or without safetensors; after one short request, no retries.
     """
-    if model.source != "hub" or model.is_here:
+    if model.source != "hub" or model.is_here or model.original_is_here:
         return model
     say(f"downloading {model.id}")
     info = _ask_hub(model, revision, where)
     files = [sibling.rfilename for sibling in info.siblings or []]
-    if not any(name.endswith(".safetensors") for name in files):
-        wrong = "has no safetensors weights; pickles can run code and are not loaded"
-        raise unusable(model.id, where, wrong, "use a safetensors model")
-    return _download(model, info, HUB_FILES, where)
+    if any(name.endswith(".safetensors") for name in files):
+        return _download(model, info, HUB_FILES, where)
+    if not any(name.startswith("pytorch_model") for name in files):
+        raise unusable(model.id, where, "has no safetensors weights", "use a safetensors model")
+    if not model.pickled:
+        raise unusable(model.id, where, PICKLES, USE_PICKLES)
+    return _download(model, info, (*SMALL_HUB_FILES, "pytorch_model*.bin"), where)
 
 
 def fetch_small_files(model: BaseModel, revision: str | None, where: Where) -> BaseModel:
@@ -48,7 +58,8 @@ def fetch_small_files(model: BaseModel, revision: str | None, where: Where) -> B
     Raises:
         MachineError: as `fetch`.
     """
-    if model.source != "hub" or (model.folder is not None and (model.folder / "tokenizer.json").is_file()):
+    folder = model.original or model.folder
+    if model.source != "hub" or (folder is not None and any(folder.glob("tokenizer.[jm]*"))):
         return model
     return _download(model, _ask_hub(model, revision, where), SMALL_HUB_FILES, where)
 
@@ -78,8 +89,7 @@ def _download(model: BaseModel, info: ModelInfo, files: Sequence[str], where: Wh
 
     with _refusals(model.id, info.sha, where):
         folder = Path(snapshot_download(model.id, revision=info.sha, allow_patterns=list(files)))
-    check_config(folder, where, model.id)
-    return dataclasses.replace(model, folder=folder)
+    return downloaded(model.id, folder, where, pickled=model.pickled)
 
 
 @contextmanager

@@ -89,7 +89,11 @@ def load(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
         RecipeError: the file cannot be read or is not TOML, a key is unknown, a value is not allowed, keys contradict
             each other or would have no effect, or an override is malformed. All problems of a stage at once.
     """
-    text = _read(path)
+    return check_text(_read(path), path, overrides)
+
+
+def check_text(text: str, path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
+    """The checked recipe in `text`, which stands or will stand in `path`; raises as `load`."""
     tree = _parse(path, text)
     pairs = _parse_overrides(overrides)
     _override(tree, {field: value for field, (_, value) in pairs.items()})
@@ -172,9 +176,7 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
         message = str(error)
         if path.suffix.lower() in (".yaml", ".yml", ".json", ".ipynb", ".py"):
             wrong = f"is a {path.suffix.lower()} file; a recipe is TOML"
-            instead = (
-                "`fastft init` writes one; `fastft check` then names the keys of other tools that it does not know"
-            )
+            instead = f"`fastft convert {path}` makes one of files of other tools, `fastft init` a new one"
             raise RecipeError(Problem(Where(str(path)), "", wrong, instead)) from None
         place = re.search(r"\(at line (\d+), column \d+\)$", message)
         begins = line_of_statement(text, int(place.group(1)) if place else None)

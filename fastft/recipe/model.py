@@ -130,6 +130,12 @@ class ModelSection(Section):
     Off: a model that needs its own code is refused.
     Upstream: FastLanguageModel.from_pretrained(trust_remote_code=)"""
 
+    use_safetensors: bool = True
+    """Read weights of safetensors files alone.
+    On: a model whose weights are pickles (`.bin`) is refused, because loading a pickle can run code.
+    Off: `.bin` files are read as tensors alone, by torch's weights_only reader, and kept as safetensors in the cache.
+    Upstream: AutoModelForCausalLM.from_pretrained(use_safetensors=)"""
+
     attn_implementation: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"] = "auto"
     """The attention kernel. "auto" leaves the choice to the engine.
     Upstream: AutoModelForCausalLM.from_pretrained(attn_implementation=)"""
@@ -458,7 +464,8 @@ class TrainSection(Section):
     """Batch examples of similar length, so that little is padding. Together with packing it is the fallback for devices
     where packing cannot be active; the plan says which one is active.
     On: less padding; the loss curve gets a saw-tooth, since one step has examples of similar length.
-    Off: examples come in random order.
+    Off: examples come in random order; those of one optimizer step are sorted into its micro-batches, which changes no
+    gradient and saves padding where a step has several.
     Upstream: SFTConfig(group_by_length=) before transformers 5, then SFTConfig(train_sampling_strategy=)"""
 
     gradient_checkpointing: Literal["auto", "unsloth"] | bool = "auto"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
+from collections.abc import Mapping
 
 from fastft.recipe.reference import fields, reference, sections
 
@@ -32,11 +33,16 @@ _STARTER_ROWS = (
 )
 
 
-def starter(name: str) -> str:
-    """A commented recipe with every key and its documentation; the usual keys are set, the others commented out."""
+def starter(name: str, values: Mapping[str, str] | None = None, device: str | None = None) -> str:
+    """A commented recipe with every key and its documentation; the usual keys are set, the others commented out.
+
+    `values`: `section.key` -> TOML, besides the usual keys; `device`: what the command of the forecast names.
+    """
+    chosen = {**_STARTER_VALUES, **(values or {})}
+    forecast = f"plan {name}.toml" if device is None else f"plan {name}.toml --device {device}"
     commands = {
         f"check {name}.toml": "every problem that shows without a GPU",
-        f"plan {name}.toml": "the forecast and the automatic choices",
+        forecast: "the forecast and the automatic choices",
         f"run {name}.toml": "train, evaluate, save",
         "explain KEY": "what a key does",
     }
@@ -48,15 +54,14 @@ def starter(name: str) -> str:
     for section, model in sections().items():
         lines += ["", f"# {' '.join((model.__doc__ or '').split())}", f"[{section}]"]
         for field in (field for field in fields() if field.startswith(section + ".")):
-            lines += _starter_lines(field, name)
+            lines += _starter_lines(field, chosen.get(field, "").replace("{name}", name))
     return "\n".join(lines) + "\n"
 
 
-def _starter_lines(field: str, name: str) -> list[str]:
+def _starter_lines(field: str, value: str) -> list[str]:
     entry = reference(field)
     key = field.split(".")[1]
     comment = [f"# {line}" for line in textwrap.wrap(entry.summary, 116)]
-    value = _STARTER_VALUES.get(field, "").replace("{name}", name)
     if value:
         return [*comment, f"{key} = {value}"]
     shown = entry.default if entry.default != "not set" else "..."

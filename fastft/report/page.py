@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastft.files.atomic import write_text
-from fastft.files.records import read_record
+from fastft.files.records import parse_object, read_bytes, read_record
 from fastft.recipe.reference import fields, reference, toml
 from fastft.report.answers import answers_section, cut
 from fastft.report.charts import number
@@ -20,9 +19,10 @@ from fastft.report.html import Markup, element, joined, key, table
 from fastft.report.style import STYLE
 from fastft.report.units import duration, size
 from fastft.runs.directory import RunDir, Settings
+from fastft.runs.history import read_history
 from fastft.runs.manifest import Manifest
 from fastft.runs.measured import compared
-from fastft.runs.metrics import History, MetricsFile
+from fastft.runs.metrics import History
 from fastft.runs.planned import Planned
 from fastft.runs.result import Result
 from fastft.runs.state import State, state_of
@@ -64,7 +64,7 @@ def write_page(run: RunDir, out: Path | None = None, *, state: tuple[State, str]
     """
     known = state or state_of(run)
     read = run.read
-    history = MetricsFile(run.metrics).history()
+    history = read_history(run)
     planned = read_record(run.plan, Planned)
     records = Records(run, *known, read(Settings), planned, read(Manifest), history, run.result)
     path = out or run.path / FILE
@@ -176,9 +176,7 @@ def _recipe(records: Records) -> Markup:
         parts += [element("p", f"Caution: {each.says}: {each.reason}.") for each in planned.warnings]
         chosen = [(key(name), element("code", toml(each.value)), each.reason) for name, each in planned.choices.items()]
         parts.append(_details("What fastft decided, and why", table(("key", "value", "reason"), chosen)))
-    if records.run.recipe.is_file():
-        text = records.run.recipe.read_text(encoding="utf-8", errors="replace")
-        parts.append(_details("The whole recipe", element("pre", cut(text, RECIPE_LONGEST))))
+    parts.append(_details("The whole recipe", element("pre", cut(records.run.recipe_text(), RECIPE_LONGEST))))
     return joined(*parts)
 
 
@@ -212,18 +210,19 @@ def _data(records: Records) -> Markup:
 
 def _rejects(run: RunDir) -> Markup:
     """How many rows are left out or shortened, and the first of them."""
-    if not run.rejects.is_file():
+    texts = (read_bytes(run.rejects) or b"").splitlines()
+    if not texts:
         return element("p", "No row was left out or shortened.")
-    with run.rejects.open(encoding="utf-8") as file:
-        lines = [json.loads(line) for line in islice(file, REJECTS_SHOWN)]
-        count = len(lines) + sum(1 for _ in file)
+    numbered = list(enumerate(texts, start=1))[:REJECTS_SHOWN]
+    lines = [parse_object(Path(f"{run.rejects}:{number}"), text) for number, text in numbered]
+    count = len(texts)
     shown = [(f"{line.get('split')}", f"{line.get('file')}:{line.get('line')}", _reason(line)) for line in lines]
     first = f"; the first {len(lines)}" if count > len(lines) else ""
     text = f"{count:,} rows were left out or shortened (rejects.jsonl){first}:"
     return joined(element("p", text), table(("rows", "place", "reason"), shown))
 
 
-def _reason(line: dict[str, object]) -> str:
+def _reason(line: Mapping[str, object]) -> str:
     return cut(f"{line.get('reason', '')}", 300)
 
 

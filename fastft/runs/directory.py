@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
+import hashlib
 import itertools
 import json
 import os
@@ -16,7 +16,7 @@ from typing import ClassVar, Protocol, TypeVar
 from fastft.console import redact
 from fastft.errors import MachineError, Problem, Where
 from fastft.files.atomic import write_text
-from fastft.files.records import Record, read_record, write_record
+from fastft.files.records import Record, fault, read_bytes, read_record, write_record
 from fastft.recipe.loader import LoadedRecipe, Setting
 from fastft.runs.result import Result
 
@@ -38,6 +38,8 @@ class Settings:
     SCHEMA: ClassVar[int] = 1
 
     settings: dict[str, Setting]
+    recipe_sha256: str | None = None
+    """Of the text in recipe.toml."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,30 @@ class RunDir:
         """
         return read_record(self.path / kind.FILE, kind)
 
+    def require(self, kind: type[R]) -> R:
+        """The record of that kind, which this run has written for sure.
+
+        Raises:
+            MachineError: its file is damaged or missing.
+        """
+        record = self.read(kind)
+        if record is None:
+            raise fault(self.path / kind.FILE, "is missing", "restore it from a copy, or start a new run")
+        return record
+
+    def recipe_text(self) -> str:
+        """The text of the recipe.
+
+        Raises:
+            MachineError: it is missing, or not what was written.
+        """
+        content, settings = read_bytes(self.recipe), self.read(Settings)
+        if content is None:
+            raise fault(self.recipe, "is missing", "restore it from a copy")
+        if settings is not None and settings.recipe_sha256 not in (None, hashlib.sha256(content).hexdigest()):
+            raise fault(self.recipe, "is damaged: its text is not what was written", "restore it from a copy")
+        return content.decode(errors="replace")
+
     def write(self, record: RunRecord) -> None:
         """Write a record whole or not at all."""
         write_record(self.path / record.FILE, record)
@@ -133,8 +159,9 @@ def create_run_dir(runs_dir: Path, loaded: LoadedRecipe) -> RunDir:
             with suppress(FileExistsError):  # another process took the name
                 run.path.mkdir()
                 break
-        write_text(run.recipe, redact(loaded.text))
-        run.write(Settings(loaded.settings()))
+        text = redact(loaded.text)
+        write_text(run.recipe, text)
+        run.write(Settings(loaded.settings(), hashlib.sha256(text.encode()).hexdigest()))
     except OSError as error:
         wrong = f"cannot be written: {error.strerror}"
         instead = "name a folder you may write to"
@@ -190,9 +217,16 @@ def locked(run: RunDir) -> Iterator[None]:
     """Lock the run's folder for this process; the lock ends with the process, also when it is killed.
 
     Raises:
-        MachineError: another process is running in it.
+        MachineError: another process is running in it, or it cannot be locked.
     """
-    with (run.path / "lock").open("a+") as file:
+    import fcntl  # Windows has none: the commands that only read runs work there
+
+    lock = run.path / "lock"
+    try:
+        file = lock.open("a+")
+    except OSError as error:
+        raise fault(lock, f"cannot be opened: {error.strerror}", "move it away, or make it writable") from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -207,8 +241,15 @@ def locked(run: RunDir) -> Iterator[None]:
 
 
 def new_attempt(run: RunDir) -> Path:
-    """Make the folder of the next attempt and return the path of its log."""
+    """Make the folder of the next attempt and return the path of its log.
+
+    Raises:
+        MachineError: it cannot be made.
+    """
     folders = (run.attempts / str(number) for number in itertools.count(1))
-    folder = next(path for path in folders if not path.exists())
-    folder.mkdir(parents=True)
+    folder = next(path for path in folders if not os.path.lexists(path))
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise fault(folder, f"cannot be made: {error.strerror}", f"move {run.attempts} away") from error
     return folder / "log.txt"

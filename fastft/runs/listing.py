@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastft.runs.directory import RunDir
-from fastft.runs.metrics import MetricsFile
+from fastft.runs.history import read_history
 from fastft.runs.result import Result
 from fastft.runs.state import State, state_of
 
@@ -42,7 +42,7 @@ def _began(path: Path) -> float:
 
 
 def _listed(run: RunDir) -> Listed:
-    result, history = run.result, MetricsFile(run.metrics).history()
+    result, history = run.result, read_history(run)
     losses = [each.loss for each in history.evaluations if each.loss is not None]
     last = history.steps[-1] if history.steps else None
     before, after = (losses[0] if losses else None), (losses[-1] if len(losses) > 1 else None)

@@ -74,7 +74,11 @@ class Manifest:
 
 
 def make_manifest(loaded: LoadedRecipe, facts: Facts, prepared: Prepared, plan: Plan, base: Path) -> Manifest:
-    """The manifest of a run whose base model is in the folder `base`."""
+    """The manifest of a run whose base model is in the folder `base`; `with_hashes` adds those of its files.
+
+    Raises:
+        MachineError: a file of the weights is damaged or cut short.
+    """
     from fastft.files.tensors import weights_fingerprint  # numpy, which light commands do without
 
     template, base_model, data = prepared.template, facts.base_model, loaded.recipe.data
@@ -90,7 +94,6 @@ def make_manifest(loaded: LoadedRecipe, facts: Facts, prepared: Prepared, plan: 
             tokenizer_sha256=prepared.renderer.tokenizer.sha256,
             weight_bytes=base_model.weight_bytes,
             fingerprint=None if "quantization_config" in base_model.config else weights_fingerprint(base),
-            files_sha256=sha256_of_files(base, ("config.json", "generation_config.json", "*.safetensors")),
         ),
         data=DataIdentity(
             redact_value("train", data.train),
@@ -102,6 +105,12 @@ def make_manifest(loaded: LoadedRecipe, facts: Facts, prepared: Prepared, plan: 
         chat_template=None if template is None else TemplateIdentity(template.name, template.sha256),
         seed=loaded.recipe.train.seed,
     )
+
+
+def with_hashes(manifest: Manifest, base: Path) -> Manifest:
+    """`manifest` with the hashes of the base's files: a minute for a large base that was never hashed."""
+    hashes = sha256_of_files(base, ("config.json", "generation_config.json", "*.safetensors"))
+    return dataclasses.replace(manifest, base_model=dataclasses.replace(manifest.base_model, files_sha256=hashes))
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from fastft.files.atomic import write_text
+from fastft.errors import MachineError
+from fastft.files.atomic import write_bytes
+from fastft.files.records import fault, read_bytes
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,14 @@ class EvaluationMetrics:
 
 
 @dataclass(frozen=True)
+class _Event:
+    """What every line has."""
+
+    event: Literal["step", "evaluation", "out_of_memory"]
+    step: int
+
+
+@dataclass(frozen=True)
 class OutOfMemory:
     """Memory ran out after optimizer step `step`, and training continued with smaller micro-batches.
 
@@ -92,6 +104,12 @@ class History:
     evaluations: tuple[EvaluationMetrics, ...]
     out_of_memory: tuple[OutOfMemory, ...]
 
+    @property
+    def totals(self) -> Totals:
+        """The sums over all attempts of the run."""
+        tokens = sum(step.tokens for step in self.steps)
+        return Totals(tokens, sum(step.seconds for step in self.steps), self.out_of_memory)
+
 
 class MetricsFile:
     """metrics.jsonl: one JSON object a line, appended and flushed at once, so that a crash loses at most one line."""
@@ -105,49 +123,67 @@ class MetricsFile:
             file.write(json.dumps(event.as_json()) + "\n")
 
     def history(self) -> History:
-        """Every line of the run, as it was logged."""
+        """Every line of the run, as it was logged; without a last line that a crash cut off.
+
+        Raises:
+            MachineError: a line is damaged.
+        """
+        return self.parse(self.content())
+
+    def content(self) -> bytes:
+        """All bytes, none where there is no file.
+
+        Raises:
+            MachineError: it cannot be read.
+        """
+        return read_bytes(self._path) or b""
+
+    def parse(self, content: bytes) -> History:
+        """The lines in `content`, the content of this file.
+
+        Raises:
+            MachineError: one is damaged.
+        """
+        from pydantic import TypeAdapter
+
+        event, step, numbers = TypeAdapter(_Event), TypeAdapter(StepMetrics), TypeAdapter(dict[str, float])
+        retry = TypeAdapter(OutOfMemory)
         steps, evaluations, retries = [], [], []
-        names = [field.name for field in dataclasses.fields(StepMetrics)]
-        for _, line in self._lines():
-            if line["event"] == "step":
-                steps.append(StepMetrics(**{name: line[name] for name in names}))
-            elif line["event"] == "evaluation":
-                figures = {key: value for key, value in line.items() if key not in ("event", "step")}
-                evaluations.append(EvaluationMetrics(line["step"], figures))
-            elif line["event"] == "out_of_memory":
-                retries.append(OutOfMemory(line["step"], line["rows"], line["rows_now"]))
+        for number, text in enumerate(content.split(b"\n")[:-1], start=1):
+            try:
+                line = event.validate_json(text, strict=True)
+                if line.event == "step":
+                    steps.append(step.validate_json(text, strict=True))
+                elif line.event == "evaluation":
+                    values = json.loads(text)
+                    figures = {key: value for key, value in values.items() if key not in ("event", "step")}
+                    evaluations.append(EvaluationMetrics(line.step, numbers.validate_python(figures, strict=True)))
+                else:
+                    retries.append(retry.validate_json(text, strict=True))
+            except ValueError as error:
+                raise fault(Path(f"{self._path}:{number}"), f"is damaged: {_first_words(error)}") from error
         return History(tuple(steps), tuple(evaluations), tuple(retries))
 
-    def totals(self) -> Totals:
-        """The sums over all attempts of the run."""
-        history = self.history()
-        tokens = sum(step.tokens for step in history.steps)
-        return Totals(tokens, sum(step.seconds for step in history.steps), history.out_of_memory)
+    def restore(self, content: bytes) -> None:
+        """Make the file what it was, with lines that a resumed run writes again or that are damaged removed."""
+        write_bytes(self._path, content)
 
-    def rewind(self, step: int, evaluations: int) -> None:
-        """Remove the lines that a resumed run will write again, and damaged lines.
+    def restart(self, *, known: bool) -> bool:
+        """Remove all lines but the evaluation before training where it is `known`; whether that is there and whole."""
+        kept = b""
+        with suppress(MachineError):
+            first = self.content().partition(b"\n")[0] + b"\n"
+            kept = first if known and [line.step for line in self.parse(first).evaluations] == [0] else b""
+        if kept or os.path.lexists(self._path):
+            self.restore(kept)
+        return bool(kept)
 
-        These are all after optimizer step `step`, and at that step the evaluations after the first `evaluations`.
-        """
-        if not self._path.exists():
-            return
-        kept, seen = [], 0
-        for text, line in self._lines():
-            at_step = line["event"] == "evaluation" and line["step"] == step
-            seen += at_step
-            if line["step"] < step or (line["step"] == step and not (at_step and seen > evaluations)):
-                kept.append(text + "\n")
-        write_text(self._path, "".join(kept))
 
-    def _lines(self) -> list[tuple[str, dict[str, Any]]]:
-        """(text, content) of each line, without lines that a crash or a bad disk damaged."""
-        lines = []
-        content = self._path.read_text(encoding="utf-8", errors="replace") if self._path.exists() else ""
-        for text in content.splitlines():
-            try:
-                line = json.loads(text)
-            except ValueError:
-                continue
-            if isinstance(line, dict) and isinstance(line.get("step"), int) and "event" in line:
-                lines.append((text, line))
-        return lines
+def _first_words(error: ValueError) -> str:
+    """What pydantic or json says, in one line."""
+    from pydantic import ValidationError
+
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors(include_url=False)[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")

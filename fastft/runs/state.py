@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -48,11 +47,13 @@ def state_of(run: RunDir) -> tuple[State, str]:
 
 
 def _is_locked(run: RunDir) -> bool:
-    """Whether a process is running in the folder."""
+    """Whether a process is running in the folder; never on Windows, which has no such locks and runs nothing."""
     try:
+        import fcntl
+
         with (run.path / "lock").open("r+") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
+    except (FileNotFoundError, ImportError):
         return False
     except OSError:
         return True

@@ -23,7 +23,8 @@ from fastft.errors import (
     TrainingError,
     Where,
 )
-from fastft.files.atomic import write_json
+from fastft.files.records import write_checked
+from fastft.files.seal import file_sha256
 from fastft.planning.batching import Batching
 from fastft.planning.facts import Facts
 from fastft.planning.measured import keep_share, rate_key, throughput_file
@@ -33,9 +34,9 @@ from fastft.planning.timing import Time
 from fastft.probe.architecture import architecture_of
 from fastft.recipe.loader import LoadedRecipe
 from fastft.report.live import LiveView
-from fastft.runs.checkpoints import checkpoints, evaluations_at, newest_checkpoint, ranks_of, step_of
+from fastft.runs.checkpoints import checkpoints, newest_checkpoint, ranks_of, step_of
 from fastft.runs.directory import RunDir, locked, new_attempt
-from fastft.runs.held_out import Untrained
+from fastft.runs.history import rewind
 from fastft.runs.measured import with_measures
 from fastft.runs.metrics import MetricsFile, OutOfMemory, StepMetrics, Totals
 from fastft.runs.ranks import Ranks
@@ -135,10 +136,11 @@ def _run(attempt: Attempt) -> None:
     outcome, model, tokenizer = _train(attempt, ready, Path(found) if found else None)
     if outcome is None:  # rank 0 does the rest
         return
-    totals, seconds = MetricsFile(attempt.run.metrics).totals(), time.perf_counter() - started
+    totals, seconds = MetricsFile(attempt.run.metrics).history().totals, time.perf_counter() - started
     _keep_throughput(attempt, ready, outcome.plan, totals)
     result = make_result(outcome.plan, ready.rows, outcome.trained, ready.prompts, outcome.saved, totals, seconds)
     result = with_measures(result, outcome.trained, ready.prompts, ready.general, attempt.loaded.recipe.eval)
+    result = dataclasses.replace(result, metrics_sha256=file_sha256(attempt.run.metrics))
     if ready.job.kinds:
         from fastft.engine.export import load_trained, trained_reference
         from fastft.engine.model import is_in_4bit
@@ -166,7 +168,7 @@ def _run(attempt: Attempt) -> None:
 
 def _train(attempt: Attempt, ready: Ready, checkpoint: Path | None) -> tuple[Outcome | None, Model, Tokenizer]:
     """(outcome, model, tokenizer); while memory runs out, with less of it for the same optimizer steps."""
-    plan = ready.plan
+    plan, retries = ready.plan, []
     while True:
         try:
             return _train_once(attempt, ready, plan, checkpoint)
@@ -174,7 +176,9 @@ def _train(attempt: Attempt, ready: Ready, checkpoint: Path | None) -> tuple[Out
             less = with_less_memory(attempt.loaded, plan)
             if less is None or attempt.ranks.world.size > 1:
                 raise
-        plan, checkpoint = _with_less_memory(attempt, ready, plan, less)
+        plan, checkpoint, retry = _with_less_memory(attempt, ready, plan, less)
+        retries.append(retry)
+        rewind(attempt.run, checkpoint, retries)
 
 
 def _train_once(
@@ -195,11 +199,6 @@ def _train_once(
     trained_count, total = trained_weights(model)
     attempt.stage(f"training {trained_count:,} of {total:,} weights ({100 * trained_count / total:.2f} %)")
     metrics = MetricsFile(attempt.run.metrics)
-    step = step_of(checkpoint)
-    # Without a checkpoint, the evaluation before training is the one of step 0.
-    known = attempt.run.read(Untrained) is not None if checkpoint is None else evaluations_at(checkpoint, step)
-    if ranks.world.is_first:
-        metrics.rewind(step, int(known))
     if checkpoint is not None:
         before, now = ranks_of(checkpoint), ranks.world.size
         changed = "" if before == now else f" with {now} process{'es' * (now > 1)}, {before} before: the same batches"
@@ -236,6 +235,7 @@ def _train_once(
         metrics.append if ranks.world.is_first else lambda _: None,
         lambda: attempt.stopping.asked is not None,
         ranks,
+        attempt.settle,
     )
     with contextlib.ExitStack() as until_saved:
         until_saved.enter_context(attempt.stopping.deferred())
@@ -248,13 +248,16 @@ def _train_once(
         leave_group()
         if not ranks.world.is_first:
             return None, model, tokenizer
+        attempt.settle()
         folder = save_weights(model, tokenizer, plan, attempt.run)
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return Outcome(plan, trained, SavedWeights(trained_count, total, str(folder), size)), model, tokenizer
 
 
-def _with_less_memory(attempt: Attempt, ready: Ready, plan: Plan, less: LoadedRecipe) -> tuple[Plan, Path | None]:
-    """After memory ran out: the plan of `less`, with the same optimizer steps, and its checkpoint."""
+def _with_less_memory(
+    attempt: Attempt, ready: Ready, plan: Plan, less: LoadedRecipe
+) -> tuple[Plan, Path | None, OutOfMemory]:
+    """After memory ran out: the plan of `less`, with the same optimizer steps, its checkpoint, and its line."""
     from fastft.engine.memory import free_memory
 
     free_memory()
@@ -268,9 +271,8 @@ def _with_less_memory(attempt: Attempt, ready: Ready, plan: Plan, less: LoadedRe
         after += " recomputed"
     begins = f"from step {step_of(checkpoint)}" if checkpoint else "from the start"
     attempt.view.note(f"out of memory with {before} rows; {begins} with {after}, the same rows in each optimizer step")
-    MetricsFile(attempt.run.metrics).append(OutOfMemory(step_of(checkpoint), before, after))
-    write_json(attempt.run.plan, redact_value("", smaller.as_json()))
-    return smaller, checkpoint
+    write_checked(attempt.run.plan, redact_value("", smaller.as_json()))
+    return smaller, checkpoint, OutOfMemory(step_of(checkpoint), before, after)
 
 
 def _keep_throughput(attempt: Attempt, ready: Ready, plan: Plan, totals: Totals) -> None:

@@ -9,16 +9,18 @@ from pathlib import Path
 
 from fastft.console import Say, library_output_to
 from fastft.data.prepare import Prepared, prepare
+from fastft.data.sentencepiece_model import write_fast_tokenizer
 from fastft.data.tokenizer import load_tokenizer
 from fastft.errors import MachineError, Problem, Where
 from fastft.files.cache import cache_folder
+from fastft.files.seal import sealed_folder
 from fastft.probe.base_model import BaseModel, find_base_model
 from fastft.probe.hub import fetch_small_files
 from fastft.recipe.loader import LoadedRecipe
 
 
 def convert(model: BaseModel, where: Where, say: Say) -> Path:
-    """The folder of the base model; converts a GGUF file to safetensors first, once.
+    """The folder of the base model; converts a GGUF file, pickles or another layout first, once.
 
     Raises:
         MachineError: the file cannot be converted, or a package for it is missing.
@@ -30,6 +32,13 @@ def convert(model: BaseModel, where: Where, say: Say) -> Path:
         from fastft.engine.convert import convert_gguf
 
         convert_gguf(model.gguf, model.folder)
+    elif not model.is_here and model.original is not None:
+        layout = model.layout
+        found = "its weights are pickles" if layout is None else f"a {layout.name} is a Llama under other names"
+        say(f"{found}: converting {model.id}, once; kept in {model.folder}")
+        from fastft.engine.relayout import relayout
+
+        relayout(model.original, model.folder, layout, where)
     return model.folder
 
 
@@ -66,7 +75,22 @@ def fetch_tokenizer(loaded: LoadedRecipe, say: Say) -> Path:
         MachineError: it cannot be downloaded or converted.
     """
     wanted, where = loaded.recipe.model, loaded.where("model.id")
-    model = find_base_model(wanted.id, wanted.revision, loaded.folder, where)
+    pickled = not wanted.use_safetensors
+    model = find_base_model(wanted.id, wanted.revision, loaded.folder, where, pickled=pickled)
     model = fetch_small_files(model, wanted.revision, where)
+    if model.original is not None and not model.is_here:
+        return _tokenizer_alone(model, model.original, where)
     with tempfile.TemporaryDirectory() as folder, library_output_to(Path(folder) / "log.txt"):
         return convert(model, where, say)
+
+
+def _tokenizer_alone(model: BaseModel, original: Path, where: Where) -> Path:
+    """The folder of the tokenizer of a model that is not converted yet, without its weights."""
+    if model.layout is None or not (original / "tokenizer.model").is_file():
+        return original
+    assert model.folder is not None  # noqa: S101 -- a model with an original has it
+    folder = model.folder.with_name(f"{model.folder.name}-tokenizer")
+    if not folder.is_dir():
+        with sealed_folder(folder) as stage:
+            write_fast_tokenizer(original, stage, where)
+    return folder

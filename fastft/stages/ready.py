@@ -14,17 +14,20 @@ from fastft.data.general import general_prompts
 from fastft.data.prepare import Prepared
 from fastft.data.render import Prompt, render_prompt
 from fastft.errors import DataError, Interrupted, MachineError, Problem, Where
-from fastft.files.atomic import write_json, write_text
+from fastft.files.atomic import write_text
+from fastft.files.records import write_checked
 from fastft.planning.facts import Facts, with_rows
 from fastft.planning.plan import Plan, make_plan
 from fastft.recipe.loader import LoadedRecipe
 from fastft.report.live import LiveView
 from fastft.report.rows import accounts, reject_lines
-from fastft.runs.checkpoints import newest_checkpoint, set_aside, step_of
+from fastft.runs.checkpoints import checkpoints, newest_checkpoint, set_aside, step_of
 from fastft.runs.directory import RunDir, run_name
 from fastft.runs.held_out import HeldOut
-from fastft.runs.manifest import Manifest, changes, make_manifest
+from fastft.runs.history import rewind
+from fastft.runs.manifest import Manifest, changes, make_manifest, with_hashes
 from fastft.runs.ranks import Ranks
+from fastft.stages.beside import Beside
 from fastft.stages.inputs import convert, prepare_rows
 from fastft.stages.stopping import Stopping
 
@@ -50,6 +53,13 @@ class Attempt:
     stopping: Stopping
     accepted_drift: tuple[str, ...]
     ranks: Ranks
+    beside: list[Beside] = dataclasses.field(default_factory=list)
+    """What a checkpoint, and the end of the run, must wait for."""
+
+    def settle(self) -> None:
+        """Wait for what is done beside the run."""
+        for work in self.beside:
+            work.wait()
 
     def stage(self, text: str) -> None:
         """Show the next step before training, or end here when the run was asked to stop."""
@@ -136,30 +146,34 @@ def _export_job(attempt: Attempt, base: Path, rows: Prepared, end_ids: tuple[int
 
 
 def begin(attempt: Attempt, ready: Ready) -> Path | None:
-    """Record the data, model and versions of the run, and find the checkpoint that it continues from.
+    """Record the data, model and versions of the run, and go back to the checkpoint that it continues from.
 
     Raises:
         DataError: an earlier attempt had other data, another template or other versions.
-        MachineError: the adapter that an earlier attempt wrote is damaged.
+        MachineError: the adapter or a record that an earlier attempt wrote is damaged.
     """
     from fastft.stages.weights import refuse_damaged  # numpy, which light commands do without
 
     run = attempt.run
     refuse_damaged(run.adapter)
+    # A checkpoint of unknown origin is not continued.
+    before = run.require(Manifest) if checkpoints(run) else run.read(Manifest)
+
     manifest = make_manifest(attempt.loaded, ready.facts, ready.rows, ready.plan, ready.base)
-    before = run.read(Manifest)
-    if before is not None:
-        manifest = _accept_changes(attempt, before, manifest)
+    if before is None:  # only a checkpoint needs the hashes
+        attempt.beside.append(Beside(lambda: run.write(with_hashes(manifest, ready.base))))
+    else:
+        run.write(_accept_changes(attempt, before, with_hashes(manifest, ready.base)))
     rejects = reject_lines(ready.rows)
     if rejects:
         write_text(run.rejects, rejects)
-    write_json(run.plan, redact_value("", ready.plan.as_json()))
-    run.write(manifest)
+    write_checked(run.plan, redact_value("", ready.plan.as_json()))
     run.write(ready.held_out)
     checkpoint, damaged = newest_checkpoint(run)
     for sentence in damaged:
         attempt.view.note(f"{sentence}: skipped")
     set_aside(run, newer_than=step_of(checkpoint))
+    rewind(run, checkpoint)
     return checkpoint
 
 

@@ -9,7 +9,10 @@ from collections.abc import Iterator
 from typing import Any, Self
 
 # A terminal that closes or a lost connection sends SIGHUP, a scheduler SIGTERM or SIGUSR1.
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+# Windows knows the first two.
+SIGNALS = tuple(
+    signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if name in signal.Signals.__members__
+)
 
 
 class Stopping:

@@ -81,7 +81,7 @@ def _find_weights(path: Path) -> WeightsPath:
     runs = (RunDir(folder) for folder in (path, *list(path.parents)[:3]))
     run = next((run for run in runs if run.recipe.is_file() and (run.path / Settings.FILE).is_file()), None)
     if run is not None and run.path == path:
-        if not run.is_finished:
+        if run.result is None:
             raise _unusable(path, "this run has not finished", "continue it: fastft run RECIPE")
         whole = run.exports / "merged_16bit"
         return WeightsPath("adapter", run.adapter, run) if run.adapter.is_dir() else WeightsPath("model", whole, run)

@@ -49,8 +49,9 @@ def replay(lengths: list[int], mode: Mode, batch: int) -> tuple[float, float]:
     if mode == "packing":
         data = pack_dataset(data, CAPACITY, "bfd")
     collator = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=mode in ("padding_free", "packing"))
-    by_length = lengths if mode == "group_by_length" else None
-    sampler = EpochSampler(len(data), SEED, by_length, batch * max(1, round(STEP / batch)))
+    by_length = lengths if mode in ("group_by_length", "random") else None
+    step = batch * max(1, round(STEP / batch))
+    sampler = EpochSampler(len(data), SEED, by_length, step, grouped=mode == "group_by_length")
     loader = DataLoader(data, batch_size=batch, sampler=sampler, collate_fn=collator)  # type: ignore[arg-type]
     real = computed = batches = 0
     for made in loader:

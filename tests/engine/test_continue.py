@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fastft.errors import DataError, Interrupted, MachineError, UsageError
+from fastft.files.records import write_checked
 from fastft.runs.directory import RunDir
 from fastft.runs.state import state_of
 from fastft.stages.attempt import Start
@@ -43,7 +44,7 @@ def change_manifest(recipe: Path, key: str, value: object) -> None:
         manifest[section][name] = value
     else:
         manifest[section] = value
-    path.write_text(json.dumps(manifest), encoding="utf-8")
+    write_checked(path, manifest)
 
 
 def test_a_stopped_run_has_its_message_and_its_page(stopped: Path) -> None:

@@ -66,6 +66,9 @@ def plans(recipe: Path, engine: str, device: Device) -> list[Call]:
     plain = ["train.gradient_checkpointing=true"] if engine == "transformers" else []
     for more in ([], MORE):
         overrides = [f"model.engine={engine}", *plain, *more]
+        data = load(recipe).recipe.data
+        if more and data.eval is None and data.eval_fraction is None:
+            overrides.append("data.eval_fraction=0.1")
         loaded = load(recipe, overrides)
         facts = Facts(
             device,

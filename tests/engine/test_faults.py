@@ -48,7 +48,7 @@ def load_tokens(folder: Path) -> dict[str, int]:
 def write_poisoned_rows(folder: Path, step: int) -> None:
     """24 rows, of which the first that optimizer step `step` reads holds a "Z" (4 rows a step, seed 11)."""
     rows = make_rows(24)
-    order = list(EpochSampler(24, seed=11, lengths=None, batch=4))
+    order = list(EpochSampler(24, seed=11, lengths=None, step_rows=4, grouped=False))
     rows[order[(step - 1) * 4]]["messages"][0]["content"] = "Z"
     write_rows(folder / "train.jsonl", rows)
 
@@ -99,8 +99,21 @@ def test_the_message_names_the_step_whose_loss_is_no_number(poisoned_model: Path
     write_poisoned_rows(tmp_path, step=4)
     with pytest.raises(TrainingError, match=r"step 4: model\.id: the loss is nan, .* the base model itself") as failed:
         run(write_recipe(tmp_path, poisoned_model))
-    order = list(EpochSampler(24, seed=11, lengths=None, batch=4))
-    assert f"with rows {', '.join(str(row + 1) for row in order[12:16])} of training" in str(failed.value)
+    order = list(EpochSampler(24, seed=11, lengths=None, step_rows=4, grouped=False))
+    places = ", ".join(f"{row + 1} ({tmp_path / 'train.jsonl'}:{row + 1})" for row in sorted(order[12:16]))
+    assert f"with rows {places} of training" in str(failed.value)
+
+
+def test_rows_are_at_fault_where_base_and_weights_are_sound(model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(model, folder)
+    base = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        base.get_input_embeddings().weight[load_tokens(folder)["Z"]] = 3e38  # a number, and its square is none
+    base.save_pretrained(folder)
+    write_poisoned_rows(tmp_path, step=4)
+    with pytest.raises(TrainingError, match=r"step 4: data\.train: the loss is .* the gradient norm nan, with rows"):
+        run(write_recipe(tmp_path, folder))
 
 
 def test_a_loss_that_rises_without_being_no_number_is_said_at_once_and_stopped(model: Path, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ class TestDeal:
     def steps(self, ranks: int, step_rows: int) -> list[list[list[int]]]:
         """The rows of each rank in each optimizer step; 101 stands for none."""
         sampler = DealtSampler(
-            EpochSampler(101, 1, None, step_rows), LENGTHS, batch=2, step_rows=step_rows, ranks=ranks
+            EpochSampler(101, 1, None, step_rows, grouped=False), LENGTHS, batch=2, step_rows=step_rows, ranks=ranks
         )
         order = list(sampler)
         assert len(order) == len(sampler)
@@ -52,7 +52,7 @@ class TestDeal:
         ]
 
     def test_every_row_comes_once_in_the_step_where_one_process_has_it(self, ranks: int, step_rows: int) -> None:
-        order = list(EpochSampler(101, 1, None, step_rows))
+        order = list(EpochSampler(101, 1, None, step_rows, grouped=False))
         alone = [sorted(order[start : start + step_rows]) for start in range(0, 101, step_rows)]
         dealt = [sorted(row for share in step for row in share if row != 101) for step in self.steps(ranks, step_rows)]
         assert dealt == alone

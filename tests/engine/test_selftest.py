@@ -62,7 +62,7 @@ def test_the_stock_trainer_under_ours_is_found(tmp_path: Path, monkeypatch: pyte
         monkeypatch.delitem(sys.modules, f"fastft.engine.{name}")
         if "." not in name:
             monkeypatch.setattr(fastft.engine, name, None)
-    fresh = importlib.import_module("fastft.engine.selftest.checks")
+    from fastft.engine.selftest import checks as fresh
 
     [finding] = [entry for entry in fresh.examine(tmp_path, "unsloth", lambda _: None) if entry.name == "trainer"]
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 
-from fastft.files.atomic import write_json
+from fastft.files.records import write_checked
 from fastft.recipe.loader import load
 from fastft.runs.directory import RunDir, Settings
 from fastft.runs.manifest import BaseModelIdentity, DataIdentity, Manifest, TemplateIdentity
@@ -55,10 +56,12 @@ def make_run(folder: Path, *, steps: int = 60, result: Result | None = RESULT) -
     recipe = next(path for path in RECIPES if path.stem == "quickstart")
     run = RunDir(folder)
     folder.mkdir(parents=True)
-    run.recipe.write_text(f"# {HOSTILE[0]} {HOSTILE[2]}\n{recipe.read_text()}")
-    run.write(Settings(load(recipe, ["train.seed=7"]).settings()))
+    text = f"# {HOSTILE[0]} {HOSTILE[2]}\n{recipe.read_text()}"
+    run.recipe.write_text(text)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    run.write(Settings(load(recipe, ["train.seed=7"]).settings(), digest))
     plan = golden_plan(recipe).as_json()
-    write_json(run.plan, plan | {"base_model": HOSTILE[1]})
+    write_checked(run.plan, plan | {"base_model": HOSTILE[1]})
     base = BaseModelIdentity(HOSTILE[1], HOSTILE[3], "aa", 1, "bb", {})
     data = DataIdentity(HOSTILE[0], "cc", None, None, "messages")
     template = TemplateIdentity(HOSTILE[2], "dd")

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fastft.files.records import write_checked
 from tests.engine.tiny import make_rows, write_rows
 from torture.case import Case, Outcome
 from torture.kinds.resume import stopped_at
@@ -51,7 +52,7 @@ def set_manifest(section: str, key: str, value: object) -> Callable[[Path], None
             manifest[section][key] = value
         else:
             manifest[section] = value
-        file.write_text(json.dumps(manifest), encoding="utf-8")
+        write_checked(file, manifest)  # as that fastft would have written it
 
     return change
 

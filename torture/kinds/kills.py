@@ -124,19 +124,20 @@ def at_byte(shared: Path, size: int, folder: Path) -> Outcome:
 
 def in_a_fresh_process(shared: Path, seconds: float, folder: Path) -> Outcome:
     """As users have it: two processes from the shell, and nothing in common but the folder."""
-    environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}
-    for _ in range(4):
-        copy(shared / "subject", folder)
-        with (folder / ".shown").open("wb") as log:
+    for attempt in range(4):
+        place = folder / str(attempt)  # of its own: a run that had ended before the kill is no part of the next try
+        environment = {**os.environ, "XDG_CACHE_HOME": str(place / "cache")}
+        copy(shared / "subject", place)
+        with (place / ".shown").open("wb") as log:
             arguments = [sys.executable, "-m", "fastft", *RUN]
-            with subprocess.Popen(arguments, cwd=folder, env=environment, stdout=log, stderr=log) as process:
+            with subprocess.Popen(arguments, cwd=place, env=environment, stdout=log, stderr=log) as process:
                 try:
                     process.wait(seconds)
                 except subprocess.TimeoutExpired:
                     process.kill()
             if process.returncode == -signal.SIGKILL:
-                shown = (folder / ".shown").read_text(encoding="utf-8")
-                return goes_on(shared, folder, shown, "process from the shell", environment)
+                shown = (place / ".shown").read_text(encoding="utf-8")
+                return goes_on(shared, place, shown, "process from the shell", environment)
         seconds *= 0.7
     return Outcome("harness", 0.0, "", "never killed")
 

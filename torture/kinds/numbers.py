@@ -46,12 +46,12 @@ def poisoned(base: Path, step: int, changes: dict[str, object], way: str, folder
     recipe = write_subject(folder, base, {**changes, "train.save_steps": 1, "train.num_train_epochs": 2})
     rows = make_rows(24)
     if step <= 6:
-        order = list(EpochSampler(24, seed=11, lengths=None, batch=4))
+        order = list(EpochSampler(24, seed=11, lengths=None, step_rows=4, grouped=False))
         rows[order[(step - 1) * 4]]["messages"][0]["content"] = "Z"
         write_rows(folder / "train.jsonl", rows)
     else:  # each row is read in the first epoch: only many more rows bring one later
         rows = make_rows(24 * 3)
-        order = list(EpochSampler(len(rows), seed=11, lengths=None, batch=4))
+        order = list(EpochSampler(len(rows), seed=11, lengths=None, step_rows=4, grouped=False))
         rows[order[(step - 1) * 4]]["messages"][0]["content"] = "Z"
         write_rows(folder / "train.jsonl", rows)
         recipe.write_text(recipe.read_text().replace("num_train_epochs = 2", "num_train_epochs = 1"))

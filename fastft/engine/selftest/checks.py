@@ -133,7 +133,7 @@ def _loss_mask(bench: Bench) -> Outcome:
     job = bench.job("by-hand")
     model, _ = job.load()
     rows = job.prepared.train.rows
-    order = list(EpochSampler(len(rows), SEED, None, STEP))[:STEP]
+    order = list(EpochSampler(len(rows), SEED, None, STEP, grouped=False))[:STEP]
     total, count = 0.0, 0
     model.eval()
     for index in order:

@@ -1,0 +1,44 @@
+"""How a command that failed ends: its problems on standard error, and in JSON where that was asked for."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from fastft.console import redact
+from fastft.errors import MachineError, Problem, Where
+from fastft.files.cache import cache_folder
+from fastft.probe.software import INSTALL
+
+
+def report_failure(problems: Sequence[Problem], exit_code: int) -> None:
+    """Each problem on standard error; with --json also on standard output, as docs/runs.md says."""
+    if "--json" in sys.argv[1:]:
+        failure = {"exit_code": exit_code, "problems": [problem.as_json() for problem in problems]}
+        print(json.dumps(failure, indent=2), flush=True)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+
+
+def discard_output() -> None:
+    """Send what is still to be written to standard output nowhere: Python would fail on it again at its exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def explain_error(error: OSError | ImportError) -> Problem:
+    """An error of the machine in one line; its traceback goes to a log in fastft's cache."""
+    text = redact("".join(traceback.format_exception(error)))
+    try:
+        log = cache_folder() / "error.txt"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(text, encoding="utf-8")
+        instead = f"the traceback is in {log}"
+    except (OSError, MachineError):
+        instead = "set XDG_CACHE_HOME to a folder that you may write to"
+    if isinstance(error, ImportError):
+        return Problem(Where(error.name or "python"), "", f"cannot be imported: {error}", f"{INSTALL}; {instead}")
+    where = error.filename if isinstance(error.filename, str) else "standard output"
+    return Problem(Where(where), "", f"failed: {error.strerror or error}", instead)
