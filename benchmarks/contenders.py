@@ -207,6 +207,8 @@ def _shared(given: dict[str, Any]) -> dict[str, Any]:
         "report_to": "none",
         "seed": SEED,
         **({"bf16": False} if given["small"] and not given.get("any_precision") else {}),
+        # Without it plain transformers refuses bfloat16 on a processor.
+        "use_cpu": bool(given.get("any_precision")),
     }
 
 

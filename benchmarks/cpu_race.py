@@ -1,4 +1,4 @@
-"""Training speed on a processor, side by side: `python benchmarks/cpu_race.py [--small] [--rounds 2]`.
+"""Training speed on a processor, side by side: `python -m benchmarks.cpu_race [--small] [--rounds 2]`.
 
 Each contender trains SmolLM2-135M-Instruct on the same rows of mixed length, 16 examples a step, in a process of its
 own (benchmarks/contenders.py); the rounds alternate, so that a busy minute meets all of them. Tokens are useful ones,
@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gpu import write_rows
+from benchmarks.gpu import write_rows
 
 HERE = Path(__file__).parent
 QUICKSTART = HERE.parent / "recipes" / "quickstart.toml"
@@ -100,8 +100,9 @@ def main() -> None:
     options.add_argument("--small", action="store_true", help="one round of two steps, which writes nothing")
     options.add_argument("--rounds", type=int, default=2)
     given = options.parse_args()
-    steps, rounds, longest, mean = (2, 1, 48, 32.0) if given.small else (4, given.rounds, 250, 90.0)
-    model, found = base_model(), {name: [] for name in NAMES}  # type: dict[str, list[dict[str, Any]]]
+    steps, rounds, longest, mean = (2, 1, 120, 60.0) if given.small else (4, given.rounds, 250, 90.0)
+    model = base_model()
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in NAMES}
     with tempfile.TemporaryDirectory() as work:
         rows = Path(work) / "rows.jsonl"
         write_rows(rows, steps * EXAMPLES, longest, mean)
