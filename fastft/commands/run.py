@@ -140,7 +140,7 @@ def run_with_progress(recipe: Path, overrides: Sequence[str], runs_dir: Path, st
 def run_in_terminal(
     recipe: Path, overrides: Sequence[str], runs_dir: Path, start: Start, *, as_json: bool = False
 ) -> None:
-    """Run with progress on standard error, and print what changed; as JSON its folder and result.
+    """Run with progress on standard error, and print what changed; as JSON its folder and result, or what failed.
 
     Raises:
         MeasureError: a condition of eval.fail_if is met.
@@ -149,7 +149,8 @@ def run_in_terminal(
     if folder.result is None:
         return
     if as_json:
+        refuse_failed(load(recipe, overrides), folder.result)
         print(json.dumps({"run": str(folder.path), "result": dataclasses.asdict(folder.result)}, indent=2, default=str))
     else:
         print_result(Console(), folder.result, str(folder.path))
-    refuse_failed(load(recipe, overrides), folder.result)
+        refuse_failed(load(recipe, overrides), folder.result)

@@ -37,13 +37,21 @@ def questions() -> tuple[Question, ...]:
     return tuple(Question(**json.loads(line)) for line in text.splitlines())
 
 
-def general_prompts(renderer: Renderer) -> list[Prompt]:
-    """The questions in the chat template of the run; none where it refuses a question without more around it."""
+@dataclass(frozen=True)
+class General:
+    """The questions as prompts, all of them or none; `missing`: why there are none although they were asked for."""
+
+    prompts: tuple[Prompt, ...] = ()
+    missing: str = ""
+
+
+def general_prompts(renderer: Renderer) -> General:
+    """The questions in the chat template of the run, which may refuse a question without more around it."""
     made = []
     for number, each in enumerate(questions(), 1):
         messages = (Message("user", each.ask), Message("assistant", each.accept))
         try:
             made.append(render_prompt(Example(Where(FILE, number), messages), renderer))
-        except DataError:
-            return []
-    return made
+        except DataError as error:
+            return General(missing=f"the chat template refuses a question alone: {error.problems[0].wrong}")
+    return General(tuple(made))

@@ -90,12 +90,12 @@ MEASURES: dict[str, Measure] = {
     for each in (
         Measure("eval_loss", "held-out loss", "nats a token", "lower"),
         Measure("perplexity", "held-out perplexity", "perplexity", "lower"),
-        Measure("exact_match", "exact match", "share", "higher", _exact),
+        Measure("exact_match", "held-out exact match", "share", "higher", _exact),
         Measure("token_f1", "token F1", "share", "higher", _token_f1),
         Measure("rouge_l", "ROUGE-L", "share", "higher", _rouge_l),
         Measure("format_valid", "right format", "share", "higher", lambda row: _known(row.is_valid)),
         Measure("stop_rate", "ended by itself", "share", "higher", lambda row: _known(row.stopped)),
         Measure("answer_tokens", "length of an answer", "tokens", None, lambda row: _known(row.tokens)),
-        Measure("regression", "general questions right", "share", "higher"),
+        Measure("regression", "general questions", "share", "higher"),
     )
 }

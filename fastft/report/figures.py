@@ -7,7 +7,8 @@ from fastft.runs.measured import Compared
 
 METHODS = (
     "Of yes and no it is Tango's score interval, of other shares Student's t, of losses and lengths Student's t"
-    " corrected for skewness (Hall)."
+    " corrected for skewness (Hall). Rough: a few rows make most of the change, and the interval may be too narrow."
+    " Changes of shares are in points."
 )
 
 
@@ -22,7 +23,7 @@ def value_of(one: Compared, value: float | None) -> str:
 
 
 def change_of(one: Compared) -> str:
-    """The difference and its interval, in the unit of the measure; of perplexity the factor."""
+    """The difference and its interval, in the unit of the measure (of shares, points); of perplexity the factor."""
     if one.before is None or one.difference is None:
         return ""
     if one.measure.unit == "perplexity":
@@ -32,8 +33,8 @@ def change_of(one: Compared) -> str:
 
 
 def _with_interval(unit: str, difference: float, interval: Interval | None) -> str:
-    scale, digits, sign = {"share": (100, 1, " points"), "tokens": (1, 1, "")}.get(unit, (1, 4, ""))
-    text = f"{scale * difference:+.{digits}f}{sign}"
+    scale, digits = {"share": (100, 1), "tokens": (1, 1)}.get(unit, (1, 3))
+    text = f"{scale * difference:+.{digits}f}"
     if interval is None:
         return text
     return f"{text} ({scale * interval.low:+.{digits}f} to {scale * interval.high:+.{digits}f})"
@@ -43,8 +44,8 @@ def verdict_of(one: Compared) -> str:
     """What the interval says, and where it says nothing, how many rows would tell."""
     if one.before is None or one.interval is None:
         return ""
-    rough = "; rough: few rows make most of it" if one.interval.is_rough else ""
+    rough = ", rough" if one.interval.is_rough else ""
     if one.word != "cannot tell":
         return one.word + rough
     needed = one.rows_that_would_tell
-    return f"cannot tell with {one.rows} rows" + (f", {needed:,} would tell" if needed else "") + rough
+    return "cannot tell" + (f"; {needed:,} rows would" if needed else "") + rough

@@ -146,9 +146,11 @@ def _figures(records: Records) -> Markup:
     if measured:
         text = (
             "Intervals are paired: of the same held-out rows (for the loss, micro-batches) before and after training."
-            f" {METHODS} General questions are fastft's regression set of {len(result.general) or 100}."
+            f" {METHODS} General questions are the regression set of fastft: 100 short ones."
         )
         parts.append(element("p", text, class_="soft"))
+    if result.general_missing:
+        parts.append(element("p", f"The general questions are not counted: {result.general_missing}."))
     difference = match_difference(match)
     if difference is not None:
         parts.append(

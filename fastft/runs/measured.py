@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastft.data.answer_format import valid_answers
-from fastft.data.content import final_text
-from fastft.data.general import questions
+from fastft.data.content import final_text, is_in_thought
+from fastft.data.general import GENERAL_TOKENS, General, questions
 from fastft.data.render import Prompt
-from fastft.errors import MeasureError, Problem
+from fastft.errors import MeasureError, Problem, RecipeError
 from fastft.recipe.conditions import Condition, parse_condition
 from fastft.recipe.loader import LoadedRecipe
 from fastft.recipe.measures import MEASURES, Answered, Measure
@@ -20,6 +20,8 @@ from fastft.runs.held_out import Answers
 from fastft.runs.intervals import Interval, change_interval, mean_interval, paired_difference, share_interval
 from fastft.runs.result import MeasuredRows, Result, ShownAnswer, Trained
 
+# With more answers that end in their reasoning, a count of right ones says how long a model reasons, not what it knows.
+MOST_REASONING = 0.1
 # Rows that would tell are not guessed beyond this.
 MOST_ROWS = 1_000_000
 
@@ -65,7 +67,7 @@ class Compared:
 
 
 def with_measures(
-    result: Result, trained: Trained, prompts: Sequence[Prompt], general: Sequence[Prompt], section: EvalSection
+    result: Result, trained: Trained, prompts: Sequence[Prompt], general: General, section: EvalSection
 ) -> Result:
     """`result` with the value of each answer for every measure of answers."""
     before, after = trained.before.answers, trained.after.answers
@@ -75,23 +77,33 @@ def with_measures(
     old = None if before is None else _answered(references, before, section)
     new = _answered(references, after, section)
     rows = [made for measure in MEASURES.values() if (made := _rows(measure, old, new)) is not None]
-    shown: tuple[ShownAnswer, ...] = ()
-    now = trained.after.general
-    if general and now is not None:
-        then = trained.before.general
-        asked = questions()
-        right = [() if each is None else _right(each) for each in (then, now)]
-        rows.append(MeasuredRows("regression", right[0], right[1]))
-        olds = [None] * len(asked) if then is None else then.texts
-        shown = tuple(
-            ShownAnswer(one.ask, one.accept, before, after)
-            for one, before, after in zip(asked, olds, now.texts, strict=True)
+    shown, missing = _general(trained, general)
+    if shown and not missing:
+        then = [one.is_right(each.before or "") for one, each in zip(questions(), shown, strict=True)]
+        now = [one.is_right(each.after) for one, each in zip(questions(), shown, strict=True)]
+        known = tuple(map(float, then)) if trained.before.general else ()
+        rows.append(MeasuredRows("regression", known, tuple(map(float, now))))
+    return dataclasses.replace(result, measures=tuple(rows), general=shown, general_missing=missing)
+
+
+def _general(trained: Trained, general: General) -> tuple[tuple[ShownAnswer, ...], str]:
+    """(the answers to the general questions; why there are none, or why they say nothing)."""
+    then, now = trained.before.general, trained.after.general
+    if now is None:
+        return (), general.missing
+    asked = questions()
+    olds = [None] * len(asked) if then is None else then.texts
+    pairs = zip(asked, olds, now.texts, strict=True)
+    shown = tuple(ShownAnswer(one.ask, one.accept, before, after) for one, before, after in pairs)
+    for when, texts in (("before", olds), ("after", now.texts)):
+        reasoning = sum(
+            text is not None and is_in_thought(prompt.text + text)
+            for prompt, text in zip(general.prompts, texts, strict=True)
         )
-    return dataclasses.replace(result, measures=tuple(rows), general=shown)
-
-
-def _right(answers: Answers) -> tuple[float, ...]:
-    return tuple(float(one.is_right(text)) for one, text in zip(questions(), answers.texts, strict=True))
+        if reasoning > MOST_REASONING * len(asked):
+            cut = f"{reasoning} of {len(asked)} answers {when} training still reason after {GENERAL_TOKENS} tokens"
+            return shown, f"{cut}, so that they show nothing"
+    return shown, ""
 
 
 def _answered(references: Sequence[str], answers: Answers, section: EvalSection) -> list[Answered]:
@@ -166,6 +178,19 @@ def refuse_failed(loaded: LoadedRecipe, result: Result) -> None:
             problems.append(Problem(loaded.where("eval.fail_if"), "eval.fail_if", wrong, instead, condition.text))
     if problems:
         raise MeasureError(problems)
+
+
+def refuse_unmeasured(loaded: LoadedRecipe, measure: str, why: str) -> None:
+    """Stop before training where a condition of eval.fail_if needs a measure that the run cannot have.
+
+    Raises:
+        RecipeError: there is such a condition.
+    """
+    for text in loaded.recipe.eval.fail_if:
+        condition = parse_condition(text)
+        if isinstance(condition, Condition) and condition.measure == measure:
+            where, instead = loaded.where("eval.fail_if"), "remove the condition"
+            raise RecipeError(Problem(where, "eval.fail_if", f"cannot be checked: {why}", instead, condition.text))
 
 
 def _failure(condition: Condition, one: Compared | None) -> str | None:

@@ -138,6 +138,8 @@ class Result:
     """What each answer counts, for each measure of answers (fastft.recipe.measures)."""
     general: tuple[ShownAnswer, ...] = field(default=())
     """The answers to the general questions of the regression set, beside what they must match."""
+    general_missing: str = ""
+    """Why there are none, or why they are not counted, although the recipe asks for them."""
     metrics_sha256: str | None = None
     """Of metrics.jsonl at the end of the run."""
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from fastft.runs.intervals import Difference, Interval, Word, change_interval, paired_difference
+from fastft.runs.measured import compared
 from fastft.runs.result import ExactMatch, Result
 
 
@@ -64,11 +65,20 @@ def match_difference(match: ExactMatch | None) -> Difference | None:
 
 
 def judge(result: Result) -> Verdict:
-    """The verdict on a finished run.
+    """The verdict on a finished run, and what the model forgot.
 
     Exact match decides where its interval leaves 0 out. Else the held-out loss decides, unless exact match points the
-    other way.
+    other way. General questions never decide: a model may be trained to forget.
     """
+    verdict = _on_held_out_rows(result)
+    general = next((each for each in compared(result) if each.measure.name == "regression"), None)
+    if general is None or general.before is None or general.word != "worse":
+        return verdict
+    lost = f"; right general questions fell from {100 * general.before:.0f} % to {100 * general.after:.0f} %"
+    return Verdict(verdict.word, verdict.because + lost)
+
+
+def _on_held_out_rows(result: Result) -> Verdict:
     difference, change = match_difference(result.exact_match), loss_change(result)
     by_loss: Word = "cannot tell" if change is None else change.word
     loss = [] if change is None else [f"{change}"]

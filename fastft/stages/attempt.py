@@ -216,7 +216,7 @@ def _train_once(
         train=ready.rows.train.rows,
         eval=None if ready.rows.eval is None else ready.rows.eval.rows,
         prompts=ready.prompts,
-        general=ready.general,
+        general=ready.general.prompts,
         stop_ids=ready.held_out.end_ids,
         max_new_tokens=recipe.eval.max_new_tokens,
         early_stopping_patience=recipe.train.early_stopping_patience,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastft.console import redact_value
-from fastft.data.general import general_prompts
+from fastft.data.general import General, general_prompts
 from fastft.data.prepare import Prepared
 from fastft.data.render import Prompt, render_prompt
 from fastft.errors import DataError, Interrupted, MachineError, Problem, Where
@@ -26,6 +26,7 @@ from fastft.runs.directory import RunDir, run_name
 from fastft.runs.held_out import HeldOut
 from fastft.runs.history import rewind
 from fastft.runs.manifest import Manifest, changes, make_manifest, with_hashes
+from fastft.runs.measured import refuse_unmeasured
 from fastft.runs.ranks import Ranks
 from fastft.stages.beside import Beside
 from fastft.stages.inputs import convert, prepare_rows
@@ -84,7 +85,7 @@ class Ready:
     rows: Prepared
     base: Path
     prompts: list[Prompt]
-    general: list[Prompt]
+    general: General
     held_out: HeldOut
     job: Job
 
@@ -119,7 +120,10 @@ def prepare_run(attempt: Attempt) -> Ready:
     wanted = loaded.recipe.eval
     asked = rows.eval.examples[: wanted.max_examples] if wanted.exact_match and rows.eval is not None else []
     prompts = [render_prompt(example, rows.renderer) for example in asked]
-    general = general_prompts(rows.renderer) if prompts and wanted.regression_set else []
+    general = general_prompts(rows.renderer) if prompts and wanted.regression_set else General()
+    if general.missing:
+        attempt.view.note(f"the general questions are not asked: {general.missing}")
+        refuse_unmeasured(loaded, "regression", general.missing)
     return Ready(
         facts, plan, rows, base, prompts, general, held_out, _export_job(attempt, base, rows, held_out.end_ids)
     )
