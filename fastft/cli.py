@@ -323,6 +323,28 @@ def runs(
 
 
 @app.command()
+def compare(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN RUN...", help="Two runs or more; the first is the one to beat.", show_default=False
+        ),
+    ],
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a page with curves too.", callback=_looked_up)
+    ] = None,
+    price_per_hour: Annotated[
+        float | None, typer.Option("--price-per-hour", min=0, help="The price of an hour, for the cost of each run.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare runs on the same held-out rows: which is better and how sure that is, settings, speed, memory."""
+    from fastft.commands.compare import compare_in_terminal
+
+    compare_in_terminal([_looked_up(folder) for folder in folders], html, price_per_hour, as_json=as_json)
+
+
+@app.command()
 def explain(
     key: Annotated[
         str | None, typer.Argument(metavar="KEY", help="A key (learning_rate, lora.r) or a section.")

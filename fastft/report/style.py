@@ -39,6 +39,10 @@ svg text { font: 11px system-ui, sans-serif; fill: var(--ink); }
 .grid { stroke: var(--rule); stroke-width: .5; } .axis { stroke: var(--soft); stroke-width: 1; }
 .curve { fill: none; stroke-width: 1.8; stroke-linejoin: round; } .curve.raw { stroke: var(--faint); stroke-width: 1; }
 .curve.one { stroke: var(--one); } .curve.two { stroke: var(--two); stroke-dasharray: 5 3; }
+.curve.three { stroke: var(--good); stroke-dasharray: 1 3; stroke-linecap: round; }
+.curve.four { stroke: var(--unsure); stroke-dasharray: 8 3 2 3; } .curve.five { stroke: var(--bad); stroke-dasharray: 10 4; }
+.curve.six { stroke: var(--soft); } .dot.three { fill: var(--good); } .dot.four { fill: var(--unsure); }
+.dot.five { fill: var(--bad); } .dot.six { fill: var(--soft); }
 .dot.one, .dot.raw { fill: var(--one); } .dot.two { fill: var(--two); }
 .mark { stroke-width: 1; } .mark.epoch { stroke: var(--soft); stroke-dasharray: 1 3; }
 .mark.memory { stroke: var(--bad); stroke-width: 1.5; }
