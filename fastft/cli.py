@@ -56,6 +56,9 @@ def _looked_up(place: Place) -> Place:
 RunsDir = Annotated[
     Path, typer.Option("--runs-dir", metavar="DIR", help="Where run folders are made.", callback=_looked_up)
 ]
+PricePerHour = Annotated[
+    float | None, typer.Option("--price-per-hour", min=0, help="The price of an hour, of one device.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
@@ -66,12 +69,7 @@ def run(
     runs_dir: RunsDir = Path("runs"),
     resume: Annotated[
         str | None,
-        typer.Option(
-            "--resume",
-            metavar="[RUN]",
-            help="Do not run a finished run again; RUN: continue this folder.",
-            callback=_looked_up,
-        ),
+        typer.Option("--resume", metavar="[RUN]", help="Not a finished run again; RUN: this one.", callback=_looked_up),
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin a new run, even where one did not finish.")] = False,
     accept_drift: Annotated[
@@ -105,8 +103,7 @@ def launch(
         int | None, typer.Option("--nproc", min=1, max=4096, help="Processes on this host; default: one a GPU.")
     ] = None,
     hostfile: Annotated[
-        Path | None,
-        typer.Option("--hostfile", metavar="FILE", help="Lines: node1 slots=8", callback=_looked_up),
+        Path | None, typer.Option("--hostfile", metavar="FILE", help="Lines: node1 slots=8", callback=_looked_up)
     ] = None,
     nnodes: Annotated[int | None, typer.Option("--nnodes", min=1, max=4096, help="How many hosts.")] = None,
     node_rank: Annotated[int | None, typer.Option("--node-rank", min=0, help="Which host this is, from 0.")] = None,
@@ -175,9 +172,7 @@ def plan(
         str | None, typer.Option("--device", metavar="NAME", help="Forecast for a100-40gb, h100, l4, t4, cpu, ...")
     ] = None,
     memory: Annotated[str | None, typer.Option("--memory", metavar="SIZE", help="Its memory: 24GB.")] = None,
-    price_per_hour: Annotated[
-        float | None, typer.Option("--price-per-hour", min=0, help="The price of an hour, of one device.")
-    ] = None,
+    price_per_hour: PricePerHour = None,
     devices: Annotated[int | None, typer.Option("--devices", min=1, max=1024, help="GPUs of each host.")] = None,
     hosts: Annotated[int | None, typer.Option("--hosts", min=1, max=1024, help="How many hosts.")] = None,
     link: Annotated[str | None, typer.Option("--link", metavar="NAMES", help="pcie4,25gbit, 8x400gbit, ...")] = None,
@@ -197,10 +192,7 @@ def plan(
 WeightsArgument = Annotated[
     Path,
     typer.Argument(
-        metavar="PATH",
-        help="A run, an adapter, a model folder or a .gguf file.",
-        callback=_looked_up,
-        show_default=False,
+        metavar="PATH", help="A run, adapter, model folder or .gguf file.", callback=_looked_up, show_default=False
     ),
 ]
 ContextTokens = Annotated[
@@ -269,10 +261,7 @@ def chat(
 @app.command()
 def serve(
     path: Annotated[
-        Path,
-        typer.Argument(
-            metavar="PATH", help="A .gguf file, or a run with one.", callback=_looked_up, show_default=False
-        ),
+        Path, typer.Argument(metavar="PATH", help="A .gguf file, or its run.", callback=_looked_up, show_default=False)
     ],
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="On 127.0.0.1.")] = 8080,
     context_tokens: ContextTokens = None,
@@ -311,9 +300,7 @@ def report(
 
 @app.command()
 def runs(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of the runs.", callback=_looked_up)] = Path(
-        "runs"
-    ),
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Of the runs.", callback=_looked_up)] = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
     """List the runs in a folder: state, steps, held-out loss, time, size, exports."""
@@ -324,24 +311,15 @@ def runs(
 
 @app.command()
 def compare(
-    folders: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="RUN RUN...", help="Two runs or more; the first is the one to beat.", show_default=False
-        ),
-    ],
-    html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Write a page with curves too.", callback=_looked_up)
-    ] = None,
-    price_per_hour: Annotated[
-        float | None, typer.Option("--price-per-hour", min=0, help="The price of an hour, for the cost of each run.")
-    ] = None,
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="The first is the one to beat.")],
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page with curves too.")] = None,
+    price_per_hour: PricePerHour = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare runs on the same held-out rows: which is better and how sure that is, settings, speed, memory."""
     from fastft.commands.compare import compare_in_terminal
 
-    compare_in_terminal([_looked_up(folder) for folder in folders], html, price_per_hour, as_json=as_json)
+    compare_in_terminal([_looked_up(folder) for folder in folders], _looked_up(html), price_per_hour, as_json=as_json)
 
 
 @app.command()

@@ -10,7 +10,8 @@ from rich.console import Console
 
 from fastft.errors import MachineError, Problem, Where
 from fastft.files.atomic import write_text
-from fastft.report.comparison import comparison_json, comparison_page, print_comparison
+from fastft.report.comparison import as_json as comparison_as_json
+from fastft.report.comparison import comparison_page, print_comparison
 from fastft.runs.comparison import compare_runs
 
 
@@ -29,7 +30,7 @@ def compare_in_terminal(folders: Sequence[Path], html: Path | None, price: float
             wrong = f"cannot be written: {error.strerror}"
             raise MachineError(Problem(Where(str(html)), "--html", wrong, "name a file that you may write")) from error
     if as_json:
-        print(json.dumps(comparison_json(made, price), indent=2, ensure_ascii=False, default=str))
+        print(json.dumps(comparison_as_json(made, price), indent=2, ensure_ascii=False, default=str))
     else:
         print_comparison(Console(), made, price)
         if html is not None:

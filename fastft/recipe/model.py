@@ -631,7 +631,7 @@ class EvalSection(Section):
 
     fail_if: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Conditions that end the command with exit code 6 when the run has finished: ["exact_match < 0.8",
-    "regression_drop > 0.05"]. A measure is that after training, with _drop or _rise its change. docs/runs.md
+    "regression_drop > 0.05"]. A measure is that after training, with _drop or _rise its change. docs/evaluation.md
     lists the measures.
     Upstream: none"""
 

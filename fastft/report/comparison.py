@@ -84,7 +84,7 @@ def comparison_page(made: Comparison, price: float | None) -> str:
     return f"<!doctype html>\n{element('html', whole, element('body', *parts), lang='en')}\n"
 
 
-def comparison_json(made: Comparison, price: float | None) -> dict[str, Any]:
+def as_json(made: Comparison, price: float | None) -> dict[str, Any]:
     """The same as JSON."""
     return {
         "verdict": made.verdict,
@@ -224,7 +224,7 @@ def _curves(made: Comparison) -> Markup:
     charts = {
         "training loss, running mean": (
             training,
-            "Runs of other batch sizes are beside each other by tokens, not steps.",
+            "Over tokens, not steps, so that runs of other batch sizes compare.",
         ),
         "held-out loss": (held_out, "Only runs with the same held-out rows and tokenizer have comparable losses."),
     }

@@ -40,7 +40,8 @@ svg text { font: 11px system-ui, sans-serif; fill: var(--ink); }
 .curve { fill: none; stroke-width: 1.8; stroke-linejoin: round; } .curve.raw { stroke: var(--faint); stroke-width: 1; }
 .curve.one { stroke: var(--one); } .curve.two { stroke: var(--two); stroke-dasharray: 5 3; }
 .curve.three { stroke: var(--good); stroke-dasharray: 1 3; stroke-linecap: round; }
-.curve.four { stroke: var(--unsure); stroke-dasharray: 8 3 2 3; } .curve.five { stroke: var(--bad); stroke-dasharray: 10 4; }
+.curve.four { stroke: var(--unsure); stroke-dasharray: 8 3 2 3; }
+.curve.five { stroke: var(--bad); stroke-dasharray: 10 4; }
 .curve.six { stroke: var(--soft); } .dot.three { fill: var(--good); } .dot.four { fill: var(--unsure); }
 .dot.five { fill: var(--bad); } .dot.six { fill: var(--soft); }
 .dot.one, .dot.raw { fill: var(--one); } .dot.two { fill: var(--two); }

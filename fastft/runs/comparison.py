@@ -27,19 +27,16 @@ SHOWN_ELSEWHERE = ("seed", "data.train", "data.eval", "data.format", "base_model
 
 @dataclass(frozen=True)
 class RunRead:
-    """One of the runs, named by a letter; `result` is None where it did not finish."""
+    """One of the runs, by its letter; `name` has its folder too. `result` is None where it did not finish."""
 
     letter: str
+    name: str
     path: Path
     state: State
     settings: Settings | None
     manifest: Manifest | None
     history: History
     result: Result | None
-
-    @property
-    def name(self) -> str:
-        return f"{self.letter} ({self.path.resolve().name})"
 
 
 @dataclass(frozen=True)
@@ -115,14 +112,20 @@ def compare_runs(folders: Sequence[Path]) -> Comparison:
                 Problem(Where(str(folder)), "", wrong or "is named twice", "name runs; fastft runs lists them")
             )
         seen.add(folder.resolve())
-    runs = tuple(_read(letter, RunDir(path)) for letter, path in zip(string.ascii_uppercase, folders, strict=False))
+    names = [path.resolve().name for path in folders]
+    if len(set(names)) < len(names):
+        names = [str(path) for path in folders]
+    lettered = zip(string.ascii_uppercase, folders, names, strict=False)
+    runs = tuple(_read(letter, RunDir(path), name) for letter, path, name in lettered)
     pairs = tuple(_pair(runs[0], other) for other in runs[1:])
     return Comparison(runs, pairs, _differing([_values(run) for run in runs]), _surroundings(runs))
 
 
-def _read(letter: str, run: RunDir) -> RunRead:
+def _read(letter: str, run: RunDir, name: str) -> RunRead:
     history, state = read_history(run), state_of(run)[0]
-    return RunRead(letter, run.path, state, run.read(Settings), run.read(Manifest), history, run.result)
+    return RunRead(
+        letter, f"{letter} ({name})", run.path, state, run.read(Settings), run.read(Manifest), history, run.result
+    )
 
 
 def _values(run: RunRead) -> dict[str, object]:

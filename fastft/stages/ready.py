@@ -120,13 +120,23 @@ def prepare_run(attempt: Attempt) -> Ready:
     wanted = loaded.recipe.eval
     asked = rows.eval.examples[: wanted.max_examples] if wanted.exact_match and rows.eval is not None else []
     prompts = [render_prompt(example, rows.renderer) for example in asked]
-    general = general_prompts(rows.renderer) if prompts and wanted.regression_set else General()
-    if general.missing:
-        attempt.view.note(f"the general questions are not asked: {general.missing}")
-        refuse_unmeasured(loaded, "regression", general.missing)
+    general = _general(attempt, rows) if prompts and wanted.regression_set else General()
     return Ready(
         facts, plan, rows, base, prompts, general, held_out, _export_job(attempt, base, rows, held_out.end_ids)
     )
+
+
+def _general(attempt: Attempt, rows: Prepared) -> General:
+    """The questions of the regression set; a template that refuses them is said.
+
+    Raises:
+        RecipeError: it refuses them, and a condition of eval.fail_if needs their answers.
+    """
+    general = general_prompts(rows.renderer)
+    if general.missing:
+        attempt.view.note(f"the general questions are not asked: {general.missing}")
+        refuse_unmeasured(attempt.loaded, "regression", general.missing)
+    return general
 
 
 def _export_job(attempt: Attempt, base: Path, rows: Prepared, end_ids: tuple[int, ...]) -> Job:
