@@ -312,14 +312,16 @@ def runs(
 @app.command()
 def compare(
     folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="The first is the one to beat.")],
-    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page with curves too.")] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a page with curves too.", callback=_looked_up)
+    ] = None,
     price_per_hour: PricePerHour = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare runs on the same held-out rows: which is better and how sure that is, settings, speed, memory."""
     from fastft.commands.compare import compare_in_terminal
 
-    compare_in_terminal([_looked_up(folder) for folder in folders], _looked_up(html), price_per_hour, as_json=as_json)
+    compare_in_terminal([_looked_up(folder) for folder in folders], html, price_per_hour, as_json=as_json)
 
 
 @app.command()

@@ -262,6 +262,6 @@ def _pair_section(pair: Pair) -> Markup:
     note = f"Intervals are paired: both models on the same held-out rows (for the loss, micro-batches). {METHODS}"
     parts = [table(head, rows, frozenset({1, 2, 3})), element("p", note, class_="soft")]
     if pair.as_result.exact_match is not None:
-        words = f"Answers: before is {pair.first.letter}, after is {pair.other.letter}"
-        parts += [element("h3", words), answers_section(pair.as_result.exact_match)]
+        by = (f"by {pair.first.letter}", f"by {pair.other.letter}")
+        parts += [element("h3", "Answers"), answers_section(pair.as_result.exact_match, by)]
     return element("section", title, joined(*parts))

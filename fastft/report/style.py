@@ -29,7 +29,7 @@ th { color: var(--soft); font-weight: 600; } .number { text-align: right; font-v
 td { min-width: 4.5rem; } th, td:first-child, .number { overflow-wrap: break-word; }
 td.number { white-space: nowrap; }
 @media (max-width: 50rem) { table { font-size: .8rem; } th, td { padding-right: .5rem; } td { min-width: 4rem; }
-  td code { font-size: .75rem; } .number { padding-right: 0; } }
+  td code { font-size: .75rem; } }
 code, pre { font: .85rem/1.45 ui-monospace, monospace; }
 pre { margin: .25rem 0; padding: .6rem .75rem; background: var(--panel); border: 1px solid var(--rule);
   border-radius: .3rem; white-space: pre-wrap; unicode-bidi: isolate; }
