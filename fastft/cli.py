@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import itertools
 import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import typer
 
 from fastft import __version__
-from fastft.commands.failure import discard_output, explain_error, report_failure
-from fastft.console import redact, show_plain_signs
-from fastft.errors import FastftError, MachineError, Problem, UsageError, Where
+from fastft.commands.failure import reported
+from fastft.console import show_plain_signs
+from fastft.errors import Problem, UsageError, Where
 from fastft.probe.software import NEEDED_TO_CHAT, NEEDED_TO_EXPORT, require
 
 # The value of `--resume` without a folder. No folder has an empty name.
 NEWEST = ""
-
-# The base of all usage errors: from click, or in later versions from a copy of it inside typer.
-CLICK_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 app = typer.Typer(
     help="Fine-tune language models fast, from one TOML recipe.",
@@ -281,11 +276,14 @@ def serve(
     serve_until_stopped(path, port, context_tokens, Access(tuple(allow_origin or ()), api_key))
 
 
+RunFolder = Annotated[
+    Path, typer.Argument(metavar="RUN", help="The folder of a run.", callback=_looked_up, show_default=False)
+]
+
+
 @app.command()
 def report(
-    run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="The folder of a run.", callback=_looked_up, show_default=False)
-    ],
+    run: RunFolder,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="FILE", help="Default: report.html in the run's folder.", callback=_looked_up),
@@ -322,6 +320,19 @@ def compare(
     from fastft.commands.compare import compare_in_terminal
 
     compare_in_terminal([_looked_up(folder) for folder in folders], html, price_per_hour, as_json=as_json)
+
+
+@app.command()
+def reproduce(
+    run: RunFolder,
+    tolerance: Annotated[
+        float | None, typer.Option("--tolerance", min=0, help="In nats; default: 0 on a CPU, 0.01 elsewhere.")
+    ] = None,
+) -> None:
+    """Run a finished run again with the same data, base and versions, and compare every loss."""
+    from fastft.commands.reproduce import reproduce_in_terminal
+
+    reproduce_in_terminal(run, tolerance)
 
 
 @app.command()
@@ -422,27 +433,5 @@ def _top(
 def main() -> None:
     """Run the command line. Exit codes: docs/runs.md."""
     show_plain_signs()
-    try:
-        try:
-            sys.exit(app(_with_resume_value(sys.argv[1:]), prog_name="fastft", standalone_mode=False) or 0)
-        finally:
-            sys.stdout.flush()
-    except typer.Abort:
-        raise SystemExit(130) from None
-    except CLICK_ERROR as error:
-        with contextlib.redirect_stderr(io.StringIO()) as said:
-            error.show()
-        print(redact(said.getvalue()), end="", file=sys.stderr)  # it repeats what was typed
-        raise SystemExit(error.exit_code) from None
-    except FastftError as error:
-        report_failure(error.problems, error.exit_code)
-        raise SystemExit(error.exit_code) from None
-    except KeyboardInterrupt:  # before a command began
-        raise SystemExit(130) from None
-    except BrokenPipeError:  # the reader has gone, as `| head` does
-        discard_output()
-        raise SystemExit(1) from None
-    except (OSError, ImportError) as error:
-        discard_output()
-        report_failure([explain_error(error)], MachineError.exit_code)
-        raise SystemExit(MachineError.exit_code) from None
+    with reported():
+        sys.exit(app(_with_resume_value(sys.argv[1:]), prog_name="fastft", standalone_mode=False) or 0)

@@ -119,7 +119,7 @@ class ExportError(FastftError):
 
 
 class MeasureError(FastftError):
-    """The run finished, and what was measured meets a condition of `[eval] fail_if`; the weights are kept."""
+    """The run finished, and what was measured meets a condition of `[eval] fail_if`, or is not what it repeats."""
 
     exit_code = 6
 

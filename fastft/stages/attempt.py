@@ -57,13 +57,15 @@ class Start:
     """Which run a command continues: by default the newest unfinished run of the same recipe, or else a new one.
 
     `resume`: return a finished run instead of a new one. `fresh`: always begin a new run. `run`: continue this folder.
-    `accepted_drift`: keys of the manifest that may have changed since the run began.
+    `accepted_drift`: keys of the manifest that may have changed since the run began. `like`: a run that a new one
+    repeats, with the same manifest.
     """
 
     resume: bool = False
     fresh: bool = False
     run: Path | None = None
     accepted_drift: tuple[str, ...] = ()
+    like: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def run_attempt(
             view.stage(note)
         if ranks.world.size > 1:
             view.stage(f"{ranks.world.size} processes met at {ranks.world.address}")
-        attempt = Attempt(loaded, facts, engine, run, view, stopping, start.accepted_drift, ranks)
+        attempt = Attempt(loaded, facts, engine, run, view, stopping, start.accepted_drift, ranks, start.like)
         log = Path(ranks.share("log", lambda: str(new_attempt(run))))
         report = reported(run, log.parent, view.note) if first else contextlib.nullcontext()
         log = log if first else log.with_name(f"rank-{ranks.world.rank}.log")

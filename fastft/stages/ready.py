@@ -54,6 +54,8 @@ class Attempt:
     stopping: Stopping
     accepted_drift: tuple[str, ...]
     ranks: Ranks
+    like: Path | None = None
+    """A run whose data, base and versions this one must have."""
     beside: list[Beside] = dataclasses.field(default_factory=list)
     """What a checkpoint, and the end of the run, must wait for."""
 
@@ -174,6 +176,8 @@ def begin(attempt: Attempt, ready: Ready) -> Path | None:
     before = run.require(Manifest) if checkpoints(run) else run.read(Manifest)
 
     manifest = make_manifest(attempt.loaded, ready.facts, ready.rows, ready.plan, ready.base)
+    if attempt.like is not None:
+        _refuse_other(attempt.like, with_hashes(manifest, ready.base))
     if before is None:  # only a checkpoint needs the hashes
         attempt.beside.append(Beside(lambda: run.write(with_hashes(manifest, ready.base))))
     else:
@@ -189,6 +193,19 @@ def begin(attempt: Attempt, ready: Ready) -> Path | None:
     set_aside(run, newer_than=step_of(checkpoint))
     rewind(run, checkpoint)
     return checkpoint
+
+
+def _refuse_other(like: Path, now: Manifest) -> None:
+    """Stop where a run that repeats another has other data, another base, other versions or another device.
+
+    Raises:
+        DataError: something differs.
+    """
+    found = changes(RunDir(like).require(Manifest), now)
+    if found:
+        wrong = f"changed since that run: {', '.join(map(str, found))}"
+        instead = "restore it; for a new run with what is here, fastft run"
+        raise DataError(Problem(Where(str(like / Manifest.FILE)), "", wrong, instead))
 
 
 def _accept_changes(attempt: Attempt, before: Manifest, now: Manifest) -> Manifest:
