@@ -2,38 +2,34 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import itertools
 import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from fastft import __version__
-from fastft.commands.failure import discard_output, explain_error, report_failure
+from fastft.commands.failure import reported
 from fastft.commands.options import (
     AsJson,
     Base,
     ContextTokens,
     Overrides,
+    PricePerHour,
     RecipePath,
+    RunFolder,
     RunsDir,
     WeightsArgument,
     looked_up,
 )
-from fastft.console import redact, show_plain_signs
-from fastft.errors import FastftError, MachineError
+from fastft.console import show_plain_signs
 from fastft.probe.software import NEEDED_TO_CHAT, NEEDED_TO_EXPORT, require
 
 # The value of `--resume` without a folder. No folder has an empty name.
 NEWEST = ""
-
-# The base of all usage errors: from click, or in later versions from a copy of it inside typer.
-CLICK_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 app = typer.Typer(
     help="Fine-tune language models fast, from one TOML recipe.",
@@ -160,9 +156,7 @@ def plan(
         str | None, typer.Option("--device", metavar="NAME", help="Forecast for a100-40gb, h100, l4, t4, cpu, ...")
     ] = None,
     memory: Annotated[str | None, typer.Option("--memory", metavar="SIZE", help="Its memory: 24GB.")] = None,
-    price_per_hour: Annotated[
-        float | None, typer.Option("--price-per-hour", min=0, help="The price of an hour, of one device.")
-    ] = None,
+    price_per_hour: PricePerHour = None,
     devices: Annotated[int | None, typer.Option("--devices", min=1, max=1024, help="GPUs of each host.")] = None,
     hosts: Annotated[int | None, typer.Option("--hosts", min=1, max=1024, help="How many hosts.")] = None,
     link: Annotated[str | None, typer.Option("--link", metavar="NAMES", help="pcie4,25gbit, 8x400gbit, ...")] = None,
@@ -272,9 +266,7 @@ def serve(
 
 @app.command()
 def report(
-    run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="The folder of a run.", callback=looked_up, show_default=False)
-    ],
+    run: RunFolder,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="FILE", help="Default: report.html in the run's folder.", callback=looked_up),
@@ -298,6 +290,34 @@ def runs(
     from fastft.commands.runs import runs_in_terminal
 
     runs_in_terminal(folder, as_json=as_json)
+
+
+@app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="The first is the one to beat.")],
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a page with curves too.", callback=looked_up)
+    ] = None,
+    price_per_hour: PricePerHour = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare runs on the same held-out rows: which is better and how sure that is, settings, speed, memory."""
+    from fastft.commands.compare import compare_in_terminal
+
+    compare_in_terminal([looked_up(folder) for folder in folders], html, price_per_hour, as_json=as_json)
+
+
+@app.command()
+def reproduce(
+    run: RunFolder,
+    tolerance: Annotated[
+        float | None, typer.Option("--tolerance", min=0, help="In nats; default: 0 on a CPU, 0.01 elsewhere.")
+    ] = None,
+) -> None:
+    """Run a finished run again with the same data, base and versions, and compare every loss."""
+    from fastft.commands.reproduce import reproduce_in_terminal
+
+    reproduce_in_terminal(run, tolerance)
 
 
 @app.command()
@@ -398,27 +418,5 @@ def _top(
 def main() -> None:
     """Run the command line. Exit codes: docs/runs.md."""
     show_plain_signs()
-    try:
-        try:
-            sys.exit(app(_with_resume_value(sys.argv[1:]), prog_name="fastft", standalone_mode=False) or 0)
-        finally:
-            sys.stdout.flush()
-    except typer.Abort:
-        raise SystemExit(130) from None
-    except CLICK_ERROR as error:
-        with contextlib.redirect_stderr(io.StringIO()) as said:
-            error.show()
-        print(redact(said.getvalue()), end="", file=sys.stderr)  # it repeats what was typed
-        raise SystemExit(error.exit_code) from None
-    except FastftError as error:
-        report_failure(error.problems, error.exit_code)
-        raise SystemExit(error.exit_code) from None
-    except KeyboardInterrupt:  # before a command began
-        raise SystemExit(130) from None
-    except BrokenPipeError:  # the reader has gone, as `| head` does
-        discard_output()
-        raise SystemExit(1) from None
-    except (OSError, ImportError) as error:
-        discard_output()
-        report_failure([explain_error(error)], MachineError.exit_code)
-        raise SystemExit(MachineError.exit_code) from None
+    with reported():
+        sys.exit(app(_with_resume_value(sys.argv[1:]), prog_name="fastft", standalone_mode=False) or 0)

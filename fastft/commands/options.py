@@ -32,9 +32,14 @@ def looked_up(place: Place) -> Place:
 RunsDir = Annotated[
     Path, typer.Option("--runs-dir", metavar="DIR", help="Where run folders are made.", callback=looked_up)
 ]
+PricePerHour = Annotated[
+    float | None, typer.Option("--price-per-hour", min=0, help="The price of an hour, of one device.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
-
+RunFolder = Annotated[
+    Path, typer.Argument(metavar="RUN", help="The folder of a run.", callback=looked_up, show_default=False)
+]
 WeightsArgument = Annotated[
     Path,
     typer.Argument(

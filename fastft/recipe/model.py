@@ -615,6 +615,29 @@ class EvalSection(Section):
     Too large: a model that does not stop costs time.
     Upstream: model.generate(max_new_tokens=)"""
 
+    regression_set: bool = True
+    """Ask 100 short general questions (arithmetic, facts, formats, refusals) before and after training too, where
+    answers are generated: what the model forgets shows in them. An answer has 8 tokens at most.
+    On: costs two generations of 100 short answers.
+    Off: forgetting shows only where the held-out rows ask for it.
+    Upstream: none"""
+
+    answer_format: Literal["json", "yaml"] | None = None
+    """The format that every answer should have, counted as the measure format_valid. "yaml" means a mapping or a list:
+    any text is a YAML string.
+    Upstream: none (Python's json, PyYAML's safe loader)"""
+
+    answer_pattern: str | None = Field(default=None, min_length=1, max_length=1000)
+    """A regular expression of Python that every answer should match as a whole, counted as format_valid. Matching ends
+    after 2 s: an answer that takes longer does not match.
+    Upstream: none (re.fullmatch)"""
+
+    fail_if: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Conditions that end the command with exit code 6 when the run has finished: ["exact_match < 0.8",
+    "regression_drop > 0.05"]. A measure is that after training, with _drop or _rise its change. docs/evaluation.md
+    lists the measures.
+    Upstream: none"""
+
 
 class ExportSection(Section):
     """The weights to write when training has finished."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fastft.errors import nearest
+from fastft.recipe.conditions import parse_condition
 from fastft.recipe.model import ClassificationSection, LoraSection, Recipe, TrainSection
 from fastft.recipe.optimizers import OPTIMIZERS
 from fastft.recipe.quantizations import QUANTIZATIONS
@@ -118,7 +119,10 @@ _NEEDS = (
         ("train.eval_strategy",),
     ),
     _Need(
-        ("eval.max_examples", "eval.max_new_tokens"),
+        (
+            *("eval.max_examples", "eval.max_new_tokens", "eval.regression_set"),
+            *("eval.answer_format", "eval.answer_pattern"),
+        ),
         lambda recipe: recipe.eval.exact_match,
         "answers are generated only with eval.exact_match = true",
         "set eval.exact_match = true, or remove the line",
@@ -283,6 +287,38 @@ def _evaluation(recipe: Recipe, _: Given) -> Iterator[Violation]:
         yield Violation("eval.max_new_tokens", wrong, "write fewer tokens than max_seq_length", reads)
 
 
+def _answers(recipe: Recipe, _: Given) -> Iterator[Violation]:
+    section = recipe.eval
+    if section.answer_format is not None and section.answer_pattern is not None:
+        wrong = f'is set together with answer_format = "{section.answer_format}"'
+        yield Violation("eval.answer_pattern", wrong, "keep one of them", ("eval.answer_format",))
+    if section.answer_pattern is not None:
+        try:
+            re.compile(section.answer_pattern)
+        except (re.error, OverflowError, RecursionError) as error:
+            yield Violation("eval.answer_pattern", f"is no regular expression of Python: {error}", "correct it")
+    for text in section.fail_if:
+        condition = parse_condition(text)
+        missing = condition if isinstance(condition, tuple) else _missing_for(condition.measure, recipe)
+        if missing is not None:
+            yield Violation("eval.fail_if", missing[0], missing[1], got=json.dumps(text))
+
+
+def _missing_for(measure: str, recipe: Recipe) -> tuple[str, str] | None:
+    """(what is missing for a measure, what to write instead); None where the run will have it."""
+    section, data = recipe.eval, recipe.data
+    if measure in ("eval_loss", "perplexity"):
+        held_out = data.eval is not None or data.eval_fraction is not None
+        return None if held_out else ("needs held-out rows", "set data.eval or data.eval_fraction, or remove it")
+    if not section.exact_match:
+        return "needs generated answers", "set eval.exact_match = true, or remove it"
+    if measure == "regression" and not section.regression_set:
+        return "needs the general questions", "remove regression_set = false, or remove it"
+    if measure == "format_valid" and not (section.answer_format or section.answer_pattern):
+        return "needs a format of answers", 'set eval.answer_format = "json", or remove it'
+    return None
+
+
 def _checkpoints(recipe: Recipe, _: Given) -> Iterator[Violation]:
     train = recipe.train
     if train.eval_strategy == "steps" and train.eval_steps is None:
@@ -398,6 +434,7 @@ _RULES: tuple[Callable[[Recipe, Given], Iterator[Violation]], ...] = (
     _batch,
     _schedule,
     _evaluation,
+    _answers,
     _checkpoints,
     _names,
     _export,

@@ -92,6 +92,15 @@ class ExactMatch:
 
 
 @dataclass(frozen=True)
+class MeasuredRows:
+    """The value of one measure for each row, before and after training; `before` is empty where it is not known."""
+
+    name: str
+    before: tuple[float, ...]
+    after: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class ExportedFile:
     """One export that passed the gate."""
 
@@ -128,6 +137,12 @@ class Result:
     eval_batches: tuple[PairedBatch, ...] = field(default=())
     """What the held-out losses are made of; empty where the two evaluations had other micro-batches."""
     classification: BeforeAndAfter | None = None
+    measures: tuple[MeasuredRows, ...] = field(default=())
+    """What each answer counts, for each measure of answers (fastft.recipe.measures)."""
+    general: tuple[ShownAnswer, ...] = field(default=())
+    """The answers to the general questions of the regression set, beside what they must match."""
+    general_missing: str = ""
+    """Why there are none, or why they are not counted, although the recipe asks for them."""
     metrics_sha256: str | None = None
     """Of metrics.jsonl at the end of the run."""
 

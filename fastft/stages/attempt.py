@@ -38,6 +38,7 @@ from fastft.runs.checkpoints import checkpoints, newest_checkpoint, ranks_of, st
 from fastft.runs.classification import Classifier
 from fastft.runs.directory import RunDir, locked, new_attempt
 from fastft.runs.history import rewind
+from fastft.runs.measured import with_measures
 from fastft.runs.metrics import MetricsFile, OutOfMemory, StepMetrics, Totals
 from fastft.runs.ranks import Ranks
 from fastft.runs.result import ExportedFile, Result, SavedWeights, Trained, make_result
@@ -58,13 +59,15 @@ class Start:
     """Which run a command continues: by default the newest unfinished run of the same recipe, or else a new one.
 
     `resume`: return a finished run instead of a new one. `fresh`: always begin a new run. `run`: continue this folder.
-    `accepted_drift`: keys of the manifest that may have changed since the run began.
+    `accepted_drift`: keys of the manifest that may have changed since the run began. `like`: a run that a new one
+    repeats, with the same manifest.
     """
 
     resume: bool = False
     fresh: bool = False
     run: Path | None = None
     accepted_drift: tuple[str, ...] = ()
+    like: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ def run_attempt(
             view.stage(note)
         if ranks.world.size > 1:
             view.stage(f"{ranks.world.size} processes met at {ranks.world.address}")
-        attempt = Attempt(loaded, facts, engine, run, view, stopping, start.accepted_drift, ranks)
+        attempt = Attempt(loaded, facts, engine, run, view, stopping, start.accepted_drift, ranks, start.like)
         log = Path(ranks.share("log", lambda: str(new_attempt(run))))
         report = reported(run, log.parent, view.note) if first else contextlib.nullcontext()
         log = log if first else log.with_name(f"rank-{ranks.world.rank}.log")
@@ -140,6 +143,7 @@ def _run(attempt: Attempt) -> None:
     totals, seconds = MetricsFile(attempt.run.metrics).history().totals, time.perf_counter() - started
     _keep_throughput(attempt, ready, outcome.plan, totals)
     result = make_result(outcome.plan, ready.rows, outcome.trained, ready.prompts, outcome.saved, totals, seconds)
+    result = with_measures(result, outcome.trained, ready.prompts, ready.general, attempt.loaded.recipe.eval)
     result = dataclasses.replace(result, metrics_sha256=file_sha256(attempt.run.metrics))
     if ready.job.kinds and ready.rows.labels is not None:
         result = dataclasses.replace(result, exports=_export_classifier(attempt, ready, model, result))
@@ -246,6 +250,7 @@ def _train_once(
         train=ready.rows.train.rows,
         eval=None if ready.rows.eval is None else ready.rows.eval.rows,
         prompts=ready.prompts,
+        general=ready.general.prompts,
         stop_ids=ready.held_out.end_ids,
         max_new_tokens=recipe.eval.max_new_tokens,
         early_stopping_patience=recipe.train.early_stopping_patience,

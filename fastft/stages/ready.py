@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastft.console import redact_value
+from fastft.data.general import General, general_prompts
 from fastft.data.prepare import Prepared
 from fastft.data.render import Prompt, render_prompt
 from fastft.errors import DataError, Interrupted, MachineError, Problem, Where
@@ -26,6 +27,7 @@ from fastft.runs.directory import RunDir, run_name
 from fastft.runs.held_out import HeldOut
 from fastft.runs.history import rewind
 from fastft.runs.manifest import Manifest, changes, make_manifest, with_hashes
+from fastft.runs.measured import refuse_unmeasured
 from fastft.runs.ranks import Ranks
 from fastft.stages.beside import Beside
 from fastft.stages.inputs import convert, prepare_rows
@@ -53,6 +55,8 @@ class Attempt:
     stopping: Stopping
     accepted_drift: tuple[str, ...]
     ranks: Ranks
+    like: Path | None = None
+    """A run whose data, base and versions this one must have."""
     beside: list[Beside] = dataclasses.field(default_factory=list)
     """What a checkpoint, and the end of the run, must wait for."""
 
@@ -84,6 +88,7 @@ class Ready:
     rows: Prepared
     base: Path
     prompts: list[Prompt]
+    general: General
     held_out: HeldOut
     job: Job
 
@@ -118,7 +123,23 @@ def prepare_run(attempt: Attempt) -> Ready:
     wanted = loaded.recipe.eval
     asked = rows.eval.examples[: wanted.max_examples] if wanted.exact_match and rows.eval is not None else []
     prompts = [render_prompt(example, rows.renderer) for example in asked]
-    return Ready(facts, plan, rows, base, prompts, held_out, _export_job(attempt, base, rows, held_out.end_ids))
+    general = _general(attempt, rows) if prompts and wanted.regression_set else General()
+    return Ready(
+        facts, plan, rows, base, prompts, general, held_out, _export_job(attempt, base, rows, held_out.end_ids)
+    )
+
+
+def _general(attempt: Attempt, rows: Prepared) -> General:
+    """The questions of the regression set; a template that refuses them is said.
+
+    Raises:
+        RecipeError: it refuses them, and a condition of eval.fail_if needs their answers.
+    """
+    general = general_prompts(rows.renderer)
+    if general.missing:
+        attempt.view.note(f"the general questions are not asked: {general.missing}")
+        refuse_unmeasured(attempt.loaded, "regression", general.missing)
+    return general
 
 
 def _export_job(attempt: Attempt, base: Path, rows: Prepared, end_ids: tuple[int, ...]) -> Job:
@@ -156,6 +177,8 @@ def begin(attempt: Attempt, ready: Ready) -> Path | None:
     before = run.require(Manifest) if checkpoints(run) else run.read(Manifest)
 
     manifest = make_manifest(attempt.loaded, ready.facts, ready.rows, ready.plan, ready.base)
+    if attempt.like is not None:
+        _refuse_other(attempt.like, with_hashes(manifest, ready.base))
     if before is None:  # only a checkpoint needs the hashes
         attempt.beside.append(Beside(lambda: run.write(with_hashes(manifest, ready.base))))
     else:
@@ -175,6 +198,19 @@ def begin(attempt: Attempt, ready: Ready) -> Path | None:
     set_aside(run, newer_than=step_of(checkpoint))
     rewind(run, checkpoint)
     return checkpoint
+
+
+def _refuse_other(like: Path, now: Manifest) -> None:
+    """Stop where a run that repeats another has other data, another base, other versions or another device.
+
+    Raises:
+        DataError: something differs.
+    """
+    found = changes(RunDir(like).require(Manifest), now)
+    if found:
+        wrong = f"changed since that run: {', '.join(map(str, found))}"
+        instead = "restore it; for a new run with what is here, fastft run"
+        raise DataError(Problem(Where(str(like / Manifest.FILE)), "", wrong, instead))
 
 
 def _accept_changes(attempt: Attempt, before: Manifest, now: Manifest) -> Manifest:
