@@ -113,7 +113,7 @@ GENERAL = General(tuple(Prompt("user: ?", [1], each.accept, Where("x")) for each
 
 def trained(before: Answers | None, after: Answers | None, *general: Answers | None) -> Trained:
     old, new = general or (None, None)
-    return Trained(True, 1, None, Evaluation(None, before, (), old), Evaluation(None, after, (), new), 0, None)
+    return Trained(True, 1, None, Evaluation(None, before, general=old), Evaluation(None, after, general=new), 0, None)
 
 
 def answers(*texts: str, stopped: bool = True) -> Answers:
