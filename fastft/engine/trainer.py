@@ -13,9 +13,7 @@ from typing import Any, ClassVar
 import torch
 from safetensors import SafetensorError
 from torch.utils.data import Sampler
-from transformers import (
-    TrainerState,
-)
+from transformers import Trainer, TrainerState
 
 from fastft.engine.callbacks import (
     EarlyStopping,
@@ -94,10 +92,12 @@ class RowOrder:
     step_rows: int
     where: Callable[[int], Where]
     """The file and line of a row, counted from 0."""
+    flattened: bool = False
+    """Whether the rows of a micro-batch are joined to one, without padding."""
 
 
-class RunTrainer(CountingTrainer):
-    """An SFTTrainer that writes sealed `step-N` checkpoints into a run directory and counts what it really trained."""
+class RunTrainer(Trainer):
+    """A trainer that writes sealed `step-N` checkpoints into a run directory and counts what it really trained."""
 
     train_dataset: Any
     eval_dataset: Any
@@ -111,6 +111,8 @@ class RunTrainer(CountingTrainer):
         self._dealt: DealtSampler | None = None
         self._saving_to: Path | None = None
         self._loss: torch.Tensor | None = None
+        self._real_tokens: list[torch.Tensor | int] = []
+        self._examples: list[torch.Tensor | int] = []
         self._grad_norm: torch.Tensor | float | None = None
         super().__init__(*args, **kwargs)
         if self._ranks.world.size > 1:
@@ -140,7 +142,7 @@ class RunTrainer(CountingTrainer):
         dataset = self.train_dataset if train_dataset is None else train_dataset
         batch, order, ranks = self.args.train_batch_size, self._order, self._ranks.world.size
         # Where rows are flattened nothing is padded, and the longest ones in one micro-batch would need more memory.
-        lengths = order.lengths if order.group_by_length or not self.args.padding_free else None
+        lengths = order.lengths if order.group_by_length or not order.flattened else None
         if ranks == 1:
             step_rows = batch * self.args.gradient_accumulation_steps
             return EpochSampler(len(dataset), self.args.seed, lengths, step_rows, grouped=order.group_by_length)
@@ -205,7 +207,7 @@ class RunTrainer(CountingTrainer):
 
         "" where packing mixes them.
         """
-        if self.args.packing or self.args.world_size > 1:
+        if self._order.lengths is None or self.args.world_size > 1:
             return ""
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
         epoch, place = divmod(step - 1, -(-len(self.train_dataset) // batch))
@@ -428,6 +430,10 @@ class RunTrainer(CountingTrainer):
         kept = [path for _, path in checkpoints(self._run) if str(path) != best]
         for path in kept[limit - (best is not None and limit > 1) :] if limit else []:
             shutil.rmtree(path)
+
+
+class SftTrainer(RunTrainer, CountingTrainer):
+    """TRL's trainer of answers as a RunTrainer."""
 
 
 def _cannot_save(folder: Path, wrong: str) -> TrainingError:

@@ -204,7 +204,7 @@ def _data(sight: Sight) -> Iterator[Caution]:
         says = f"the chat template writes a date, in every row the same: {rows.written_date}"
         reason = "tools that write today's date train other rows tomorrow, and ask with another date than they trained"
         yield Caution("data.template_date", says, reason, "the chat template")
-    if rows.pads_with_end:
+    if rows.pads_with_end and sight.loaded.recipe.task == "sft":
         says = "the padding token is one that ends an answer; fastft masks by length, so answers still learn to end"
         reason = "a tool that masks by token would never train the end: endless answers"
         yield Caution("model.id", says, reason, "unsloth issue 416")

@@ -20,7 +20,7 @@ def check(loaded: LoadedRecipe) -> Inspection:
         RecipeError: the recipe asks for something that is not possible; problems of the data are listed with it.
         DataError: only the data has problems.
     """
-    found = inspect(loaded.recipe.data, loaded.folder, loaded.where)
+    found = inspect(loaded.recipe.data, loaded.folder, loaded.where, loaded.recipe.labelled)
     wrong = [*_steps_and_epochs(loaded, found), *_deepspeed(loaded), *found.recipe_problems]
     if wrong:
         raise RecipeError([*wrong, *found.data_problems])

@@ -10,8 +10,9 @@ from typing import Any, Generic, Literal, TypeVar
 
 from fastft.probe.base_model import BaseModel
 from fastft.probe.device import Device
+from fastft.probe.layers import usual_targets
 from fastft.probe.software import NEEDED
-from fastft.recipe.model import ModelSection, Recipe, TrainSection
+from fastft.recipe.model import LoraSection, ModelSection, Recipe, TrainSection
 from fastft.recipe.optimizers import OPTIMIZERS
 
 T = TypeVar("T")
@@ -45,6 +46,7 @@ class Choices:
     gradient_accumulation_steps: Choice[int | None]
     per_device_train_batch_size: Choice[int]
     load_in_4bit: Choice[bool]
+    target_modules: Choice[tuple[str, ...]]
 
     @property
     def recomputes(self) -> bool:
@@ -53,10 +55,8 @@ class Choices:
 
     def by_key(self) -> dict[str, Choice[Any]]:
         """Each choice by its key in the recipe, such as "train.optim"."""
-        return {
-            f"{'model' if name in ModelSection.model_fields else 'train'}.{name}": choice
-            for name, choice in vars(self).items()
-        }
+        homes = {**dict.fromkeys(ModelSection.model_fields, "model"), **dict.fromkeys(LoraSection.model_fields, "lora")}
+        return {f"{homes.get(name, 'train')}.{name}": choice for name, choice in vars(self).items()}
 
 
 def choose_engine(recipe: Recipe, installed: Mapping[str, str], *, ranks_on_cpu: bool = False) -> Choice[str]:
@@ -64,6 +64,8 @@ def choose_engine(recipe: Recipe, installed: Mapping[str, str], *, ranks_on_cpu:
     asked = recipe.model.engine
     if asked != "auto":
         return Choice(asked, "asked for by model.engine")
+    if recipe.task == "classification":
+        return Choice("transformers", "classification: Unsloth's trainer and its fused loss are of language models")
     if ranks_on_cpu:
         return Choice("transformers", "several processes on processors: Unsloth shares work among GPUs alone")
     if "unsloth" in installed:
@@ -80,6 +82,7 @@ def make_choices(
     engine: Choice[str],
     packing: Choice[bool],
     per_row: float | None,
+    model: BaseModel,
     *,
     flat: bool,
 ) -> Choices:
@@ -101,6 +104,7 @@ def make_choices(
         gradient_accumulation_steps=choose_accumulation(recipe, processes, packing.value, per_row),
         per_device_train_batch_size=Choice(written_batch(recipe.train), "as train.per_device_train_batch_size says"),
         load_in_4bit=Choice(recipe.model.load_in_4bit is True, "as model.load_in_4bit says"),
+        target_modules=choose_targets(recipe, model),
     )
 
 
@@ -112,6 +116,17 @@ def written_batch(train: TrainSection) -> int:
     """The micro-batch that a recipe writes, or the one that goes with a written accumulation."""
     batch = train.per_device_train_batch_size
     return BATCH_BY_ACCUMULATION if batch == "auto" else batch
+
+
+def choose_targets(recipe: Recipe, model: BaseModel) -> Choice[tuple[str, ...]]:
+    """The layers that get an adapter, by the names that they have in this architecture."""
+    asked = recipe.lora.target_modules
+    if recipe.model.full_finetuning:
+        return Choice((), "every weight is trained")
+    if "target_modules" in recipe.lora.model_fields_set:
+        return Choice(asked, "asked for by lora.target_modules")
+    own = usual_targets(model)
+    return Choice(asked, "all projections") if own is None else Choice(own, "the names of this architecture")
 
 
 def choose_bf16(recipe: Recipe, device: Device) -> Choice[bool]:

@@ -263,7 +263,7 @@ def _settled(
     packing = choose_packing(own, engine.value, facts.device, flat=flat)
     rows = packed if packing.value else None
     per_row = len(facts.lengths) / len(rows) if rows and facts.lengths else None
-    choices = make_choices(own, facts.device, facts.processes, engine, packing, per_row, flat=flat)
+    choices = make_choices(own, facts.device, facts.processes, engine, packing, per_row, facts.base_model, flat=flat)
     own = with_values(
         own,
         {

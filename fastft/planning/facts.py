@@ -64,6 +64,7 @@ class RowFacts:
     dropped: Mapping[str, int] = field(default_factory=dict)
     written_date: str | None = None
     estimate: Estimate | None = None
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,11 @@ class Facts:
     products: Mapping[str, Products] = field(default_factory=dict)
     free_cache_bytes: int | None = None
     read_only: str | None = None
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels of the rows, empty before they are read and where they have none."""
+        return () if self.rows is None else self.rows.labels
 
     @property
     def lengths(self) -> Sequence[int] | None:
@@ -152,6 +158,7 @@ def with_rows(facts: Facts, recipe: Recipe, prepared: Prepared) -> Facts:
         split_rows=len(train.split),
         extra_tokens=sum(one.extra_tokens for one in train.split),
         dropped=dict(train.dropped),
+        labels=() if prepared.labels is None else prepared.labels.names,
         written_date=None if prepared.template is None else prepared.template.written_date,
     )
     return replace(facts, train_examples=len(lengths), eval_examples=rows.eval_rows, rows=rows)
@@ -175,6 +182,7 @@ def with_estimated_rows(facts: Facts, loaded: LoadedRecipe, why: str) -> Facts:
         seed=recipe.train.seed,
         examples=facts.train_examples or 0,
         locate=loaded.where,
+        own=recipe.labelled,
     )
     rows = RowFacts(
         lengths=found.lengths,

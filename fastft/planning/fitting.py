@@ -119,7 +119,8 @@ def memory_settings(recipe: Recipe, device: Device, choices: Choices) -> MemoryS
         targets=recipe.lora.target_modules,
         optimizer=choices.optim.value,
         checkpointing="none" if not choices.recomputes else "offload" if offloads else "keep",
-        head="fused" if device.is_gpu else "plain",
+        # A classifier's head has a row a label: next to nothing, as a fused loss.
+        head="fused" if device.is_gpu or recipe.task == "classification" else "plain",
         fused_layers=unsloth,
         keeps_head_in_float32=choices.engine.value == "transformers" and choices.load_in_4bit.value,
         weight_bytes=number,

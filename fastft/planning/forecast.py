@@ -62,6 +62,7 @@ def make_forecast(
             full_finetuning=recipe.model.full_finetuning,
             recomputes=choices.recomputes,
             span=describe(facts.lengths).mean_span if facts.lengths else recipe.model.max_seq_length,
+            has_head=recipe.task != "classification",
         )
 
     def epoch_seconds(padding: Padding, share: float | None = None) -> float:

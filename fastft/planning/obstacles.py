@@ -12,6 +12,7 @@ from fastft.planning.memory import NF4_BLOCK
 from fastft.probe.architecture import architecture_of
 from fastft.probe.base_model import BaseModel
 from fastft.probe.device import GIB, Device
+from fastft.probe.layers import missing_targets
 from fastft.probe.software import CEILINGS, INSTALL, NEEDED, TESTED, below_floor, release
 from fastft.recipe.loader import LoadedRecipe
 from fastft.recipe.optimizers import OPTIMIZERS
@@ -21,7 +22,9 @@ from fastft.recipe.reporters import missing_for
 LLAMA_3_END_OF_TURN, LLAMA_3_VOCABULARY = 128_009, 128_256
 
 
-def find_obstacles(loaded: LoadedRecipe, facts: Facts, disk: Disk, engine: str) -> tuple[Problem, ...]:
+def find_obstacles(
+    loaded: LoadedRecipe, facts: Facts, disk: Disk, engine: str, targets: tuple[str, ...] = ()
+) -> tuple[Problem, ...]:
     """Every obstacle, most basic first."""
     return (
         *_software(loaded, facts.installed, engine),
@@ -32,6 +35,7 @@ def find_obstacles(loaded: LoadedRecipe, facts: Facts, disk: Disk, engine: str) 
             else _processor(loaded, facts.device, facts.base_model)
         ),
         *_ranks(loaded, facts, engine),
+        *_targets(loaded, facts.base_model, targets),
         *_untrained(loaded, facts.device, facts.base_model, engine),
         *_memory(loaded, facts.device, facts.base_model),
         *_disk(loaded, disk, facts.read_only),
@@ -117,12 +121,23 @@ def _ranks(loaded: LoadedRecipe, facts: Facts, engine: str) -> Iterator[Problem]
     """What several processes cannot do."""
     if facts.processes == 1:
         return
+    if loaded.recipe.task == "classification":
+        wrong = f"classification is trained in one process, not in {facts.processes}"
+        yield loaded.problem("task", wrong, "start it without torchrun or launch")
     if engine == "unsloth" and not facts.device.is_gpu:
         wrong = f"{facts.processes} processes on processors: Unsloth shares work among GPUs alone"
         yield loaded.problem("model.engine", wrong, 'write "transformers" or "auto"')
     if loaded.recipe.train.deepspeed is not None:
         wrong = f"is not proven here with {facts.processes} processes"
         yield loaded.problem("train.deepspeed", wrong, "take the line away: each process then holds the whole model")
+
+
+def _targets(loaded: LoadedRecipe, model: BaseModel, targets: tuple[str, ...]) -> Iterator[Problem]:
+    """Layers that should get an adapter and that the model does not have; of the default ones, some may lack."""
+    missing, there = missing_targets(model, targets)
+    if missing and ("lora.target_modules" in loaded.given or len(missing) == len(targets)):
+        wrong = f"this model has no layer {', '.join(missing)}"
+        yield loaded.problem("lora.target_modules", wrong, f"its layers are {', '.join(there)}")
 
 
 def _untrained(loaded: LoadedRecipe, device: Device, model: BaseModel, engine: str) -> Iterator[Problem]:

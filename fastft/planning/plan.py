@@ -34,6 +34,7 @@ class Plan:
     """
 
     recipe: str
+    task: str
     run_dir: str
     engine: str
     device: str
@@ -83,6 +84,9 @@ def make_plan(
     ranks_on_cpu = facts.processes > 1 and not device.is_gpu
     engine = choose_engine(loaded.recipe, facts.installed, ranks_on_cpu=ranks_on_cpu)
     architecture = architecture_of(loaded.recipe.model.id, facts.base_model.config)
+    if architecture is not None and asked.task == "classification":
+        # The head has a row a label, not a token.
+        architecture = dataclasses.replace(architecture, ties_embeddings=True)
     settled = settle(asked, facts, engine, architecture)
     recipe, packed = settled.recipe, settled.packed
     choices = with_origin(settled.choices, loaded.recipe, began or {})
@@ -95,6 +99,7 @@ def make_plan(
     )
     return Plan(
         recipe=str(loaded.path),
+        task=recipe.task,
         run_dir=run_dir,
         engine=engine.value,
         device=str(device),
@@ -107,7 +112,7 @@ def make_plan(
         disk=disk,
         choices=choices,
         warnings=find_cautions(Sight(loaded, facts, schedule, choices)),
-        obstacles=find_obstacles(whole, facts, disk, engine.value),
+        obstacles=find_obstacles(whole, facts, disk, engine.value, choices.target_modules.value),
         calls=_calls(loaded, facts, choices, batching.active, run_dir),
     )
 
@@ -169,7 +174,7 @@ def _calls(loaded: LoadedRecipe, facts: Facts, choices: Choices, mode: Mode, run
     transformers = release(facts.installed.get("transformers", TESTED["transformers"]))
     deepspeed = None if recipe.train.deepspeed is None else str(loaded.folder / recipe.train.deepspeed)
     return Calls(
-        load=load_call(recipe, model_path, choices),
+        load=load_call(recipe, model_path, choices, facts.labels),
         adapter=None if recipe.model.full_finetuning else adapter_call(recipe, choices),
         trainer=trainer_call(
             recipe,

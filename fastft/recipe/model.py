@@ -252,7 +252,8 @@ class DataSection(Section):
     """What a row looks like: `messages` (OpenAI), `sharegpt` (`conversations` with `from` and `value`, as Baichuan has
     them too), `alpaca` (`instruction`, `input`, `output`), `prompt_completion`, `belle` (`Human:` and `Assistant:`
     inside `instruction`), `classification` (`text`, `label`: the label is the answer), or `text`. "auto" detects it
-    from the first row, and reports what it found.
+    from the first row, and reports what it found. For task = "classification" a row has `text` (or `messages`), often
+    `text_pair`, and `label`; without `label`, the last answer of its messages is the label.
     Upstream: none (fastft reads the rows)"""
 
     columns: dict[str, str] = {}
@@ -323,7 +324,8 @@ class DataSection(Section):
     """What happens to a row that is longer than `model.max_seq_length`. "drop" leaves it out; "truncate" ends it after
     the last answer that fits whole (plain text: at the limit); "split" makes several rows of whole questions and
     answers (plain text: pieces of at most the limit); "error" refuses to start. Each such row is counted and listed,
-    and no answer is ever cut in two.
+    and no answer is ever cut in two. For task = "classification" the default is "truncate" (see
+    `classification.truncation`), and there is no "split".
     Upstream: none (fastft measures before training)"""
 
     max_row_bytes: int = Field(default=8 * 2**20, ge=1024)
@@ -562,8 +564,9 @@ class TrainSection(Section):
     Off: the last weights are kept.
     Upstream: SFTConfig(load_best_model_at_end=)"""
 
-    metric_for_best_model: Literal["eval_loss", "eval_mean_token_accuracy"] | None = None
-    """What "best" means for load_best_model_at_end and early_stopping_patience. Default: eval_loss.
+    metric_for_best_model: Literal["eval_loss", "eval_mean_token_accuracy", "f1", "accuracy"] | None = None
+    """What "best" means for load_best_model_at_end and early_stopping_patience. Default: eval_loss. "f1" (macro F1) and
+    "accuracy" are those of task = "classification".
     Upstream: SFTConfig(metric_for_best_model=)"""
 
     early_stopping_patience: int | None = Field(default=None, ge=1)
@@ -626,6 +629,29 @@ class EvalSection(Section):
     Too large: a model that does not stop costs time.
     Upstream: model.generate(max_new_tokens=)"""
 
+    regression_set: bool = True
+    """Ask 100 short general questions (arithmetic, facts, formats, refusals) before and after training too, where
+    answers are generated: what the model forgets shows in them. An answer has 8 tokens at most.
+    On: costs two generations of 100 short answers.
+    Off: forgetting shows only where the held-out rows ask for it.
+    Upstream: none"""
+
+    answer_format: Literal["json", "yaml"] | None = None
+    """The format that every answer should have, counted as the measure format_valid. "yaml" means a mapping or a list:
+    any text is a YAML string.
+    Upstream: none (Python's json, PyYAML's safe loader)"""
+
+    answer_pattern: str | None = Field(default=None, min_length=1, max_length=1000)
+    """A regular expression of Python that every answer should match as a whole, counted as format_valid. Matching ends
+    after 2 s: an answer that takes longer does not match.
+    Upstream: none (re.fullmatch)"""
+
+    fail_if: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Conditions that end the command with exit code 6 when the run has finished: ["exact_match < 0.8",
+    "regression_drop > 0.05"]. A measure is that after training, with _drop or _rise its change. docs/evaluation.md
+    lists the measures.
+    Upstream: none"""
+
 
 class ExportSection(Section):
     """The weights to write when training has finished."""
@@ -642,12 +668,55 @@ class ExportSection(Section):
     Upstream: none (llama.cpp's names)"""
 
 
+class ClassificationSection(Section):
+    """The labels of task = "classification", its head and its loss."""
+
+    labels: Names = ()
+    """The names of the labels; their order gives the numbers, from 0. A row may name a label or give its number.
+    Default: the labels of the training rows, numbers in their order and names by the alphabet.
+    Upstream: AutoModelForSequenceClassification.from_pretrained(num_labels=, id2label=, label2id=)"""
+
+    multi_label: bool = False
+    """Whether a text may have any number of labels: `label` is then a list (in a CSV file: names between semicolons).
+    On: a yes or no for each label, by a sigmoid; at most 31 labels.
+    Off: exactly one label a text, by a softmax.
+    Upstream: AutoModelForSequenceClassification.from_pretrained(problem_type=)"""
+
+    class_weights: Literal["none", "balanced"] | dict[str, float] = "none"
+    """How much a row of each label counts in the loss: "balanced" weighs rare labels up (rows / (labels x rows of the
+    label)); a table gives the weights by name, 1 for those that it leaves out.
+    Upstream: none (the loss of fastft)"""
+
+    label_smoothing: Fraction = 0.0
+    """The share of each target that is spread over all labels (Szegedy et al. 2016).
+    Unit: share, 0 to 1
+    Too small: 0 is the usual value; wrong labels in the data are learnt with full confidence.
+    Too large: probabilities stay flat.
+    Upstream: none (the loss of fastft)"""
+
+    truncation: Literal["end", "middle", "start"] = "end"
+    """Which part of a text longer than model.max_seq_length is left out, where data.overlong = "truncate" (the default
+    of this task). Each such text is counted.
+    Upstream: none (fastft cuts token ids)"""
+
+
 class Recipe(Section):
     """One file, one run."""
 
+    task: Literal["sft", "classification"] = "sft"
+    """What is learnt, at the top of the recipe, before any section: "sft" to answer as the rows do, "classification"
+    to give each text its label.
+    Upstream: trl.SFTTrainer, or transformers.Trainer"""
+
     model: ModelSection
     lora: LoraSection = LoraSection()
+    classification: ClassificationSection = ClassificationSection()
     data: DataSection
     train: TrainSection = TrainSection()
     eval: EvalSection = EvalSection()
     export: ExportSection = ExportSection()
+
+    @property
+    def labelled(self) -> ClassificationSection | None:
+        """What is said of the labels, None where the rows have none."""
+        return self.classification if self.task == "classification" else None
