@@ -50,8 +50,11 @@ def write_recipe(folder: Path, name: str, model: Path, rows: Path, steps: int) -
     return recipe
 
 
-def measure(name: str, folder: Path, model: Path, rows: Path, steps: int) -> dict[str, Any]:
-    """Useful tokens a second of one contender, with the loss of its last step and its peak memory."""
+def measure(name: str, folder: Path, model: Path, rows: Path, steps: int, tree: Path = HERE.parent) -> dict[str, Any]:
+    """Useful tokens a second of one contender, with the loss of its last step and its peak memory.
+
+    `tree`: the checkout whose fastft trains.
+    """
     job, batch = BATCHES.get(name, ("contender-3", 1))
     recipe = write_recipe(folder, name if name in FASTFT else NAMES[2], model, rows, steps)
     out = folder / "found.json"
@@ -69,7 +72,7 @@ def measure(name: str, folder: Path, model: Path, rows: Path, steps: int) -> dic
         "small": True,  # without what needs a GPU
         "any_precision": True,
     }
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(HERE.parent)}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(tree)}
     command = [sys.executable, str(HERE / "contenders.py"), json.dumps(given)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:

@@ -31,6 +31,7 @@ from typing import Any
 
 from fastft.data.prepare import Prepared
 from fastft.planning.batching import describe, packed_rows
+from fastft.planning.choices import written_batch
 from fastft.planning.work import work_per_token
 from fastft.probe.architecture import Architecture, architecture_of
 from fastft.probe.device import GIB, find_device
@@ -206,7 +207,7 @@ class Benchmark:
         longest, mean = (256, 90) if self.options.small else (2048, MEAN_TOKENS)
         loaded = load(self.recipe(self.work / "shipped.toml", {}), [])
         train = loaded.recipe.train
-        step_rows = train.per_device_train_batch_size * (train.gradient_accumulation_steps or 1)
+        step_rows = train.examples_per_step or written_batch(train) * (train.gradient_accumulation_steps or 1)
         # A packed row holds about longest / mean examples; half a step more than is trained, so that no epoch ends.
         write_rows(self.rows, round((self.options.steps + 0.5) * step_rows * longest / mean), longest, mean)
         prepared = prepare_rows(loaded, self.model)

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import itertools
 import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 
 import typer
 
 from fastft import __version__
-from fastft.commands.failure import discard_output, explain_error, report_failure
-from fastft.console import redact, show_plain_signs
-from fastft.errors import FastftError, MachineError, Problem, UsageError, Where
+from fastft.commands.failure import reported
+from fastft.commands.options import (
+    AsJson,
+    Base,
+    ContextTokens,
+    Overrides,
+    PricePerHour,
+    RecipePath,
+    RunFolder,
+    RunsDir,
+    WeightsArgument,
+    looked_up,
+)
+from fastft.console import show_plain_signs
 from fastft.probe.software import NEEDED_TO_CHAT, NEEDED_TO_EXPORT, require
 
 # The value of `--resume` without a folder. No folder has an empty name.
 NEWEST = ""
-
-# The base of all usage errors: from click, or in later versions from a copy of it inside typer.
-CLICK_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 app = typer.Typer(
     help="Fine-tune language models fast, from one TOML recipe.",
@@ -32,31 +38,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
 )
-
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a .toml file.", show_default=False)]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: --set train.learning_rate=1e-4")
-]
-
-
-Place = TypeVar("Place", Path, str, None)
-
-
-def _looked_up(place: Place) -> Place:
-    """The same path; raises UsageError for one that the system refuses to look up, such as a name of 300 letters."""
-    if place is not None:
-        from fastft.recipe.paths import refusal
-
-        wrong = refusal(Path(), str(place))
-        if wrong is not None:
-            raise UsageError(Problem(Where(str(place)[:100]), "", f"cannot be looked up: {wrong}", "correct the path"))
-    return place
-
-
-RunsDir = Annotated[
-    Path, typer.Option("--runs-dir", metavar="DIR", help="Where run folders are made.", callback=_looked_up)
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
 @app.command()
@@ -70,7 +51,7 @@ def run(
             "--resume",
             metavar="[RUN]",
             help="Do not run a finished run again; RUN: continue this folder.",
-            callback=_looked_up,
+            callback=looked_up,
         ),
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin a new run, even where one did not finish.")] = False,
@@ -103,7 +84,7 @@ def launch(
     ] = None,
     hostfile: Annotated[
         Path | None,
-        typer.Option("--hostfile", metavar="FILE", help="Lines: node1 slots=8", callback=_looked_up),
+        typer.Option("--hostfile", metavar="FILE", help="Lines: node1 slots=8", callback=looked_up),
     ] = None,
     nnodes: Annotated[int | None, typer.Option("--nnodes", min=1, max=4096, help="How many hosts.")] = None,
     node_rank: Annotated[int | None, typer.Option("--node-rank", min=0, help="Which host this is, from 0.")] = None,
@@ -175,9 +156,7 @@ def plan(
         str | None, typer.Option("--device", metavar="NAME", help="Forecast for a100-40gb, h100, l4, t4, cpu, ...")
     ] = None,
     memory: Annotated[str | None, typer.Option("--memory", metavar="SIZE", help="Its memory: 24GB.")] = None,
-    price_per_hour: Annotated[
-        float | None, typer.Option("--price-per-hour", min=0, help="The price of an hour, of one device.")
-    ] = None,
+    price_per_hour: PricePerHour = None,
     devices: Annotated[int | None, typer.Option("--devices", min=1, max=1024, help="GPUs of each host.")] = None,
     hosts: Annotated[int | None, typer.Option("--hosts", min=1, max=1024, help="How many hosts.")] = None,
     link: Annotated[str | None, typer.Option("--link", metavar="NAMES", help="pcie4,25gbit, 8x400gbit, ...")] = None,
@@ -194,38 +173,18 @@ def plan(
     plan_in_terminal(recipe, overrides or [], question, what_if=what_if, calls=calls, as_json=as_json)
 
 
-WeightsArgument = Annotated[
-    Path,
-    typer.Argument(
-        metavar="PATH",
-        help="A run, an adapter, a model folder or a .gguf file.",
-        callback=_looked_up,
-        show_default=False,
-    ),
-]
-ContextTokens = Annotated[
-    int | None, typer.Option("--context-tokens", min=64, help="The longest conversation of a GGUF file; default: 4096.")
-]
-Base = Annotated[
-    str | None,
-    typer.Option(
-        "--base", metavar="MODEL", help="The 16-bit base of an adapter: a folder or a Hub id.", callback=_looked_up
-    ),
-]
-
-
 @app.command()
 def export(
     path: WeightsArgument,
     to: Annotated[str, typer.Option("--to", metavar="FORMATS", help="adapter,merged_16bit,merged_4bit,gguf")] = "gguf",
     quant: Annotated[str, typer.Option("--quant", metavar="TYPES", help="GGUF types: q4_k_m,q8_0")] = "",
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Default: its exports/ folder.", callback=_looked_up)
+        Path | None, typer.Option("--out", metavar="DIR", help="Default: its exports/ folder.", callback=looked_up)
     ] = None,
     base: Base = None,
     llama_cpp: Annotated[
         Path | None,
-        typer.Option("--llama-cpp", metavar="DIR", help="Convert with this llama.cpp checkout.", callback=_looked_up),
+        typer.Option("--llama-cpp", metavar="DIR", help="Convert with this llama.cpp checkout.", callback=looked_up),
     ] = None,
     push: Annotated[
         str | None, typer.Option("--push", metavar="HUB_ID", help="Upload what passed; a new repository is private.")
@@ -238,6 +197,21 @@ def export(
 
     request = ExportRequest(_listed(to), _listed(quant), out, base, llama_cpp, push)
     export_in_terminal(path, request, as_json=as_json)
+
+
+@app.command()
+def predict(
+    path: WeightsArgument,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Texts: .jsonl or .csv.", callback=looked_up)],
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write here: .jsonl or .csv.")] = None,
+    base: Base = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Texts that are read at once.")] = 16,
+) -> None:
+    """Give each text of a file its label, by a run of task = "classification"."""
+    require(NEEDED_TO_EXPORT, "fastft predict")
+    from fastft.commands.predict import predict_in_terminal
+
+    predict_in_terminal(path, file, out, base, batch)
 
 
 def _listed(text: str) -> tuple[str, ...]:
@@ -270,9 +244,7 @@ def chat(
 def serve(
     path: Annotated[
         Path,
-        typer.Argument(
-            metavar="PATH", help="A .gguf file, or a run with one.", callback=_looked_up, show_default=False
-        ),
+        typer.Argument(metavar="PATH", help="A .gguf file, or a run with one.", callback=looked_up, show_default=False),
     ],
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="On 127.0.0.1.")] = 8080,
     context_tokens: ContextTokens = None,
@@ -294,12 +266,10 @@ def serve(
 
 @app.command()
 def report(
-    run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="The folder of a run.", callback=_looked_up, show_default=False)
-    ],
+    run: RunFolder,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="FILE", help="Default: report.html in the run's folder.", callback=_looked_up),
+        typer.Option("--out", metavar="FILE", help="Default: report.html in the run's folder.", callback=looked_up),
     ] = None,
     open_it: Annotated[bool, typer.Option("--open", help="Show it in a browser.")] = False,
 ) -> None:
@@ -311,7 +281,7 @@ def report(
 
 @app.command()
 def runs(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of the runs.", callback=_looked_up)] = Path(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of the runs.", callback=looked_up)] = Path(
         "runs"
     ),
     as_json: AsJson = False,
@@ -320,6 +290,34 @@ def runs(
     from fastft.commands.runs import runs_in_terminal
 
     runs_in_terminal(folder, as_json=as_json)
+
+
+@app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="The first is the one to beat.")],
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a page with curves too.", callback=looked_up)
+    ] = None,
+    price_per_hour: PricePerHour = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare runs on the same held-out rows: which is better and how sure that is, settings, speed, memory."""
+    from fastft.commands.compare import compare_in_terminal
+
+    compare_in_terminal([looked_up(folder) for folder in folders], html, price_per_hour, as_json=as_json)
+
+
+@app.command()
+def reproduce(
+    run: RunFolder,
+    tolerance: Annotated[
+        float | None, typer.Option("--tolerance", min=0, help="In nats; default: 0 on a CPU, 0.01 elsewhere.")
+    ] = None,
+) -> None:
+    """Run a finished run again with the same data, base and versions, and compare every loss."""
+    from fastft.commands.reproduce import reproduce_in_terminal
+
+    reproduce_in_terminal(run, tolerance)
 
 
 @app.command()
@@ -358,7 +356,7 @@ def convert(
         typer.Argument(metavar="FILE", help="YAML, a notebook, a program, a command line; -: standard input."),
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="Write the recipe here.", callback=_looked_up)
+        Path | None, typer.Option("--out", metavar="FILE", help="Write the recipe here.", callback=looked_up)
     ] = None,
     partial: Annotated[
         bool, typer.Option("--partial", help="Leave out what a recipe cannot say, as comments.")
@@ -423,27 +421,5 @@ def _top(
 def main() -> None:
     """Run the command line. Exit codes: docs/runs.md."""
     show_plain_signs()
-    try:
-        try:
-            sys.exit(app(_with_resume_value(sys.argv[1:]), prog_name="fastft", standalone_mode=False) or 0)
-        finally:
-            sys.stdout.flush()
-    except typer.Abort:
-        raise SystemExit(130) from None
-    except CLICK_ERROR as error:
-        with contextlib.redirect_stderr(io.StringIO()) as said:
-            error.show()
-        print(redact(said.getvalue()), end="", file=sys.stderr)  # it repeats what was typed
-        raise SystemExit(error.exit_code) from None
-    except FastftError as error:
-        report_failure(error.problems, error.exit_code)
-        raise SystemExit(error.exit_code) from None
-    except KeyboardInterrupt:  # before a command began
-        raise SystemExit(130) from None
-    except BrokenPipeError:  # the reader has gone, as `| head` does
-        discard_output()
-        raise SystemExit(1) from None
-    except (OSError, ImportError) as error:
-        discard_output()
-        report_failure([explain_error(error)], MachineError.exit_code)
-        raise SystemExit(MachineError.exit_code) from None
+    with reported():
+        sys.exit(app(_with_resume_value(sys.argv[1:]), prog_name="fastft", standalone_mode=False) or 0)

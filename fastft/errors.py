@@ -8,6 +8,7 @@
     │   └── OutOfMemoryError   exit 4   training does not fit into memory; a smaller batch may fit
     ├── TrainingError      exit 1   the run started and failed
     ├── ExportError        exit 5   exported weights do not match the trained model
+    ├── MeasureError       exit 6   the run finished, and a condition of eval.fail_if is met
     └── Interrupted        exit 75  the run was asked to stop; the same command continues it
 
 Each has one or more `Problem`s. `cli.main` prints them and exits with the code; any other exception is a bug and keeps
@@ -115,6 +116,12 @@ class ExportError(FastftError):
     """Exported weights do not match the trained model; the file is kept, marked FAILED."""
 
     exit_code = 5
+
+
+class MeasureError(FastftError):
+    """The run finished, and what was measured meets a condition of `[eval] fail_if`, or is not what it repeats."""
+
+    exit_code = 6
 
 
 class Interrupted(FastftError):  # noqa: N818  a request, not a fault

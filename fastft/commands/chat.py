@@ -23,7 +23,7 @@ from fastft.inference.conversation import Conversation, Sampling
 from fastft.probe.software import require
 from fastft.report.chat import Answering, show_beside, write_answers
 from fastft.runs.held_out import HeldOut
-from fastft.stages.weights import WeightsPath, find_base, find_weights, held_out
+from fastft.stages.weights import WeightsPath, find_base, find_weights, held_out, refuse_classifier
 
 if TYPE_CHECKING:
     from fastft.inference.conversation import ChatModel
@@ -56,6 +56,7 @@ def open_chat(path: Path, request: ChatRequest, say: Say) -> Iterator[list[tuple
         MachineError: they cannot be loaded.
     """
     weights = find_weights(path)
+    refuse_classifier(weights, "chat")
     if request.compare and weights.kind != "adapter":
         wrong = "only an adapter can be compared with its base"
         raise UsageError(Problem(Where("--compare"), "", wrong, "name the run's folder or its adapter"))

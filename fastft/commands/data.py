@@ -31,7 +31,8 @@ def data_in_terminal(recipe: Path, overrides: Sequence[str], *, as_json: bool, p
     check(loaded)
     data, seed = loaded.recipe.data, loaded.recipe.train.seed
     chosen = held_out_rows(data, seed, loaded.folder, loaded.where)
-    found = examine(data, loaded.folder, tokenizer=_tokenizer(loaded), personal=personal, chosen=chosen)
+    tokenizer, own = _tokenizer(loaded), loaded.recipe.labelled
+    found = examine(data, loaded.folder, tokenizer=tokenizer, personal=personal, chosen=chosen, own=own)
     if as_json:
         print(json.dumps(dataclasses.asdict(found), indent=2, ensure_ascii=False))
     else:

@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING
 from fastft.console import Say, Writing, library_output_to, private_console, redact, write_silently
 from fastft.engine_choice import select
 from fastft.errors import Problem, UsageError, Where, nearest
-from fastft.exports.card import card_facts
+from fastft.exports.card import CardFacts, card_facts
 from fastft.exports.job import ADAPTER, MERGED, Job, rehearse, wanted_kinds
 from fastft.exports.push import push
 from fastft.recipe.export_formats import GGUF, export_formats
 from fastft.report.export import print_exports
 from fastft.report.units import size
 from fastft.report.written import show_bytes
+from fastft.runs.directory import RunDir
+from fastft.runs.held_out import HeldOut
 from fastft.runs.manifest import Manifest
-from fastft.stages.weights import WeightsPath, find_base, find_weights, held_out
+from fastft.stages.weights import WeightsPath, find_base, find_classifier, find_weights, held_out
 
 if TYPE_CHECKING:
     from fastft.engine.export import Exported
@@ -46,10 +48,10 @@ def export(path: Path, request: ExportRequest, say: Say, writing: Writing = writ
         FastftError: an artefact cannot be written, or its base cannot be downloaded.
     """
     weights = find_weights(path)
-    kinds = _kinds(weights, request)
+    known = find_classifier(weights)
+    kinds = _kinds(weights, request, is_classifier=known is not None)
     run = weights.run
     manifest = None if run is None else run.read(Manifest)
-    result = None if run is None else run.result
     if weights.kind == "adapter":
         (name, base), adapter = find_base(weights, request.base, say), weights.path
     else:
@@ -57,28 +59,48 @@ def export(path: Path, request: ExportRequest, say: Say, writing: Writing = writ
     out = request.out or (path / "exports" if run is None else run.exports)
     kept = held_out(weights, base, adapter)
     job = Job(base, adapter, out, kinds, weights.name, kept.end_ids, request.llama_cpp)
-    sizes = rehearse(job, adapter is not None, job.source)
-    if sizes:
-        say(f"{', '.join(f'{kind} ({size(count)})' for kind, count in sizes.items())} to {out}")
-    recipe = None if run is None else run.recipe_text()
-    data_sha256 = None if manifest is None else manifest.data.train_sha256
-    card = card_facts(name, base, data_sha256, recipe, {} if result is None else result.card_figures())
+    if known is None:
+        sizes = rehearse(job, adapter is not None, job.source)
+        if sizes:
+            say(f"{', '.join(f'{kind} ({size(count)})' for kind, count in sizes.items())} to {out}")
+    card = _card(run, name, base)
     out.mkdir(parents=True, exist_ok=True)
     with library_output_to(out / "log.txt"):
         select("transformers")  # as users will load the model; and Unsloth takes ten seconds to import
-        from fastft.engine.export import export_weights, load_trained, trained_reference
+        if known is not None:
+            from fastft.engine.tasks.classifier import compared, export_classifier
 
-        reference = None
-        if sizes:  # otherwise all of it is there already
-            say("loading the trained model")
-            model, tokenizer = load_trained(base, adapter)
-            reference = trained_reference(model, tokenizer, kept.conversations, kept.end_ids, say)
-            del model
-        done = export_weights(job, reference, card, say, writing)
+            trained = compared(base, adapter, known, kept.conversations)
+            done = export_classifier(job, known, trained, card, say)
+        else:
+            done = _export_language_model(job, kept, card, say, writing, is_there=not sizes)
     if request.push is not None:
         for artefact in done.artefacts:
             say(f"{artefact.kind} is at {push(artefact, request.push)}")
     return done
+
+
+def _card(run: RunDir | None, name: str, base: Path) -> CardFacts:
+    """What the model cards say: the base by its name, and of a run its recipe, data and figures."""
+    if run is None:
+        return card_facts(name, base, None, None, {})
+    manifest, result = run.read(Manifest), run.result
+    data_sha256 = None if manifest is None else manifest.data.train_sha256
+    return card_facts(name, base, data_sha256, run.recipe_text(), {} if result is None else result.card_figures())
+
+
+def _export_language_model(
+    job: Job, kept: HeldOut, card: CardFacts, say: Say, writing: Writing, *, is_there: bool
+) -> Exported:
+    from fastft.engine.export import export_weights, load_trained, trained_reference
+
+    reference = None
+    if not is_there:
+        say("loading the trained model")
+        model, tokenizer = load_trained(job.base, job.adapter)
+        reference = trained_reference(model, tokenizer, kept.conversations, kept.end_ids, say)
+        del model
+    return export_weights(job, reference, card, say, writing)
 
 
 def export_with_progress(path: Path, request: ExportRequest) -> Exported:
@@ -100,7 +122,10 @@ def export_in_terminal(path: Path, request: ExportRequest, *, as_json: bool = Fa
         print_exports(record.parent)
 
 
-def _kinds(weights: WeightsPath, request: ExportRequest) -> tuple[str, ...]:
+def _kinds(weights: WeightsPath, request: ExportRequest, *, is_classifier: bool) -> tuple[str, ...]:
+    if is_classifier and not set(request.formats) <= {ADAPTER, MERGED}:
+        wrong = "is a classifier, and GGUF and 4-bit files have no head for labels"
+        raise _cannot(str(weights.path), wrong, "write --to adapter or merged_16bit")
     if weights.kind == "gguf":
         wrong, instead = "a GGUF file cannot be exported", "name the run or the adapter that it was made from"
         raise _cannot(str(weights.path), wrong, instead)

@@ -2,16 +2,53 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import typer
 
 from fastft.console import redact
-from fastft.errors import MachineError, Problem, Where
+from fastft.errors import FastftError, MachineError, Problem, Where
 from fastft.files.cache import cache_folder
 from fastft.probe.software import INSTALL
+
+# The base of all usage errors: from click, or in later versions from a copy of it inside typer.
+CLICK_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+
+@contextlib.contextmanager
+def reported() -> Iterator[None]:
+    """Ends the process with the exit code and the message of what is raised inside; a bug keeps its traceback."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except typer.Abort:
+        raise SystemExit(130) from None
+    except CLICK_ERROR as error:
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            error.show()
+        print(redact(said.getvalue()), end="", file=sys.stderr)  # it repeats what was typed
+        raise SystemExit(error.exit_code) from None
+    except FastftError as error:
+        report_failure(error.problems, error.exit_code)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:  # before a command began
+        raise SystemExit(130) from None
+    except BrokenPipeError:  # the reader has gone, as `| head` does
+        discard_output()
+        raise SystemExit(1) from None
+    except (OSError, ImportError) as error:
+        discard_output()
+        report_failure([explain_error(error)], MachineError.exit_code)
+        raise SystemExit(MachineError.exit_code) from None
 
 
 def report_failure(problems: Sequence[Problem], exit_code: int) -> None:

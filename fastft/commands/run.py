@@ -22,6 +22,7 @@ from fastft.probe.world import find_world
 from fastft.recipe.loader import LoadedRecipe, load
 from fastft.report.result import print_result
 from fastft.runs.directory import RunDir, create_run_dir, differences, find_run, newest_run, next_run_dir, run_name
+from fastft.runs.measured import refuse_failed
 from fastft.runs.ranks import Ranks
 from fastft.stages.attempt import Start, run_attempt
 from fastft.stages.faults import explain
@@ -139,11 +140,17 @@ def run_with_progress(recipe: Path, overrides: Sequence[str], runs_dir: Path, st
 def run_in_terminal(
     recipe: Path, overrides: Sequence[str], runs_dir: Path, start: Start, *, as_json: bool = False
 ) -> None:
-    """Run with progress on standard error, and print what changed; as JSON its folder and result."""
+    """Run with progress on standard error, and print what changed; as JSON its folder and result, or what failed.
+
+    Raises:
+        MeasureError: a condition of eval.fail_if is met.
+    """
     folder = run_with_progress(recipe, overrides, runs_dir, start)
     if folder.result is None:
         return
     if as_json:
+        refuse_failed(load(recipe, overrides), folder.result)
         print(json.dumps({"run": str(folder.path), "result": dataclasses.asdict(folder.result)}, indent=2, default=str))
     else:
         print_result(Console(), folder.result, str(folder.path))
+        refuse_failed(load(recipe, overrides), folder.result)

@@ -26,6 +26,9 @@ _THOUGHT = re.compile(
 _BEFORE_FINAL = re.compile(
     r".*(?:[<\[◁]/[\w:]*think(?:ing)?[>\]▷]|<\|channel\|>final<\|message\|>|<channel\|>)", re.DOTALL | re.I
 )
+_BEGUN_THOUGHT = re.compile(
+    r"[<\[◁][\w:]*think(?:ing)?[>\]▷]|<\|channel\|>analysis<\|message\|>|<\|channel>thought", re.I
+)
 # The keys of a JSON schema whose strings a model needs to use the tool.
 _SCHEMA_TEXTS = ("name", "description", "enum")
 
@@ -84,6 +87,11 @@ def split_thought(content: str) -> tuple[str, str]:
     """The think block that a text begins with ("" for none), and the rest."""
     found = _THOUGHT.fullmatch(content)
     return (found[2].strip(), found[3].strip()) if found else ("", content)
+
+
+def is_in_thought(text: str) -> bool:
+    """Whether reasoning begins in `text` and does not end there."""
+    return _BEGUN_THOUGHT.search(_BEFORE_FINAL.sub("", text, count=1)) is not None
 
 
 def final_text(answer: str) -> str:

@@ -17,7 +17,7 @@ from fastft.data.template_values import KWARGS_FIELD, with_values
 from fastft.errors import DataError, Where
 
 if TYPE_CHECKING:
-    from fastft.recipe.model import DataSection
+    from fastft.recipe.model import ClassificationSection, DataSection
 
 # Rows that are looked at; the lengths of more are taken from these.
 ESTIMATED_ROWS = 5000
@@ -77,6 +77,7 @@ def estimate_rows(
     seed: int,
     examples: int,
     locate: Callable[[str], Where],
+    own: ClassificationSection | None = None,
 ) -> EstimatedRows:
     """The tokens of `examples` training rows, from the text of the first ones; `vocabulary`: size of the tokenizer's.
 
@@ -90,11 +91,13 @@ def estimate_rows(
     name, how = data.chat_template, f"counted from words, digits and signs at the rates of {rates.family}"
     if name == "model":
         name, error, how = "chatml", ERROR_OF_UNKNOWN, f"{how}, in ChatML for the model's own template"
+    if own is not None:
+        how = f"counted from words, digits and signs at the rates of {rates.family}"
     template = load_template(name, recipe_dir, None, locate("data.chat_template"))
     if data.chat_template != "model":
         template = with_values(template, data.template_date, data.chat_template_kwargs, locate(KWARGS_FIELD))
     held_out = held_out_rows(data, seed, recipe_dir, locate) if evaluation_source(data) is None else frozenset()
-    found = list(islice(_texts(data, recipe_dir, seed, held_out, template), ESTIMATED_ROWS))
+    found = list(islice(_texts(data, recipe_dir, seed, held_out, template, own), ESTIMATED_ROWS))
     whole = [count_tokens(text, rates) for text in found]
     if len(found) == ESTIMATED_ROWS and examples > ESTIMATED_ROWS:
         how += f", from the first {ESTIMATED_ROWS:,} rows"
@@ -129,20 +132,28 @@ def count_tokens(text: str, rates: TokenRates) -> int:
 
 
 def _texts(
-    data: DataSection, recipe_dir: Path, seed: int, held_out: frozenset[int], template: ChatTemplate
+    data: DataSection,
+    recipe_dir: Path,
+    seed: int,
+    held_out: frozenset[int],
+    template: ChatTemplate,
+    own: ClassificationSection | None,
 ) -> Iterator[str]:
     """Each training row as the text that is tokenized; rows that the run would reject are left out."""
     number = -1
     for source in training_sources(data):
-        data_format, times = format_of(source, data, recipe_dir), copies(source, recipe_dir, seed)
+        data_format, times = format_of(source, data, recipe_dir, own), copies(source, recipe_dir, seed)
         for where, row in source.rows(recipe_dir):
             number, repeats = number + 1, next(times)
             if number in held_out:
                 continue
             try:
-                example = parse_row(row, where, data_format, data)
+                example = parse_row(row, where, data_format, data, own)
                 tokens = {"bos_token": "<s>", "eos_token": "</s>"}
-                text = example.text or template.render(example.messages, tokens, where=where, tools=example.tools)
+                asked = None if own is None else "\n".join(message.content for message in example.messages[:-1])
+                text = (
+                    asked or example.text or template.render(example.messages, tokens, where=where, tools=example.tools)
+                )
             except DataError:
                 continue
             for _ in range(repeats):

@@ -15,6 +15,7 @@ from fastft.data.contract import check_encoded
 from fastft.data.encode import Encoded, Made, encode_batches
 from fastft.data.example import Example
 from fastft.data.formats import rules_of, to_example
+from fastft.data.labels import Labeller, inspect_labelled, to_labelled
 from fastft.data.near import NearRepeats
 from fastft.data.overlong import fit
 from fastft.data.render import Renderer
@@ -23,7 +24,7 @@ from fastft.data.sources import Source, copies
 from fastft.errors import DataError, Problem, Where
 
 if TYPE_CHECKING:
-    from fastft.recipe.model import DataSection
+    from fastft.recipe.model import ClassificationSection, DataSection
 
 # Measured: batches of 1,000 are a quarter faster in the tokenizer than one call for all, in flat memory.
 BATCH_ROWS = 1000
@@ -57,6 +58,8 @@ class Filler:
     seed: int
     recipe_dir: Path
     progress: OnRows | None
+    own: ClassificationSection | None = None
+    labeller: Labeller | None = None
     seen: int = 0
     first_of: dict[bytes, Where] = field(default_factory=dict)
 
@@ -64,7 +67,7 @@ class Filler:
         self, source: Source, target: Target, other: Target | None = None, chosen: frozenset[int] = frozenset()
     ) -> None:
         """Read `source` into `target`, and the rows whose number over all sources is in `chosen` into `other`."""
-        data_format = format_of(source, self.data, self.recipe_dir)
+        data_format = format_of(source, self.data, self.recipe_dir, self.own)
         before = target.writer.rows
         # The batches that `encode_batches`, which reads one batch ahead, has not returned yet.
         waiting: deque[tuple[list[_Parsed], int]] = deque()
@@ -74,7 +77,10 @@ class Filler:
                 waiting.append((batch, self.seen))
                 yield [example for example, _, _ in batch]
 
-        for made in encode_batches(read(), self.renderer):
+        encoded = (
+            encode_batches(read(), self.renderer) if self.labeller is None else self.labeller.encode_batches(read())
+        )
+        for made in encoded:
             parsed, seen = waiting.popleft()
             for (_, receiver, times), rows in zip(parsed, made, strict=True):
                 self._keep(rows, receiver, times)
@@ -97,7 +103,7 @@ class Filler:
             if times:
                 receiver.account.read += 1
                 try:
-                    example = parse_row(row, where, data_format, self.data)
+                    example = parse_row(row, where, data_format, self.data, self.own)
                 except DataError as error:
                     receiver.account.rejected.append(error.problems[0])
                 else:
@@ -131,6 +137,8 @@ class Filler:
     def _fitting(self, example: Example, encoded: Encoded, account: RowSet) -> list[Encoded]:
         """The valid rows of at most max_seq_length tokens that `encoded` becomes."""
         rows = [encoded]
+        if self.labeller is not None:
+            return self._fitting_text(encoded, self.labeller, account)
         if len(encoded.input_ids) > self.max_seq_length:
             rows = fit(example, encoded, self.renderer, self.max_seq_length, self.data.overlong)
             kept_tokens = sum(len(row.input_ids) for row in rows)
@@ -138,6 +146,15 @@ class Filler:
         broken = [check_encoded(row, self.renderer, plain_text=example.text is not None) for row in rows]
         account.rejected += [problem for problem in broken if problem is not None]
         return [row for row, problem in zip(rows, broken, strict=True) if problem is None]
+
+    def _fitting_text(self, row: Encoded, labeller: Labeller, account: RowSet) -> list[Encoded]:
+        """The same of a labelled text: the row cut to max_seq_length, or none."""
+        length = len(row.input_ids)
+        if length <= self.max_seq_length:
+            return [row]
+        rows = [labeller.cut(row, self.max_seq_length)] if self.data.overlong == "truncate" else []
+        account.overlong.append(Overlong(row.where, length, self.max_seq_length * len(rows)))
+        return rows
 
     def _without_repeats(
         self, conversation: Example, kept: list[tuple[Example, Encoded]], account: RowSet
@@ -166,7 +183,7 @@ class Filler:
         return NearRepeats()
 
 
-def format_of(source: Source, data: DataSection, recipe_dir: Path) -> str:
+def format_of(source: Source, data: DataSection, recipe_dir: Path, own: ClassificationSection | None = None) -> str:
     """The format of a source, from the first row that can be read.
 
     Raises:
@@ -176,17 +193,32 @@ def format_of(source: Source, data: DataSection, recipe_dir: Path) -> str:
     broken: list[Problem] = []
     for where, row in islice(source.rows(recipe_dir), BATCH_ROWS):
         if not isinstance(row, Problem):
-            return detect_or_fail(rename(row, data.columns, where), where, data.format)
+            renamed = rename(row, data.columns, where)
+            if own is None:
+                return detect_or_fail(renamed, where, data.format)
+            try:
+                return inspect_labelled(renamed, where, data, own)
+            except DataError as error:
+                row = error.problems[0]
         broken.append(row)
     raise DataError(broken[:LISTED_PROBLEMS])
 
 
-def parse_row(row: dict[str, Any] | Problem, where: Where, data_format: str, data: DataSection) -> Example:
-    """The example in a row that was read.
+def parse_row(
+    row: dict[str, Any] | Problem,
+    where: Where,
+    data_format: str,
+    data: DataSection,
+    own: ClassificationSection | None = None,
+) -> Example:
+    """The example in a row that was read; with `own`, a labelled text.
 
     Raises:
         DataError: the row cannot be read, or is not of this format.
     """
     if isinstance(row, Problem):
         raise DataError(row)
-    return to_example(rename(row, data.columns, where), data_format, where, rules_of(data))
+    renamed = rename(row, data.columns, where)
+    if own is not None:
+        return to_labelled(renamed, where, own, data.ignore)
+    return to_example(renamed, data_format, where, rules_of(data))

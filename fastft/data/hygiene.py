@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal
 from fastft.data.columns import detect_or_fail, rename
 from fastft.data.example import Example, Message
 from fastft.data.formats import rules_of, to_example
+from fastft.data.labels import to_labelled
 from fastft.data.near import NearRepeats
 from fastft.data.sources import Source, evaluation_source, training_sources
 from fastft.data.traits import Collector, Traits
@@ -26,7 +27,7 @@ from fastft.errors import DataError, Problem, Where
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from fastft.recipe.model import DataSection
+    from fastft.recipe.model import ClassificationSection, DataSection
 
 Kind = Literal[
     "exact_repeats",
@@ -106,10 +107,12 @@ def examine(
     tokenizer: Tokenizer | None = None,
     personal: bool = True,
     chosen: frozenset[int] = frozenset(),
+    own: ClassificationSection | None = None,
 ) -> Hygiene:
     """The report on the rows of `[data]`, with counts of tokens when there is a `tokenizer`.
 
-    `chosen`: the numbers, from 0 over all sources, of the training rows that `eval_fraction` holds out.
+    `own`: the rows are texts with labels. `chosen`: the numbers, from 0 over all sources, of the training rows that
+    `eval_fraction` holds out.
 
     Raises:
         DataError: a source cannot be read.
@@ -123,7 +126,7 @@ def examine(
     numbers = count()
     for source in training_sources(data):
         before = len(seen.where)
-        for number, example in _examples(source, data, recipe_dir, seen, numbers):
+        for number, example in _examples(source, data, recipe_dir, seen, numbers, own):
             if number in chosen:
                 continue
             _remember(seen, example)
@@ -135,7 +138,7 @@ def examine(
             collector.add(example, source.name)
         collector.count_tokens(source.name)
         by_source[source.name] = len(seen.where) - before
-    for example in _held_out_examples(data, recipe_dir, held_out, chosen):
+    for example in _held_out_examples(data, recipe_dir, held_out, chosen, own):
         _remember(held_out, example)
         if (found := near.first_like(near.sketch(example))) is not None:
             note = "an evaluation row is nearly the same as a trained one"
@@ -189,20 +192,27 @@ def _compared(asked: Example, answer: Message) -> tuple[bytes, bytes, bytes]:
     return _digest(question), _digest("\n".join(same)), _digest(_plain(answer.said))
 
 
-def _held_out_examples(data: DataSection, recipe_dir: Path, seen: _Seen, chosen: frozenset[int]) -> Iterator[Example]:
+def _held_out_examples(
+    data: DataSection, recipe_dir: Path, seen: _Seen, chosen: frozenset[int], own: ClassificationSection | None
+) -> Iterator[Example]:
     """The valid rows of the evaluation source, or the training rows in `chosen`, which are read a second time."""
     evaluation = evaluation_source(data)
     if evaluation is not None:
-        yield from (example for _, example in _examples(evaluation, data, recipe_dir, seen, count()))
+        yield from (example for _, example in _examples(evaluation, data, recipe_dir, seen, count(), own))
     numbers, counted = count(), _Seen()  # broken rows were counted at the first reading
     for source in training_sources(data) if chosen else ():
-        for number, example in _examples(source, data, recipe_dir, counted, numbers):
+        for number, example in _examples(source, data, recipe_dir, counted, numbers, own):
             if number in chosen:
                 yield example
 
 
 def _examples(
-    source: Source, data: DataSection, recipe_dir: Path, seen: _Seen, numbers: Iterator[int]
+    source: Source,
+    data: DataSection,
+    recipe_dir: Path,
+    seen: _Seen,
+    numbers: Iterator[int],
+    own: ClassificationSection | None,
 ) -> Iterator[tuple[int, Example]]:
     """(number, example) of the valid rows; counts the others, which `fastft check --data` lists."""
     found = data.format
@@ -212,6 +222,9 @@ def _examples(
             if isinstance(row, Problem):
                 raise DataError(row)  # noqa: TRY301 -- so that all broken rows are counted in one place
             renamed = rename(row, data.columns, where)
+            if own is not None:
+                yield number, to_labelled(renamed, where, own, data.ignore)
+                continue
             found = detect_or_fail(renamed, where, found) if found == "auto" else found
             yield number, to_example(renamed, found, where, rules_of(data))
         except DataError:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from fastft.data.columns import detect_or_fail, rename
 from fastft.data.formats import rules_of, to_example
+from fastft.data.labels import inspect_labelled
 from fastft.data.readers import find_files, is_hub_data, read_file
 from fastft.data.sources import Source, evaluation_source, training_sources
 from fastft.data.template import load_template
@@ -17,7 +18,7 @@ from fastft.data.template_values import KWARGS_FIELD, with_values
 from fastft.errors import DataError, FastftError, Problem, Where
 
 if TYPE_CHECKING:
-    from fastft.recipe.model import DataSection
+    from fastft.recipe.model import ClassificationSection, DataSection
 
 # Enough to find a row that can be read, few enough to be quick.
 INSPECTED_ROWS = 200
@@ -44,15 +45,20 @@ class Inspection:
     data_problems: tuple[Problem, ...]
 
 
-def inspect(data: DataSection, recipe_dir: Path, locate: Callable[[str], Where]) -> Inspection:
-    """The facts and problems of `[data]`, from its names and first rows; `locate` gives the place of a recipe key."""
+def inspect(
+    data: DataSection, recipe_dir: Path, locate: Callable[[str], Where], own: ClassificationSection | None = None
+) -> Inspection:
+    """The facts and problems of `[data]`, from its names and first rows; `locate` gives the place of a recipe key.
+
+    `own`: the rows are texts with labels.
+    """
     sources: list[SourceFacts] = []
     wrong_recipe: list[Problem] = []
     wrong_data: list[Problem] = []
     held_out = evaluation_source(data)
     for source in (*training_sources(data), *([held_out] if held_out else [])):
         try:
-            sources.append(_inspect_source(source, data, recipe_dir))
+            sources.append(_inspect_source(source, data, recipe_dir, own))
         except DataError as error:
             for problem in error.problems:
                 if problem.field == source.key:  # about the source as a whole
@@ -70,15 +76,17 @@ def inspect(data: DataSection, recipe_dir: Path, locate: Callable[[str], Where])
     return Inspection(tuple(sources), tuple(wrong_recipe), tuple(wrong_data))
 
 
-def _inspect_source(source: Source, data: DataSection, recipe_dir: Path) -> SourceFacts:
+def _inspect_source(
+    source: Source, data: DataSection, recipe_dir: Path, own: ClassificationSection | None
+) -> SourceFacts:
     if is_hub_data(source.path, recipe_dir):
         return SourceFacts(source.key, source.path, (), 0, None)
     files = find_files(source.path, recipe_dir, source.key)
-    formats = [_format_of_file(file, data) for file in files]
+    formats = [_format_of_file(file, data, own) for file in files]
     return SourceFacts(source.key, source.path, tuple(files), sum(file.stat().st_size for file in files), formats[-1])
 
 
-def _format_of_file(file: Path, data: DataSection) -> str:
+def _format_of_file(file: Path, data: DataSection, own: ClassificationSection | None) -> str:
     """The format of a file, from the first of its rows that can be trained; `check --data` reports broken rows.
 
     Raises:
@@ -90,8 +98,10 @@ def _format_of_file(file: Path, data: DataSection) -> str:
             refused.append(row)
             continue
         renamed = rename(row, data.columns, where)
-        found = detect_or_fail(renamed, where, data.format)
+        found = detect_or_fail(renamed, where, data.format) if own is None else ""
         try:
+            if own is not None:
+                return inspect_labelled(renamed, where, data, own)
             to_example(renamed, found, where, rules_of(data))
         except DataError as error:
             refused += error.problems

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from fastft.data import cache
 from fastft.data.filling import LISTED_PROBLEMS, Filler, OnRows, Target, format_of
 from fastft.data.held_out import held_out_rows, without_leaks
+from fastft.data.labels import Labeller, Labels, find_labels
 from fastft.data.readers import joint_digest
 from fastft.data.render import Renderer, make_renderer
 from fastft.data.rows import RowSet, RowWriter
@@ -20,7 +21,7 @@ from fastft.data.tokenizer import TokenizerFacts
 from fastft.errors import DataError, MachineError, Problem, Where
 
 if TYPE_CHECKING:
-    from fastft.recipe.model import DataSection
+    from fastft.recipe.model import ClassificationSection, DataSection
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Prepared:
     eval_sha256: str | None
     # The folder of train.arrow and eval.arrow, in the form of `datasets`; None without a cache.
     folder: Path | None = None
+    # None where answers are learnt.
+    labels: Labels | None = None
 
     @property
     def template(self) -> ChatTemplate | None:
@@ -53,8 +56,9 @@ def prepare(
     progress: OnRows | None = None,
     cache_dir: Path | None = None,
     refuse_broken: bool = True,
+    own: ClassificationSection | None = None,
 ) -> Prepared:
-    """The rows of `[data]`, rendered and tokenized; `locate` gives the place of a recipe key.
+    """The rows of `[data]`, rendered and tokenized; `locate` gives the place of a recipe key; `own`: texts with labels.
 
     Calls `progress` with the number of rows read so far. With `cache_dir` it writes the rows there as Arrow files
     (which needs pyarrow) while it makes them, and a later call with the same contents and settings maps them: memory
@@ -67,15 +71,18 @@ def prepare(
         MachineError: a Hub dataset cannot be reached, a package is missing, or `cache_dir` cannot be written.
     """
     trained, evaluated = training_sources(data), evaluation_source(data)
-    found, renderer = _open(data, tokenizer, recipe_dir, locate)
+    found, renderer = _open(data, tokenizer, recipe_dir, locate, own)
+    labeller = None if own is None else Labeller(tokenizer, find_labels(data, own, recipe_dir), own.truncation)
+    labels = None if labeller is None else labeller.labels
     digests = [source.sha256(recipe_dir) for source in trained]
     eval_sha256 = evaluated.sha256(recipe_dir) if evaluated else None
-    filler = Filler(data, renderer, max_seq_length, seed, recipe_dir, progress)
+    filler = Filler(data, renderer, max_seq_length, seed, recipe_dir, progress, own, labeller)
     folder = None
     if cache_dir is None:
         sets = _filled(filler, locate, lambda _name: RowWriter())
     else:
-        contents = [*digests, eval_sha256] if eval_sha256 else digests
+        contents = [*digests, eval_sha256] if eval_sha256 else list(digests)
+        contents += _label_settings(own, labels)
         folder = cache_dir / cache.cache_key(data, renderer, contents, max_seq_length, seed, recipe_dir)
         try:
             sets = cache.load(folder) or cache.save(folder, lambda writer_of: _filled(filler, locate, writer_of))
@@ -87,22 +94,33 @@ def prepare(
         if "eval" in sets:
             key = "data.eval" if data.eval is not None else "data.eval_fraction"
             _refuse_if_broken(sets["eval"], key, data, max_seq_length, locate)
-    return Prepared(sets["train"], sets.get("eval"), found, renderer, joint_digest(digests), eval_sha256, folder)
+    return Prepared(
+        sets["train"], sets.get("eval"), found, renderer, joint_digest(digests), eval_sha256, folder, labels
+    )
+
+
+def _label_settings(own: ClassificationSection | None, labels: Labels | None) -> list[str]:
+    """What prepared rows with labels depend on besides."""
+    return [] if own is None or labels is None else [own.model_dump_json(), *labels.names]
 
 
 def _open(
-    data: DataSection, tokenizer: TokenizerFacts, recipe_dir: Path, locate: Callable[[str], Where]
+    data: DataSection,
+    tokenizer: TokenizerFacts,
+    recipe_dir: Path,
+    locate: Callable[[str], Where],
+    own: ClassificationSection | None,
 ) -> tuple[str, Renderer]:
     """The format of the training rows, and the renderer."""
     where = locate("data.chat_template")
     held_out = evaluation_source(data)
     sources = (*training_sources(data), *((held_out,) if held_out else ()))
-    formats = [format_of(source, data, recipe_dir) for source in sources]
+    formats = [format_of(source, data, recipe_dir, own) for source in sources]
     if "text" in formats and set(formats) != {"text"}:
         wrong = f"plain text and conversations are mixed: {', '.join(sorted(set(formats)))}"
         raise DataError(Problem(locate("data.format"), "data.format", wrong, "use rows of one kind"))
     template = None
-    if "text" not in formats:
+    if "text" not in formats and own is None:
         template = load_template(data.chat_template, recipe_dir, tokenizer.chat_template, where)
         template = with_values(template, data.template_date, data.chat_template_kwargs, locate(KWARGS_FIELD))
     renderer = make_renderer(template, tokenizer, data.train_on, where, data.turns, data.may_drop)

@@ -11,11 +11,10 @@ from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError
-from transformers import TrainerState
+from transformers import Trainer, TrainerState
 
 from fastft.engine.callbacks import EarlyStopping, StepReporter, evaluations_without_gain
-from fastft.engine.counting import CountingTrainer
-from fastft.engine.ranks import mean, wait_for_all
+from fastft.engine.ranks import mean, total, wait_for_all
 from fastft.errors import Problem, TrainingError, Where
 from fastft.files.atomic import free_bytes
 from fastft.files.records import read_record, write_record
@@ -43,7 +42,7 @@ class Unlogged:
     seconds: float
 
 
-class CheckpointingTrainer(CountingTrainer):
+class CheckpointingTrainer(Trainer):
     """A trainer that writes sealed `step-N` checkpoints into a run directory, rank 0 alone, and goes on from one."""
 
     _reporter: StepReporter
@@ -54,12 +53,25 @@ class CheckpointingTrainer(CountingTrainer):
         self._before_save = before_save
         self._checkpoint: Path | None = None
         self._saving_to: Path | None = None
+        self._real_tokens: list[torch.Tensor | int] = []
+        self._examples: list[torch.Tensor | int] = []
         super().__init__(*args, **kwargs)
 
     @property
     def is_sharded(self) -> bool:
         """Whether ranks share more than rows: the model can compute only once the trainer has prepared it."""
         return bool(self.is_deepspeed_enabled)
+
+    def take_counts(self) -> tuple[int, int]:
+        """Real tokens and examples that all ranks trained since the last call."""
+        counts = self._counts()
+        self._real_tokens, self._examples = [], []
+        return counts
+
+    def _counts(self) -> tuple[int, int]:
+        tokens, examples = sum(int(count) for count in self._real_tokens), sum(int(count) for count in self._examples)
+        tokens, examples = total((tokens, examples))
+        return tokens, examples
 
     def restore_unlogged(self) -> None:
         """Put back what the steps since the last line had added up to when the checkpoint was written."""

@@ -11,7 +11,6 @@ from trl import SFTTrainer
 
 from fastft.data.encode import NO_LOSS
 from fastft.engine.output_layer import next_labels, only_at, output_layer
-from fastft.engine.ranks import total
 from fastft.engine_choice import selected
 from fastft.runs.held_out import MicroBatch
 
@@ -42,17 +41,6 @@ class CountingTrainer(SFTTrainer):
             self._examples.append(lengths.numel())
         else:
             self._examples.append(len(inputs["input_ids"]) if positions is None else (positions == 0).sum())
-
-    def take_counts(self) -> tuple[int, int]:
-        """Real tokens and examples that all ranks trained since the last call."""
-        counts = self._counts()
-        self._real_tokens, self._examples = [], []
-        return counts
-
-    def _counts(self) -> tuple[int, int]:
-        tokens, examples = sum(int(count) for count in self._real_tokens), sum(int(count) for count in self._examples)
-        tokens, examples = total((tokens, examples))
-        return tokens, examples
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

@@ -12,8 +12,9 @@ from fastft.data.render import Prompt
 from fastft.engine.model import Model, Tokenizer
 from fastft.runs.held_out import Answers
 
-# Prompts of one generation, sorted by length so that little is padding.
-BATCH = 25
+# Prompts of one generation, sorted by length so that little is padding: more where prompt and answer are short. On two
+# cores the quickstart's 50 answers took 173 s one by one, 17.5 s by 25 and 15.9 s by 50.
+BATCH, SHORT_BATCH, SHORT_TOKENS = 25, 50, 128
 
 
 def answer(
@@ -26,28 +27,33 @@ def answer(
 ) -> Answers:
     """Greedy answers of `model` to `prompts`; each ends at the first of `stop_ids` or after `max_new_tokens`.
 
-    Equality is that of the text, surrounding white space aside. Leaves the model in the mode it was in.
+    Equality is that of the text, surrounding white space aside; `prompts` is not empty. Leaves the model in the mode it
+    was in.
 
     Raises:
         KeyboardInterrupt: `stop_asked` said so.
     """
-    texts = [""] * len(prompts)
+    given = [("", 0, False)] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].input_ids))
     was_training = model.training
     _inference_mode(model, on=True)
     try:
-        for start in range(0, len(order), BATCH):
+        while order:
             if stop_asked():
                 raise KeyboardInterrupt
-            chosen = order[start : start + BATCH]
+            longest = len(prompts[order[:SHORT_BATCH][-1]].input_ids)
+            rows = SHORT_BATCH if longest + max_new_tokens <= SHORT_TOKENS else BATCH
+            chosen, order = order[:rows], order[rows:]
             ids = [prompts[index].input_ids for index in chosen]
             answers = _generate(model, tokenizer, ids, stop_ids, max_new_tokens)
-            for index, text in zip(chosen, answers, strict=True):
-                texts[index] = text
+            for index, each in zip(chosen, answers, strict=True):
+                given[index] = each
     finally:
         _inference_mode(model, on=not was_training)
-    exact = sum(final_text(text) == final_text(prompt.reference) for text, prompt in zip(texts, prompts, strict=True))
-    return Answers(tuple(texts), exact)
+    pairs = zip(given, prompts, strict=True)
+    exact = sum(final_text(text) == final_text(prompt.reference) for (text, _, _), prompt in pairs)
+    texts, tokens, stopped = zip(*given, strict=True)
+    return Answers(texts, exact, tokens, stopped)
 
 
 def _inference_mode(model: Model, *, on: bool) -> None:
@@ -62,8 +68,10 @@ def _inference_mode(model: Model, *, on: bool) -> None:
 
 def _generate(
     model: Model, tokenizer: Tokenizer, ids: Sequence[Sequence[int]], stop_ids: Sequence[int], limit: int
-) -> list[str]:
-    """The answers to one batch of prompts, padded on the left so that all end at the same place."""
+) -> list[tuple[str, int, bool]]:
+    """(text, tokens, whether it ended by itself) of the answers to one batch of prompts, padded on the left so that all
+    end at the same place.
+    """
     width = max(len(row) for row in ids)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop_ids[0]
     padded = torch.tensor([[pad] * (width - len(row)) + list(row) for row in ids], device=model.device)
@@ -78,5 +86,8 @@ def _generate(
             pad_token_id=pad,
             use_cache=True,
         )
-    answers = [list(takewhile(lambda token: token not in stop_ids, row)) for row in out[:, width:].tolist()]
-    return [tokenizer.decode(ids, skip_special_tokens=False) for ids in answers]
+    made = []
+    for row in out[:, width:].tolist():
+        answer = list(takewhile(lambda token: token not in stop_ids, row))
+        made.append((tokenizer.decode(answer, skip_special_tokens=False), len(answer), len(answer) < len(row)))
+    return made

@@ -16,6 +16,7 @@ from transformers.training_args import OptimizerNames
 from trl import SFTConfig
 
 from fastft.data.cache import as_arrow
+from fastft.data.general import GENERAL_TOKENS
 from fastft.data.render import Prompt
 from fastft.data.rows import Rows
 from fastft.engine.callbacks import EarlyStopping, Watch
@@ -24,7 +25,8 @@ from fastft.engine.memory import peak_memory
 from fastft.engine.model import Model, Tokenizer
 from fastft.engine.random_state import RandomState
 from fastft.engine.ranks import any_rank, refuse_another_group, wait_for_all
-from fastft.engine.trainer import Hooks, RowOrder, RunTrainer
+from fastft.engine.tasks.classification import ClassificationTrainer, Task, make_label_trainer
+from fastft.engine.trainer import Hooks, RowOrder, RunTrainer, SftTrainer
 from fastft.errors import OutOfMemoryError, Problem, TrainingError, Where
 from fastft.planning.plan import Plan
 from fastft.runs.directory import RunDir
@@ -37,7 +39,10 @@ OUT_OF_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate 
 
 @dataclass(frozen=True)
 class Material:
-    """What is trained and evaluated: rows as they will be seen, and prompts to be answered before and after."""
+    """What is trained and evaluated: rows as they will be seen, and prompts to be answered before and after.
+
+    `general`: the questions of the regression set.
+    """
 
     train: Rows
     eval: Rows | None
@@ -47,6 +52,9 @@ class Material:
     early_stopping_patience: int | None
     step_rows: int = 1
     stop_on_divergence: str = "blow-up"
+    task: Task | None = None
+    """Of a classification; None where answers are learnt."""
+    general: Sequence[Prompt] = ()
 
 
 def train(
@@ -109,7 +117,9 @@ def _before(trainer: RunTrainer, tokenizer: Tokenizer, material: Material, run: 
     if material.prompts:
         # Generation switched kernels; training must not inherit its caches.
         trainer.model.train()
-    untrained = Untrained(measured.eval_loss, measured.answers, measured.batches)
+    untrained = Untrained(
+        measured.eval_loss, measured.answers, measured.batches, classes=measured.classes, general=measured.general
+    )
     if hooks.ranks.world.is_first:
         run.write(untrained)
     wait_for_all()
@@ -134,13 +144,17 @@ def make_trainer(
     Raises:
         TrainingError: the trainer would do something else than the plan says.
     """
-    patience = material.early_stopping_patience
+    patience, task = material.early_stopping_patience, material.task
+    if task is not None:
+        labelled = make_label_trainer(plan, model, tokenizer, material.train, material.eval, task, patience, run, hooks)
+        _refuse_another_run(plan, labelled)
+        return labelled
     args = SFTConfig(**copy.deepcopy(dict(plan.calls.trainer.kwargs)))
     if args.device.type == "cpu":
         # Unsloth 2026.10 takes bitsandbytes' optimizers for what only a GPU can do (unsloth_zoo/cpu/trainer.py).
         args.optim = OptimizerNames(plan.calls.trainer.kwargs["optim"])
     try:
-        trainer = RunTrainer(
+        trainer = SftTrainer(
             model=model,
             args=args,
             train_dataset=_dataset(material.train),
@@ -154,6 +168,7 @@ def make_trainer(
                 plan.choices.group_by_length.value,
                 material.step_rows,
                 material.train.where,
+                flattened=plan.calls.trainer.kwargs.get("padding_free", False),
             ),
         )
     except ValueError as error:
@@ -205,27 +220,34 @@ def _dataset(rows: Rows) -> datasets.Dataset:
 
 def _evaluate(trainer: RunTrainer, tokenizer: Tokenizer, material: Material, hooks: Hooks, when: str) -> Evaluation:
     """Loss and answers on the held-out rows, as far as the recipe asks for them."""
-    loss = answers = None
+    loss = answers = general = None
     batches: tuple[MicroBatch, ...] = ()
     if material.eval is not None:
         hooks.stage(f"evaluating {len(material.eval)} held-out rows {when}")
         loss = float(trainer.evaluate()["eval_loss"])
         batches = trainer.evaluated_batches
-    if material.prompts:
-        hooks.stage(f"answering {len(material.prompts)} held-out prompts {when}")
 
-        def stop() -> bool:
-            asked = any_rank(hooks.stop_asked()) if trainer.splits_weights else hooks.stop_asked()
-            return asked and trainer.can_end_here()
+    def stop() -> bool:
+        asked = any_rank(hooks.stop_asked()) if trainer.splits_weights else hooks.stop_asked()
+        return asked and trainer.can_end_here()
 
-        def answered() -> Answers:
-            limit = material.max_new_tokens
-            return answer(trainer.model, tokenizer, material.prompts, material.stop_ids, limit, stop)
+    def answered(prompts: Sequence[Prompt], limit: int, what: str) -> Answers | None:
+        hooks.stage(f"answering {len(prompts)} {what} {when}")
+
+        def own() -> Answers:
+            return answer(trainer.model, tokenizer, prompts, material.stop_ids, limit, stop)
 
         # Of a split model each rank computes its part of each answer.
-        answers = answered() if trainer.splits_weights else hooks.ranks.first(answered)
-        hooks.ranks.share(f"answered {when}", lambda: True)
-    return Evaluation(loss, answers, batches)
+        made = own() if trainer.splits_weights else hooks.ranks.first(own)
+        hooks.ranks.share(f"answered {what} {when}", lambda: True)
+        return made
+
+    if material.prompts:
+        answers = answered(material.prompts, material.max_new_tokens, "held-out prompts")
+        if material.general:
+            general = answered(material.general, GENERAL_TOKENS, "general questions")
+    classes = trainer.figures if isinstance(trainer, ClassificationTrainer) and loss is not None else None
+    return Evaluation(loss, answers, batches, classes=classes, general=general)
 
 
 def _trained(trainer: RunTrainer, before: Evaluation, after: Evaluation, *, finished: bool) -> Trained:

@@ -19,6 +19,7 @@ from fastft.engine.callbacks import (
     StopOnRequest,
 )
 from fastft.engine.checkpointing import CheckpointingTrainer
+from fastft.engine.counting import CountingTrainer
 from fastft.engine.random_state import RandomState
 from fastft.engine.ranks import all_equal
 from fastft.engine.sampler import (
@@ -67,10 +68,12 @@ class RowOrder:
     step_rows: int
     where: Callable[[int], Where]
     """The file and line of a row, counted from 0."""
+    flattened: bool = False
+    """Whether the rows of a micro-batch are joined to one, without padding."""
 
 
 class RunTrainer(CheckpointingTrainer):
-    """An SFTTrainer that writes sealed `step-N` checkpoints into a run directory and counts what it really trained."""
+    """A trainer that writes sealed `step-N` checkpoints into a run directory and counts what it really trained."""
 
     train_dataset: Any
     eval_dataset: Any
@@ -115,7 +118,7 @@ class RunTrainer(CheckpointingTrainer):
         dataset = self.train_dataset if train_dataset is None else train_dataset
         batch, order, ranks = self.args.train_batch_size, self._order, self._ranks.world.size
         # Where rows are flattened nothing is padded, and the longest ones in one micro-batch would need more memory.
-        lengths = order.lengths if order.group_by_length or not self.args.padding_free else None
+        lengths = order.lengths if order.group_by_length or not order.flattened else None
         if ranks == 1:
             step_rows = batch * self.args.gradient_accumulation_steps
             return EpochSampler(len(dataset), self.args.seed, lengths, step_rows, grouped=order.group_by_length)
@@ -188,7 +191,7 @@ class RunTrainer(CheckpointingTrainer):
 
         "" where packing mixes them.
         """
-        if self.args.packing or self.args.world_size > 1:
+        if self._order.lengths is None or self.args.world_size > 1:
             return ""
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
         epoch, place = divmod(step - 1, -(-len(self.train_dataset) // batch))
@@ -304,3 +307,7 @@ def _is_finite(value: Any) -> bool:
     """Whether a tensor, or what this rank has of it, holds numbers alone."""
     part = own_part(value)
     return not torch.is_tensor(part) or not part.is_floating_point() or bool(torch.isfinite(part).all())
+
+
+class SftTrainer(RunTrainer, CountingTrainer):
+    """TRL's trainer of answers as a RunTrainer."""

@@ -28,6 +28,8 @@ class CardFacts:
     """The recipe's text."""
     figures: dict[str, str] = field(default_factory=dict)
     """Name and value of each measured figure, for instance {"exact match": "97.5 % of 40 rows"}."""
+    proof: str | None = None
+    """What comparing it with the trained model found, where no verdict says so."""
 
 
 def card_facts(
@@ -49,7 +51,7 @@ def model_card(facts: CardFacts, kind: str, path: Path, verdict: Verdict | None)
     if facts.figures:
         lines += ["| measured | value |", "| --- | --- |"]
         lines += [f"| {_plain(name)} | {_plain(value)} |" for name, value in facts.figures.items()] + [""]
-    lines += _proof(verdict)
+    lines += _proof(verdict) if facts.proof is None else [f"This export was {_plain(facts.proof)}.", ""]
     if facts.data_fingerprint:
         lines += [f"Training data (SHA-256): `{_plain(facts.data_fingerprint)}`", ""]
     if facts.recipe:

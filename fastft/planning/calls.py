@@ -40,8 +40,8 @@ class Calls:
         return tuple(call for call in (self.load, self.adapter, self.trainer) if call is not None)
 
 
-def load_call(recipe: Recipe, model_path: str, choices: Choices) -> Call:
-    """Loading the base model: Unsloth's loader, or transformers' own."""
+def load_call(recipe: Recipe, model_path: str, choices: Choices, labels: tuple[str, ...] = ()) -> Call:
+    """Loading the base model: Unsloth's loader, or transformers' own; with a head for `labels`."""
     model = recipe.model
     attention = {} if model.attn_implementation == "auto" else {"attn_implementation": model.attn_implementation}
     revision = {} if model.revision is None else {"revision": model.revision}
@@ -53,7 +53,7 @@ def load_call(recipe: Recipe, model_path: str, choices: Choices) -> Call:
                 "model_name": model_path,
                 "max_seq_length": model.max_seq_length,
                 **shared,
-                "load_in_4bit": model.load_in_4bit,
+                "load_in_4bit": choices.load_in_4bit.value,
                 "full_finetuning": model.full_finetuning,
                 "use_gradient_checkpointing": choices.gradient_checkpointing.value,
                 # Unsloth swaps a model name for its own 4-bit upload unless asked to take the name as it is.
@@ -68,12 +68,24 @@ def load_call(recipe: Recipe, model_path: str, choices: Choices) -> Call:
         "bnb_4bit_use_double_quant": True,
         "bnb_4bit_compute_dtype": choices.dtype.value,
     }
+    names = labels or recipe.classification.labels
+    head: dict[str, Any] = {}
+    if recipe.task == "classification" and names:
+        several = recipe.classification.multi_label
+        head = {
+            "num_labels": len(names),
+            "id2label": dict(enumerate(names)),
+            "label2id": {name: number for number, name in enumerate(names)},
+            "problem_type": "multi_label_classification" if several else "single_label_classification",
+        }
+    of = "SequenceClassification" if recipe.task == "classification" else "CausalLM"
     return Call(
-        "transformers.AutoModelForCausalLM.from_pretrained",
+        f"transformers.AutoModelFor{of}.from_pretrained",
         {
             "pretrained_model_name_or_path": model_path,
             **shared,
-            **({"quantization_config": quantized} if model.load_in_4bit else {}),
+            **head,
+            **({"quantization_config": quantized} if choices.load_in_4bit.value else {}),
             **revision,
             **attention,
         },
@@ -87,7 +99,7 @@ def adapter_call(recipe: Recipe, choices: Choices) -> Call:
         "r": lora.r,
         "lora_alpha": lora.lora_alpha,
         "lora_dropout": lora.lora_dropout,
-        "target_modules": list(lora.target_modules),
+        "target_modules": list(choices.target_modules.value),
         "bias": lora.bias,
         "use_rslora": lora.use_rslora,
         **({"use_dora": True} if lora.use_dora else {}),
@@ -99,6 +111,9 @@ def adapter_call(recipe: Recipe, choices: Choices) -> Call:
             "random_state": recipe.train.seed,
         }
         return Call("unsloth.FastLanguageModel.get_peft_model", {**shared, **extra})
+    if recipe.task == "classification":
+        shared["modules_to_save"] = list(dict.fromkeys([*lora.modules_to_save, "score"]))
+        return Call("peft.LoraConfig", {**shared, "task_type": "SEQ_CLS"})
     return Call("peft.LoraConfig", {**shared, "task_type": "CAUSAL_LM"})
 
 
@@ -126,11 +141,12 @@ def trainer_call(
     }
     if train.load_best_model_at_end or train.early_stopping_patience is not None:
         metric = train.metric_for_best_model or "eval_loss"
-        optional |= {"metric_for_best_model": metric, "greater_is_better": metric != "eval_loss"}
+        upstream = f"eval_{metric.removeprefix('eval_')}"
+        optional |= {"metric_for_best_model": upstream, "greater_is_better": metric != "eval_loss"}
     kwargs: dict[str, Any] = {
         "output_dir": output_dir,
-        "per_device_train_batch_size": train.per_device_train_batch_size,
-        "per_device_eval_batch_size": train.per_device_train_batch_size,
+        "per_device_train_batch_size": choices.per_device_train_batch_size.value,
+        "per_device_eval_batch_size": choices.per_device_train_batch_size.value,
         "gradient_accumulation_steps": choices.gradient_accumulation_steps.value,
         "learning_rate": train.learning_rate,
         "lr_scheduler_type": train.lr_scheduler_type,
@@ -165,6 +181,12 @@ def trainer_call(
         "load_best_model_at_end": train.load_best_model_at_end,
         **{key: value for key, value in optional.items() if value is not None},
     }
+    if recipe.task == "classification":
+        for name in ("packing", "dataset_kwargs", "padding_free", "max_length"):
+            kwargs.pop(name, None)
+        return Call(
+            "transformers.TrainingArguments", {**kwargs, "remove_unused_columns": False, "label_names": ["labels"]}
+        )
     return Call("trl.SFTConfig", kwargs)
 
 

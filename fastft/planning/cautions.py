@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from fastft.data.parts import DROPPED
 from fastft.data.template import TEMPLATES, known_families
-from fastft.planning.choices import Choices
+from fastft.planning.choices import Choices, written_batch
 from fastft.planning.facts import Facts
 from fastft.planning.schedule import Schedule, UnknownSchedule
 from fastft.recipe.loader import LoadedRecipe
@@ -27,6 +27,12 @@ FEW_EXAMPLES = 4
 MANY_EPOCHS = 4
 SMALL_DATA = 10_000
 BATCH_KEYS = ("train.effective_batch_size", "train.gradient_accumulation_steps", "train.per_device_train_batch_size")
+# The same without their section, with what they are where a recipe says nothing.
+OPEN_BATCH = {
+    "effective_batch_size": None,
+    "gradient_accumulation_steps": None,
+    "per_device_train_batch_size": "auto",
+}
 
 
 @dataclass(frozen=True)
@@ -119,10 +125,13 @@ def _changed_batch(sight: Sight) -> Iterator[Caution]:
     if not loaded.overrides.keys() & set(BATCH_KEYS):
         return
     written = tomllib.loads(loaded.text).get("train", {})
-    before = written.get("effective_batch_size") or (
-        written.get("per_device_train_batch_size", 2) * written.get("gradient_accumulation_steps", 1)
+    before, now = (
+        each.examples_per_step or written_batch(each) * (each.gradient_accumulation_steps or 1)
+        for each in (
+            train.model_copy(update={key: written.get(key, open_) for key, open_ in OPEN_BATCH.items()}),
+            train,
+        )
     )
-    now = train.effective_batch_size or train.per_device_train_batch_size * (train.gradient_accumulation_steps or 1)
     factor = now / before
     if train.max_steps is not None and not 0.5 < factor < 2:
         times = f"{factor:g} times longer" if factor > 1 else f"{1 / factor:g} times shorter"
@@ -195,7 +204,7 @@ def _data(sight: Sight) -> Iterator[Caution]:
         says = f"the chat template writes a date, in every row the same: {rows.written_date}"
         reason = "tools that write today's date train other rows tomorrow, and ask with another date than they trained"
         yield Caution("data.template_date", says, reason, "the chat template")
-    if rows.pads_with_end:
+    if rows.pads_with_end and sight.loaded.recipe.task == "sft":
         says = "the padding token is one that ends an answer; fastft masks by length, so answers still learn to end"
         reason = "a tool that masks by token would never train the end: endless answers"
         yield Caution("model.id", says, reason, "unsloth issue 416")

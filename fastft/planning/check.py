@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastft.data.inspect import Inspection, inspect
 from fastft.errors import DataError, Problem, RecipeError
+from fastft.planning.choices import written_batch
 from fastft.planning.facts import example_counts
 from fastft.planning.schedule import steps_per_epoch, total_steps
 from fastft.planning.sharding import deepspeed_file_problems
@@ -19,7 +20,7 @@ def check(loaded: LoadedRecipe) -> Inspection:
         RecipeError: the recipe asks for something that is not possible; problems of the data are listed with it.
         DataError: only the data has problems.
     """
-    found = inspect(loaded.recipe.data, loaded.folder, loaded.where)
+    found = inspect(loaded.recipe.data, loaded.folder, loaded.where, loaded.recipe.labelled)
     wrong = [*_steps_and_epochs(loaded, found), *_deepspeed(loaded), *found.recipe_problems]
     if wrong:
         raise RecipeError([*wrong, *found.data_problems])
@@ -37,9 +38,8 @@ def _steps_and_epochs(loaded: LoadedRecipe, found: Inspection) -> list[Problem]:
     instead = both.instead
     rows = None if found.data_problems else example_counts(loaded)[0]
     if rows:
-        batch = train.per_device_train_batch_size
-        accumulation = train.gradient_accumulation_steps or max(1, (train.effective_batch_size or batch) // batch)
-        per_epoch = steps_per_epoch(rows, batch, accumulation, 1)
+        batch = train.examples_per_step or written_batch(train)
+        per_epoch = steps_per_epoch(rows, batch, train.gradient_accumulation_steps or 1, 1)
         by_epochs = total_steps(per_epoch, train.num_train_epochs)
         instead = (
             f"keep one of them: for {rows} rows, num_train_epochs = {train.num_train_epochs:g} is {by_epochs} steps, "

@@ -10,8 +10,9 @@ from typing import Any, Generic, Literal, TypeVar
 
 from fastft.probe.base_model import BaseModel
 from fastft.probe.device import Device
+from fastft.probe.layers import usual_targets
 from fastft.probe.software import NEEDED
-from fastft.recipe.model import ModelSection, Recipe
+from fastft.recipe.model import LoraSection, ModelSection, Recipe, TrainSection
 from fastft.recipe.optimizers import OPTIMIZERS
 
 T = TypeVar("T")
@@ -20,10 +21,11 @@ CheckpointingMode = Literal["unsloth"] | bool
 
 @dataclass(frozen=True)
 class Choice(Generic[T]):
-    """A value that was decided here, and why."""
+    """A value that was decided here, and why. `runner_up`: the value in the second best set-up, None without one."""
 
     value: T
     reason: str
+    runner_up: T | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,9 @@ class Choices:
     packing: Choice[bool]
     group_by_length: Choice[bool]
     gradient_accumulation_steps: Choice[int | None]
+    per_device_train_batch_size: Choice[int]
+    load_in_4bit: Choice[bool]
+    target_modules: Choice[tuple[str, ...]]
 
     @property
     def recomputes(self) -> bool:
@@ -50,10 +55,8 @@ class Choices:
 
     def by_key(self) -> dict[str, Choice[Any]]:
         """Each choice by its key in the recipe, such as "train.optim"."""
-        return {
-            f"{'model' if name in ModelSection.model_fields else 'train'}.{name}": choice
-            for name, choice in vars(self).items()
-        }
+        homes = {**dict.fromkeys(ModelSection.model_fields, "model"), **dict.fromkeys(LoraSection.model_fields, "lora")}
+        return {f"{homes.get(name, 'train')}.{name}": choice for name, choice in vars(self).items()}
 
 
 def choose_engine(recipe: Recipe, installed: Mapping[str, str], *, ranks_on_cpu: bool = False) -> Choice[str]:
@@ -63,6 +66,8 @@ def choose_engine(recipe: Recipe, installed: Mapping[str, str], *, ranks_on_cpu:
         return Choice(asked, "asked for by model.engine")
     if recipe.train.deepspeed is not None:
         return Choice("transformers", "the model is shared among processes: Unsloth shares rows alone")
+    if recipe.task == "classification":
+        return Choice("transformers", "classification: Unsloth's trainer and its fused loss are of language models")
     if ranks_on_cpu:
         return Choice("transformers", "several processes on processors: Unsloth shares work among GPUs alone")
     if "unsloth" in installed:
@@ -79,6 +84,7 @@ def make_choices(
     engine: Choice[str],
     packing: Choice[bool],
     per_row: float | None,
+    model: BaseModel,
     *,
     flat: bool,
 ) -> Choices:
@@ -98,7 +104,31 @@ def make_choices(
         packing=packing,
         group_by_length=choose_grouping(recipe, engine.value, device, packing.value, flat=flat),
         gradient_accumulation_steps=choose_accumulation(recipe, processes, packing.value, per_row),
+        per_device_train_batch_size=Choice(written_batch(recipe.train), "as train.per_device_train_batch_size says"),
+        load_in_4bit=Choice(recipe.model.load_in_4bit is True, "as model.load_in_4bit says"),
+        target_modules=choose_targets(recipe, model),
     )
+
+
+# The batch where a recipe counts micro-batches instead of examples: with it a step is the same on every device.
+BATCH_BY_ACCUMULATION = 2
+
+
+def written_batch(train: TrainSection) -> int:
+    """The micro-batch that a recipe writes, or the one that goes with a written accumulation."""
+    batch = train.per_device_train_batch_size
+    return BATCH_BY_ACCUMULATION if batch == "auto" else batch
+
+
+def choose_targets(recipe: Recipe, model: BaseModel) -> Choice[tuple[str, ...]]:
+    """The layers that get an adapter, by the names that they have in this architecture."""
+    asked = recipe.lora.target_modules
+    if recipe.model.full_finetuning:
+        return Choice((), "every weight is trained")
+    if "target_modules" in recipe.lora.model_fields_set:
+        return Choice(asked, "asked for by lora.target_modules")
+    own = usual_targets(model)
+    return Choice(asked, "all projections") if own is None else Choice(own, "the names of this architecture")
 
 
 def choose_bf16(recipe: Recipe, device: Device) -> Choice[bool]:
@@ -109,7 +139,9 @@ def choose_bf16(recipe: Recipe, device: Device) -> Choice[bool]:
     if recipe.train.fp16 is True or recipe.model.dtype in ("float16", "float32"):
         return Choice(False, "train.fp16 or model.dtype asks for another precision")
     if not device.is_gpu:
-        return Choice(False, "float32 on a processor: the same result on every machine")
+        return Choice(
+            False, "float32 on a processor: the same result on every machine, and exports that pass their proof"
+        )
     can = device.computes_bfloat16
     return Choice(can, f"{device.name} {'computes' if can else 'does not compute'} in bfloat16")
 
@@ -132,7 +164,7 @@ def choose_dtype(recipe: Recipe, device: Device, bf16: bool, fp16: bool) -> Choi
     asked = recipe.model.dtype
     if asked != "auto":
         return Choice(asked, "asked for by model.dtype")
-    if bf16 and (device.is_gpu or recipe.model.load_in_4bit):
+    if bf16 and (device.is_gpu or recipe.model.load_in_4bit is True):
         return Choice("bfloat16", "bf16 is on")
     if fp16:
         return Choice("float16", "fp16 is on")
@@ -165,7 +197,7 @@ def choose_checkpointing(recipe: Recipe, engine: str, device: Device) -> Choice[
     """How activations are kept: `"unsloth"` is only known to Unsloth, and is plain recomputation on a processor."""
     asked = recipe.train.gradient_checkpointing
     if asked == "auto":
-        # Until the memory is forecast (planning/fitting.py, fit_checkpointing).
+        # Where it recomputes; whether it does is decided by what fits (planning/chooser.py).
         asked = "unsloth"
     if asked == "unsloth" and engine != "unsloth":
         return Choice(True, 'plain recomputation: "unsloth" checkpointing belongs to Unsloth')
@@ -195,7 +227,7 @@ def can_flatten(model: BaseModel) -> bool:
 
 def choose_packing(recipe: Recipe, engine: str, device: Device, *, flat: bool) -> Choice[bool]:
     """Whether `packing` is active: where packed examples stay apart; `flat`: see `can_flatten`."""
-    if not recipe.train.packing:
+    if recipe.train.packing is not True:
         return Choice(False, "not asked for")
     if engine == "unsloth" and device.is_gpu and not flat:
         return Choice(False, "Unsloth cannot keep packed examples of this model apart; transformers can")
@@ -211,11 +243,17 @@ def choose_packing(recipe: Recipe, engine: str, device: Device, *, flat: bool) -
 
 def choose_grouping(recipe: Recipe, engine: str, device: Device, packing: bool, *, flat: bool) -> Choice[bool]:
     """Whether `group_by_length` is active: where rows are not packed; `flat`: see `can_flatten`."""
-    if not recipe.train.group_by_length:
+    asked = recipe.train.group_by_length
+    if asked is False:
         return Choice(False, "not asked for")
     if packing:
         return Choice(False, "packing is active: packed rows are all of one length")
-    if device.is_gpu and engine == "unsloth" and flat:
+    flattens = device.is_gpu and engine == "unsloth" and flat
+    if asked == "auto" and flattens:
+        return Choice(False, "Unsloth flattens micro-batches on a GPU, so nothing is padded")
+    if asked == "auto":
+        return Choice(False, "the rows of a step are sorted by length already, which changes no gradient")
+    if flattens:
         return Choice(True, "asked for; Unsloth flattens batches on this GPU, so it saves no padding here")
     return Choice(True, "batches of like length need little padding")
 
@@ -226,12 +264,11 @@ def choose_accumulation(recipe: Recipe, devices: int, packing: bool, per_row: fl
     `per_row`: examples in a packed row, None before they are tokenized.
     """
     train = recipe.train
-    batch = train.per_device_train_batch_size
-    if train.effective_batch_size is None:
+    batch, size = written_batch(train), train.examples_per_step
+    if size is None:
         if train.gradient_accumulation_steps is None:
             return Choice(1, "the default")
         return Choice(train.gradient_accumulation_steps, "asked for")
-    size = train.effective_batch_size
     if not packing:
         value = max(1, math.ceil(size / (batch * devices)))
         return Choice(value, f"{size} examples per step / (batch {batch} x {devices} device{'s' * (devices > 1)})")

@@ -12,7 +12,8 @@ from fastft.data.unused import unused_notes
 from fastft.files.atomic import free_bytes, may_write, on_one_disk
 from fastft.files.cache import cache_folder
 from fastft.planning.measured import Measured, measured_shares, throughput_file
-from fastft.probe.architecture import architecture_of
+from fastft.planning.products import Product, Products, kept_products, products_file, products_key
+from fastft.probe.architecture import Architecture, architecture_of
 from fastft.probe.base_model import BaseModel, find_base_model, hub_cache
 from fastft.probe.device import Device, find_device
 from fastft.probe.software import installed
@@ -64,6 +65,7 @@ class RowFacts:
     dropped: Mapping[str, int] = field(default_factory=dict)
     written_date: str | None = None
     estimate: Estimate | None = None
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,8 @@ class Facts:
     once they are tokenized or estimated, else None and `rows_missing` says why. `free_disk_bytes`: free space where
     runs are written; `free_cache_bytes`: where base models are kept, None if that is the same disk. `read_only`: the
     folder of the runs where nothing may be written there, else None. `measured`: the
-    rates of earlier runs here. `processes`: how many this run is made of, one a GPU (see probe/world.py).
-    `deepspeed`: the text of the configuration file that the recipe names.
+    rates of earlier runs here; `products`: what processors were measured to multiply. `processes`: how many this run is
+    made of, one a GPU (see probe/world.py). `deepspeed`: the text of the configuration file that the recipe names.
     """
 
     device: Device
@@ -88,14 +90,26 @@ class Facts:
     rows_missing: str = "the rows are not tokenized yet"
     processes: int = 1
     measured: Measured = field(default_factory=dict)
+    products: Mapping[str, Products] = field(default_factory=dict)
     free_cache_bytes: int | None = None
     deepspeed: str | None = None
     read_only: str | None = None
 
     @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels of the rows, empty before they are read and where they have none."""
+        return () if self.rows is None else self.rows.labels
+
+    @property
     def lengths(self) -> Sequence[int] | None:
         """Tokens of each training row, None before they are tokenized."""
         return None if self.rows is None else self.rows.lengths
+
+    def product(self, model: Architecture | None, dtype: str) -> Product | None:
+        """What this processor was measured to multiply at the sizes of `model`; None on a GPU, or before a run."""
+        if model is None or self.device.is_gpu:
+            return None
+        return self.products.get(products_key(self.device, model, self.installed), {}).get(dtype)
 
 
 def find_facts(loaded: LoadedRecipe, runs_dir: Path) -> Facts:
@@ -123,6 +137,7 @@ def find_facts(loaded: LoadedRecipe, runs_dir: Path) -> Facts:
         processes=world_size(),
         measured=measured_shares(throughput_file()),
         deepspeed=_deepspeed_text(loaded),
+        products=kept_products(products_file()),
     )
 
 
@@ -152,6 +167,7 @@ def with_rows(facts: Facts, recipe: Recipe, prepared: Prepared) -> Facts:
         split_rows=len(train.split),
         extra_tokens=sum(one.extra_tokens for one in train.split),
         dropped=dict(train.dropped),
+        labels=() if prepared.labels is None else prepared.labels.names,
         written_date=None if prepared.template is None else prepared.template.written_date,
     )
     return replace(facts, train_examples=len(lengths), eval_examples=rows.eval_rows, rows=rows)
@@ -175,6 +191,7 @@ def with_estimated_rows(facts: Facts, loaded: LoadedRecipe, why: str) -> Facts:
         seed=recipe.train.seed,
         examples=facts.train_examples or 0,
         locate=loaded.where,
+        own=recipe.labelled,
     )
     rows = RowFacts(
         lengths=found.lengths,

@@ -113,15 +113,16 @@ def memory_settings(recipe: Recipe, device: Device, choices: Choices) -> MemoryS
     number = 4 if choices.dtype.value == "float32" else 2
     whole = recipe.model.full_finetuning
     return MemorySettings(
-        load_in_4bit=recipe.model.load_in_4bit,
+        load_in_4bit=choices.load_in_4bit.value,
         full_finetuning=whole,
         rank=0 if whole else recipe.lora.r,
         targets=recipe.lora.target_modules,
         optimizer=choices.optim.value,
         checkpointing="none" if not choices.recomputes else "offload" if offloads else "keep",
-        head="fused" if device.is_gpu else "plain",
+        # A classifier's head has a row a label: next to nothing, as a fused loss.
+        head="fused" if device.is_gpu or recipe.task == "classification" else "plain",
         fused_layers=unsloth,
-        keeps_head_in_float32=choices.engine.value == "transformers" and recipe.model.load_in_4bit,
+        keeps_head_in_float32=choices.engine.value == "transformers" and choices.load_in_4bit.value,
         weight_bytes=number,
         # Adapters are trained in float32; with full fine-tuning the weights themselves are.
         trained_bytes=number if whole else 4,

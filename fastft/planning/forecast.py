@@ -41,18 +41,19 @@ def make_forecast(
     schedule: Schedule | UnknownSchedule,
     model: Architecture | None,
     packed: Sequence[int] | None,
+    table: Sequence[Padding],
     download_bytes: int | None,
     price_per_hour: float | None,
 ) -> tuple[Batching | UnknownBatching, MemoryForecast | UnknownMemory, Time | UnknownTime]:
     """The three forecasts; each says what is missing where it cannot be made."""
-    batch, mode = recipe.train.per_device_train_batch_size, _active(choices, facts)[0]
+    batch, mode = choices.per_device_train_batch_size.value, _active(choices, facts)[0]
     row_tokens = recipe.model.max_seq_length
     if facts.lengths and mode != "packing":
         row_tokens = round(describe(facts.lengths).mean)
     key = rate_key(recipe, facts, choices, model, mode)
-    rate = device_rate(
-        facts.device, model, kind_of(recipe), choices.engine.value, batch * row_tokens, facts.measured.get(key, ())
-    )
+    kind, measured = kind_of(recipe, choices), facts.measured.get(key, ())
+    product = facts.product(model, choices.dtype.value)
+    rate = device_rate(facts.device, model, kind, choices.engine.value, batch * row_tokens, measured, product)
     tokens, work = sum(facts.lengths or ()), None
     if model is not None:
         work = work_per_token(
@@ -61,16 +62,17 @@ def make_forecast(
             full_finetuning=recipe.model.full_finetuning,
             recomputes=choices.recomputes,
             span=describe(facts.lengths).mean_span if facts.lengths else recipe.model.max_seq_length,
+            has_head=recipe.task != "classification",
         )
 
     def epoch_seconds(padding: Padding, share: float | None = None) -> float:
         """What an epoch takes at a share of the peak; in computed tokens where model or device are not known."""
         if model is None or work is None or rate is None:
             return tokens / (1 - padding.padding_share)
-        in_4bit = recipe.model.load_in_4bit
+        in_4bit = choices.load_in_4bit.value
         return seconds_per_epoch(padding, tokens, work, rate, model, load_in_4bit=in_4bit, share=share)
 
-    batching = _batching(recipe, facts, choices, schedule, packed, epoch_seconds)
+    batching = _batching(recipe, facts, choices, schedule, packed, table, epoch_seconds)
     memory = _memory(recipe, facts, choices, schedule, model, batching)
     download = download_seconds(download_bytes) if download_bytes else None
     return (
@@ -86,14 +88,15 @@ def _batching(
     choices: Choices,
     schedule: Schedule | UnknownSchedule,
     packed: Sequence[int] | None,
+    table: Sequence[Padding],
     epoch_seconds: Callable[[Padding, float | None], float],
 ) -> Batching | UnknownBatching:
     active, because = _active(choices, facts)
     available, rows = _available(recipe, choices, facts), facts.rows
     if rows is None or not rows.lengths:
         return UnknownBatching(active, because, available, facts.rows_missing)
-    batch, capacity = recipe.train.per_device_train_batch_size, recipe.model.max_seq_length
-    table = measure(
+    batch, capacity = choices.per_device_train_batch_size.value, recipe.model.max_seq_length
+    table = tuple(table) or measure(
         rows.lengths,
         packed if packed is not None else packed_rows(rows.lengths[:MEASURED_ROWS], capacity),
         capacity=capacity,
@@ -154,7 +157,7 @@ def _memory(
     model: Architecture | None,
     batching: Batching | UnknownBatching,
 ) -> MemoryForecast | UnknownMemory:
-    device, batch = facts.device, recipe.train.per_device_train_batch_size
+    device, batch = facts.device, choices.per_device_train_batch_size.value
     if isinstance(batching, Batching):
         tokens, where = batching.padding.most_tokens, f"the largest of the first epoch's, {batching.active}"
     else:
@@ -218,6 +221,6 @@ def _full_step(
     accumulation = schedule.gradient_accumulation_steps
     if work is None or rate is None or accumulation is None:
         return None
-    tokens = recipe.train.per_device_train_batch_size * accumulation * recipe.model.max_seq_length
+    tokens = schedule.per_device_train_batch_size * accumulation * recipe.model.max_seq_length
     low, likely, high = (tokens * work.total / rate.flops(share) for share in (rate.share.high, None, rate.share.low))
     return Interval(low, likely, high).times(1, 2)

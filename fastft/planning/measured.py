@@ -53,10 +53,19 @@ def measured_shares(path: Path) -> Measured:
 def rate_key(recipe: Recipe, facts: Facts, choices: Choices, model: Architecture | None, mode: Mode) -> str:
     """What runs must have in common for one's share of the peak to forecast another's."""
     sizes = "" if model is None else f"{model.layers}x{model.hidden}x{model.inner}, {model.vocabulary} tokens"
-    batch = f"batch {recipe.train.per_device_train_batch_size}, at most {recipe.model.max_seq_length}"
+    batch = f"batch {choices.per_device_train_batch_size.value}, at most {recipe.model.max_seq_length}"
     versions = ", ".join(f"{name} {facts.installed.get(name, 'none')}" for name in VERSIONS)
-    parts = (facts.device.name, sizes, kind_of(recipe), f"{mode}, {batch}", choices.dtype.value, choices.engine.value)
-    return " | ".join((*parts, "recomputed" if choices.recomputes else "kept", versions))
+    parts = (
+        facts.device.name,
+        sizes,
+        kind_of(recipe, choices),
+        f"{mode}, {batch}",
+        choices.dtype.value,
+        choices.engine.value,
+    )
+    # A share of a measured peak is none of one by cores and clock.
+    peak = "of measured products" if facts.product(model, choices.dtype.value) else "of a table"
+    return " | ".join((*parts, "recomputed" if choices.recomputes else "kept", peak, versions))
 
 
 def keep_share(path: Path, key: str, time: Time, padding: Padding, seconds: float) -> None:

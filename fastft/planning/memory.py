@@ -164,7 +164,9 @@ def _saved_per_token(model: Architecture, settings: MemorySettings, length: int)
         return 0.0
     if settings.checkpointing == "keep":
         return settings.weight_bytes * model.hidden * model.layers
-    matrix = settings.weight_bytes * model.heads * length if settings.keeps_attention else 0
+    # transformers has no fused attention for BLOOM's position biases.
+    keeps_attention = settings.keeps_attention or model.layout == "bloom"
+    matrix = settings.weight_bytes * model.heads * length if keeps_attention else 0
     return model.layers * (saved_in_layer(model, settings) + matrix)
 
 

@@ -13,6 +13,7 @@ from fastft.planning.sharding import sharding_obstacles
 from fastft.probe.architecture import architecture_of
 from fastft.probe.base_model import BaseModel
 from fastft.probe.device import GIB, Device
+from fastft.probe.layers import missing_targets
 from fastft.probe.software import CEILINGS, INSTALL, NEEDED, TESTED, below_floor, release
 from fastft.recipe.loader import LoadedRecipe
 from fastft.recipe.optimizers import OPTIMIZERS
@@ -31,6 +32,7 @@ def find_obstacles(loaded: LoadedRecipe, facts: Facts, disk: Disk, choices: Choi
         *(_gpu(loaded, facts.device, engine) if facts.device.is_gpu else _processor(loaded, facts.base_model)),
         *_ranks(loaded, facts, engine),
         *sharding_obstacles(loaded, facts, choices),
+        *_targets(loaded, facts.base_model, choices.target_modules.value),
         *_untrained(loaded, facts.device, facts.base_model, engine),
         *_memory(loaded, facts.device, facts.base_model),
         *_disk(loaded, disk, facts.read_only),
@@ -68,7 +70,7 @@ def missing_packages(
         wrong = f"{optimizer.name} needs {', '.join(absent)}, not installed"
         instead = f'run: pip install {" ".join(absent)}, or write "adamw_torch"'
         yield loaded.problem("train.optim", wrong, instead)
-    if loaded.recipe.model.load_in_4bit and "bitsandbytes" not in installed:
+    if loaded.recipe.model.load_in_4bit is True and "bitsandbytes" not in installed:
         instead = "run: pip install bitsandbytes, or write false"
         yield loaded.problem("model.load_in_4bit", "4-bit weights need bitsandbytes, not installed", instead)
     reporters = loaded.recipe.train.report_to
@@ -99,7 +101,7 @@ def _gpu(loaded: LoadedRecipe, device: Device, engine: str) -> Iterator[Problem]
 def _processor(loaded: LoadedRecipe, model: BaseModel) -> Iterator[Problem]:
     recipe = loaded.recipe
     shape = architecture_of(recipe.model.id, model.config)
-    if recipe.model.load_in_4bit and shape is not None:
+    if recipe.model.load_in_4bit is True and shape is not None:
         odd = {name: inputs for name, (inputs, _) in shape.projections.items() if inputs % NF4_BLOCK}
         if odd:
             name, inputs = next(iter(odd.items()))
@@ -112,9 +114,20 @@ def _ranks(loaded: LoadedRecipe, facts: Facts, engine: str) -> Iterator[Problem]
     """What several processes cannot do."""
     if facts.processes == 1:
         return
+    if loaded.recipe.task == "classification":
+        wrong = f"classification is trained in one process, not in {facts.processes}"
+        yield loaded.problem("task", wrong, "start it without torchrun or launch")
     if engine == "unsloth" and not facts.device.is_gpu:
         wrong = f"{facts.processes} processes on processors: Unsloth shares work among GPUs alone"
         yield loaded.problem("model.engine", wrong, 'write "transformers" or "auto"')
+
+
+def _targets(loaded: LoadedRecipe, model: BaseModel, targets: tuple[str, ...]) -> Iterator[Problem]:
+    """Layers that should get an adapter and that the model does not have; of the default ones, some may lack."""
+    missing, there = missing_targets(model, targets)
+    if missing and ("lora.target_modules" in loaded.given or len(missing) == len(targets)):
+        wrong = f"this model has no layer {', '.join(missing)}"
+        yield loaded.problem("lora.target_modules", wrong, f"its layers are {', '.join(there)}")
 
 
 def _untrained(loaded: LoadedRecipe, device: Device, model: BaseModel, engine: str) -> Iterator[Problem]:
@@ -136,7 +149,7 @@ def _memory(loaded: LoadedRecipe, device: Device, model: BaseModel) -> Iterator[
     if model.weight_bytes is None:
         return
     stored = model.weight_bytes
-    if loaded.recipe.model.load_in_4bit:
+    if loaded.recipe.model.load_in_4bit is True:
         stored //= 3
     elif not device.is_gpu and model.config.get("dtype", model.config.get("torch_dtype")) in ("bfloat16", "float16"):
         stored *= 2

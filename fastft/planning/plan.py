@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fastft.errors import Problem
-from fastft.planning.batching import Batching, Mode, UnknownBatching, packed_rows
+from fastft.planning.batching import Batching, Mode, UnknownBatching
 from fastft.planning.calls import Calls, adapter_call, load_call, trainer_call
 from fastft.planning.cautions import Caution, Sight, find_cautions
-from fastft.planning.choices import Choices, can_flatten, choose_engine, choose_packing, make_choices
+from fastft.planning.choices import Choices, choose_engine
+from fastft.planning.chooser import WRITTEN, pinned, settle, with_origin, with_values
 from fastft.planning.disk import Disk, make_disk
 from fastft.planning.facts import Estimate, Facts
-from fastft.planning.fitting import MemoryForecast, UnknownMemory, fit_checkpointing, memory_settings
+from fastft.planning.fitting import MemoryForecast, UnknownMemory
 from fastft.planning.forecast import make_forecast
 from fastft.planning.obstacles import find_obstacles
 from fastft.planning.schedule import Schedule, UnknownSchedule, make_schedule, unknown_schedule
 from fastft.planning.sharding import deepspeed_config
 from fastft.planning.timing import Time, UnknownTime
-from fastft.probe.architecture import Architecture, architecture_of
+from fastft.probe.architecture import architecture_of
 from fastft.probe.software import TESTED, release
 from fastft.recipe.loader import LoadedRecipe
-from fastft.recipe.model import Recipe
+from fastft.recipe.model import TrainSection
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Plan:
     """
 
     recipe: str
+    task: str
     run_dir: str
     engine: str
     device: str
@@ -49,6 +51,11 @@ class Plan:
     obstacles: tuple[Problem, ...]
     calls: Calls
 
+    @property
+    def chosen(self) -> Mapping[str, object]:
+        """The values of what a recipe may leave open, as `make_plan` takes them in `began`."""
+        return {key: getattr(self.choices, key).value for key in WRITTEN}
+
     def as_json(self) -> dict[str, Any]:
         """The plan as plain values, in the order in which it is read."""
         return dataclasses.asdict(self) | {
@@ -62,27 +69,38 @@ class Plan:
         }
 
 
-def make_plan(loaded: LoadedRecipe, facts: Facts, run_dir: str, price_per_hour: float | None = None) -> Plan:
-    """The plan of a recipe on what `facts` found; writes nothing, asks nothing."""
-    recipe, device, lengths = loaded.recipe, facts.device, facts.lengths
+def make_plan(
+    loaded: LoadedRecipe,
+    facts: Facts,
+    run_dir: str,
+    price_per_hour: float | None = None,
+    *,
+    began: Mapping[str, object] | None = None,
+) -> Plan:
+    """The plan of a recipe on what `facts` found; writes nothing, asks nothing.
+
+    `began`: what an earlier attempt at this run chose, by key (see `pinned`).
+    """
+    device, asked = facts.device, pinned(loaded.recipe, began) if began else loaded.recipe
     ranks_on_cpu = facts.processes > 1 and not device.is_gpu
-    engine = choose_engine(recipe, facts.installed, ranks_on_cpu=ranks_on_cpu)
-    flat = can_flatten(facts.base_model)
-    packing = choose_packing(recipe, engine.value, device, flat=flat)
-    packed = packed_rows(lengths, recipe.model.max_seq_length) if packing.value and lengths else None
-    per_row = len(lengths) / len(packed) if packed and lengths else None
-    choices = make_choices(recipe, device, facts.processes, engine, packing, per_row, flat=flat)
-    schedule = _schedule(recipe, facts, choices, packed)
-    architecture = architecture_of(recipe.model.id, facts.base_model.config)
-    if recipe.train.gradient_checkpointing == "auto":
-        choices = _with_checkpointing(recipe, facts, choices, architecture)
+    engine = choose_engine(loaded.recipe, facts.installed, ranks_on_cpu=ranks_on_cpu)
+    architecture = architecture_of(loaded.recipe.model.id, facts.base_model.config)
+    if architecture is not None and asked.task == "classification":
+        # The head has a row a label, not a token.
+        architecture = dataclasses.replace(architecture, ties_embeddings=True)
+    settled = settle(asked, facts, engine, architecture)
+    recipe, packed = settled.recipe, settled.packed
+    choices = with_origin(settled.choices, loaded.recipe, began or {})
+    schedule = _schedule(asked.train, facts, choices, packed)
+    whole = dataclasses.replace(loaded, recipe=recipe)
     disk = make_disk(recipe, facts.base_model, architecture, facts.free_disk_bytes, facts.free_cache_bytes)
     download = disk.download_bytes if facts.base_model.source == "hub" else None
     batching, memory, time = make_forecast(
-        recipe, facts, choices, schedule, architecture, packed, download, price_per_hour
+        recipe, facts, choices, schedule, architecture, packed, settled.table, download, price_per_hour
     )
     return Plan(
         recipe=str(loaded.path),
+        task=recipe.task,
         run_dir=run_dir,
         engine=engine.value,
         device=str(device),
@@ -95,7 +113,7 @@ def make_plan(loaded: LoadedRecipe, facts: Facts, run_dir: str, price_per_hour: 
         disk=disk,
         choices=choices,
         warnings=find_cautions(Sight(loaded, facts, schedule, choices)),
-        obstacles=find_obstacles(loaded, facts, disk, choices),
+        obstacles=find_obstacles(whole, facts, disk, choices),
         calls=_calls(loaded, facts, choices, batching.active, run_dir),
     )
 
@@ -104,42 +122,27 @@ def with_less_memory(loaded: LoadedRecipe, plan: Plan) -> LoadedRecipe | None:
     """The recipe of `plan` after memory ran out; None where nothing is left to try.
 
     First "auto" recomputes what it kept. Then half the batch (an odd one: its largest divisor), and the accumulation
-    grows to match: the order of the rows depends on the product alone, so each optimizer step keeps its rows.
+    grows to match: the order of the rows depends on the product alone, so each optimizer step keeps its rows. All else
+    that was open stays as it was chosen: the forecast was wrong once.
     """
     batch, accumulation = plan.schedule.per_device_train_batch_size, plan.schedule.gradient_accumulation_steps or 1
-    changes: dict[str, object] = {}
+    values = {**plan.chosen}
     if loaded.recipe.train.gradient_checkpointing == "auto":
-        # The forecast was wrong once: what it says of a smaller batch decides nothing.
-        changes["gradient_checkpointing"] = "unsloth" if plan.engine == "unsloth" else True
-    if plan.choices.recomputes or not changes:
+        values["gradient_checkpointing"] = "unsloth" if plan.engine == "unsloth" else True
+    if plan.choices.recomputes or loaded.recipe.train.gradient_checkpointing != "auto":
         if batch == 1:
             return None
         smaller = next(size for size in range(batch // 2, 0, -1) if batch % size == 0)
-        changes |= {
-            "per_device_train_batch_size": smaller,
-            "gradient_accumulation_steps": accumulation * (batch // smaller),
-            "effective_batch_size": None,
-        }
-    else:
-        changes |= {"gradient_accumulation_steps": accumulation, "effective_batch_size": None}
-    train = loaded.recipe.train.model_copy(update=changes)
-    return dataclasses.replace(loaded, recipe=loaded.recipe.model_copy(update={"train": train}))
-
-
-def _with_checkpointing(recipe: Recipe, facts: Facts, choices: Choices, model: Architecture | None) -> Choices:
-    """`choices` with gradient checkpointing by the forecast, for the largest micro-batch that there can be."""
-    rows, row_tokens = facts.rows, recipe.model.max_seq_length
-    if rows is not None and rows.lengths and not choices.packing.value:
-        error = rows.estimate.error if rows.estimate else 0.0
-        row_tokens = min(row_tokens, round(max(rows.lengths) * (1 + error)))
-    settings = memory_settings(recipe, facts.device, choices)
-    batch = recipe.train.per_device_train_batch_size
-    decided = fit_checkpointing(choices, facts.device, model, settings, batch, row_tokens)
-    return dataclasses.replace(choices, gradient_checkpointing=decided)
+        values["per_device_train_batch_size"] = smaller
+        accumulation *= batch // smaller
+    recipe = with_values(loaded.recipe, values)
+    counts = {"gradient_accumulation_steps": accumulation, "effective_batch_size": None}
+    train = recipe.train.model_copy(update=counts)
+    return dataclasses.replace(loaded, recipe=recipe.model_copy(update={"train": train}))
 
 
 def _schedule(
-    recipe: Recipe, facts: Facts, choices: Choices, packed: Sequence[int] | None
+    train: TrainSection, facts: Facts, choices: Choices, packed: Sequence[int] | None
 ) -> Schedule | UnknownSchedule:
     examples, accumulation = facts.train_examples, choices.gradient_accumulation_steps.value
     rows = examples if not choices.packing.value else None if packed is None else len(packed)
@@ -147,18 +150,20 @@ def _schedule(
         return unknown_schedule(
             examples=examples,
             eval_examples=facts.eval_examples,
+            batch=choices.per_device_train_batch_size.value,
             accumulation=accumulation,
             devices=facts.processes,
-            train=recipe.train,
+            train=train,
         )
     return make_schedule(
         examples=examples,
         rows=rows,
         tokens=None if facts.lengths is None else sum(facts.lengths),
         eval_examples=facts.eval_examples,
+        batch=choices.per_device_train_batch_size.value,
         accumulation=accumulation,
         devices=facts.processes,
-        train=recipe.train,
+        train=train,
         packing=choices.packing.value,
     )
 
@@ -169,7 +174,7 @@ def _calls(loaded: LoadedRecipe, facts: Facts, choices: Choices, mode: Mode, run
     model_path = base.id if base.folder is None else str(base.folder)
     transformers = release(facts.installed.get("transformers", TESTED["transformers"]))
     return Calls(
-        load=load_call(recipe, model_path, choices),
+        load=load_call(recipe, model_path, choices, facts.labels),
         adapter=None if recipe.model.full_finetuning else adapter_call(recipe, choices),
         trainer=trainer_call(
             recipe,

@@ -75,12 +75,12 @@ def micro_batches(rows: int, batch: int, devices: int) -> int:
     return math.ceil(math.ceil(rows / batch) / devices)
 
 
-def rows_per_step(train: TrainSection, accumulation: int, devices: int, *, packing: bool) -> int:
+def rows_per_step(train: TrainSection, batch: int, accumulation: int, devices: int, *, packing: bool) -> int:
     """Rows of an optimizer step, over all devices.
 
     With effective_batch_size as many as one device would take, whatever the number of devices.
     """
-    batch, size = train.per_device_train_batch_size, train.effective_batch_size
+    size = train.examples_per_step
     if size is None or devices == 1 or packing:
         return batch * accumulation * devices
     return batch * math.ceil(size / batch)
@@ -123,6 +123,7 @@ def make_schedule(
     rows: int,
     tokens: int | None,
     eval_examples: int | None,
+    batch: int,
     accumulation: int,
     devices: int,
     train: TrainSection,
@@ -132,8 +133,7 @@ def make_schedule(
 
     `tokens`: of all examples, padding not counted; None before they are tokenized.
     """
-    batch = train.per_device_train_batch_size
-    step_rows = rows_per_step(train, accumulation, devices, packing=packing)
+    step_rows = rows_per_step(train, batch, accumulation, devices, packing=packing)
     whole, rest = divmod(rows, step_rows)
     batches = whole * accumulation + micro_batches(rest, batch, devices)
     per_epoch = max(1, math.ceil(batches / accumulation))
@@ -166,12 +166,13 @@ def unknown_schedule(
     *,
     examples: int | None,
     eval_examples: int | None,
+    batch: int,
     accumulation: int | None,
     devices: int,
     train: TrainSection,
 ) -> UnknownSchedule:
     """What is known before the number of rows is."""
-    batch, steps = train.per_device_train_batch_size, train.max_steps
+    steps = train.max_steps
     step_examples = None
     # Where the examples are counted and the rows are not, an unknown number of examples is packed into each row.
     if examples is None and accumulation is not None:

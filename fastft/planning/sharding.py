@@ -139,7 +139,7 @@ def sharding_obstacles(loaded: LoadedRecipe, facts: Facts, choices: Choices) -> 
 
 def _impossible_parts(loaded: LoadedRecipe, facts: Facts, config: Mapping[str, Any]) -> Iterator[Problem]:
     """What cannot be split, and what cannot be moved out of the way."""
-    if loaded.recipe.model.load_in_4bit and config["zero_optimization"]["stage"] == 3:
+    if loaded.recipe.model.load_in_4bit is True and config["zero_optimization"]["stage"] == 3:
         instead = 'write false, or train.deepspeed = "zero2"'
         yield loaded.problem("model.load_in_4bit", "4-bit weights are not split among processes", instead)
     if not facts.device.is_gpu:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from fastft.planning.choices import Choices
 from fastft.planning.devices import SHEETS, Sheet
 from fastft.planning.work import expand_seconds, work_per_token
 from fastft.probe.architecture import KNOWN, PROJECTIONS, Architecture
@@ -102,11 +103,11 @@ class Share:
         return math.sqrt(self.low * self.high)
 
 
-def kind_of(recipe: Recipe) -> Kind:
+def kind_of(recipe: Recipe, choices: Choices) -> Kind:
     """What is trained, on weights of how many bits."""
     if recipe.model.full_finetuning:
         return "full"
-    return "4-bit LoRA" if recipe.model.load_in_4bit else "16-bit LoRA"
+    return "4-bit LoRA" if choices.load_in_4bit.value else "16-bit LoRA"
 
 
 def published_share(sheet: Sheet, model: Architecture, kind: Kind, engine: str, tokens: float) -> Share:

@@ -10,6 +10,7 @@ from typing import Any
 
 from fastft.planning.batching import Padding
 from fastft.planning.devices import sheet_of
+from fastft.planning.products import Product
 from fastft.planning.throughput import Kind, Share, published_share
 from fastft.planning.work import Work, expand_seconds
 from fastft.probe.architecture import Architecture
@@ -17,6 +18,13 @@ from fastft.probe.device import Device
 
 # What training reaches of a processor's peak: the quickstart took 0.31 of it beside other work, 0.52 on a free machine.
 CPU_SHARE = Share(0.31, 0.52, "the quickstart's on two processors")
+# The same of what it was measured to multiply: 134 tokens/s of 574 MFLOP in bfloat16 beside other work, at 191 GFLOP/s,
+# and 94 in float32 on a free core, at 93 GFLOP/s, with 5 % padding.
+PRODUCT_SHARE = Share(0.42, 0.61, "the quickstart's in float32 and bfloat16")
+# What a micro-batch costs a processor besides its tokens, in tokens: reading the weights and starting small operations.
+# Measured in whole passes of the quickstart's shape on two threads: benchmarks/micro_batches.json. Reading the weights
+# alone can take more, where memory is slow.
+CPU_READING_TOKENS = 32.0
 # Runs of one kind on one machine differ by less, and other rows of the same length hardly matter.
 MEASURED_MARGIN = 0.1
 # A GPU waits for its kernels to be started where a micro-batch is small: some 300 a layer, forward and backward, at 4
@@ -43,13 +51,14 @@ class Interval:
 class Rate:
     """What a device computes: its peak in FLOP/s, the share of it that training reaches, its memory's bytes/s if known.
 
-    `source`: where the peak comes from.
+    `source`: where the peak comes from. `reading_tokens`: see CPU_READING_TOKENS.
     """
 
     peak: float
     share: Share
     bandwidth: float | None
     source: str
+    reading_tokens: float = 0.0
 
     def flops(self, share: float | None = None) -> float:
         """FLOP/s at the likely share of the peak, or at another one."""
@@ -130,9 +139,16 @@ def _of_interval(name: str, interval: Interval | None) -> dict[str, float | None
 
 
 def device_rate(
-    device: Device, model: Architecture | None, kind: Kind, engine: str, tokens: float, measured: Sequence[float]
+    device: Device,
+    model: Architecture | None,
+    kind: Kind,
+    engine: str,
+    tokens: float,
+    measured: Sequence[float],
+    product: Product | None,
 ) -> Rate | None:
-    """The rate of a device: a GPU by its data sheet, a processor by cores, clock and vector width; None if unknown.
+    """The rate of a device: a GPU by its data sheet; a processor by `product`, what it was measured to multiply, or
+    else by cores, clock and vector width; None if unknown.
 
     The share of it is that of earlier runs of this kind here where there are any (`measured`), else a published one,
     for `tokens` in a micro-batch.
@@ -145,7 +161,12 @@ def device_rate(
     if sheet is not None and model is not None:
         share = own or published_share(sheet, model, kind, engine, tokens)
         return Rate(sheet.flops, share, sheet.bandwidth, f"{sheet.flops / 1e12:g} TFLOP/s of its data sheet")
-    return None if device.is_gpu else _processor_rate(own or CPU_SHARE, device)
+    if device.is_gpu:
+        return None
+    if product is not None:
+        source = f"{product.flops / 1e9:.0f} GFLOP/s (products measured here)"
+        return Rate(product.flops, own or PRODUCT_SHARE, None, source, max(CPU_READING_TOKENS, product.reading_tokens))
+    return _processor_rate(own or CPU_SHARE, device)
 
 
 def _processor_rate(share: Share, device: Device) -> Rate | None:
@@ -162,7 +183,7 @@ def _processor_rate(share: Share, device: Device) -> Rate | None:
     width = 16 if "avx512f" in flags else 8 if "avx2" in flags else 4
     peak = int(cores[1]) * float(clock[1]) * 1e6 * width * 4
     vectors = f"{cores[1]} x {float(clock[1]) / 1000:.1f} GHz x {width * 4} operations"
-    return Rate(peak, share, None, f"{peak / 1e9:.0f} GFLOP/s ({vectors})")
+    return Rate(peak, share, None, f"{peak / 1e9:.0f} GFLOP/s ({vectors})", CPU_READING_TOKENS)
 
 
 def seconds_per_epoch(
@@ -172,11 +193,11 @@ def seconds_per_epoch(
 
     `share`: of the device's peak that is reached, None for the likely one.
     """
-    computed = tokens / (1 - row.padding_share)
+    micro_batches = tokens / row.useful_tokens
+    computed = tokens / (1 - row.padding_share) + micro_batches * rate.reading_tokens
     seconds = computed * work.total / rate.flops(share)
     if rate.bandwidth is None:
         return seconds
-    micro_batches = tokens / row.useful_tokens
     if load_in_4bit:
         seconds += micro_batches * expand_seconds(model, work, rate.bandwidth)
     # As uncertain as the share is.

@@ -34,17 +34,24 @@ class Work:
 
 
 def work_per_token(
-    model: Architecture, *, adapter_weights: int, full_finetuning: bool, recomputes: bool, span: float
+    model: Architecture,
+    *,
+    adapter_weights: int,
+    full_finetuning: bool,
+    recomputes: bool,
+    span: float,
+    has_head: bool = True,
 ) -> Work:
     """Operations for one token that attends to `span` / 2 others on average (causal).
 
+    `has_head`: whether each token gets logits of the vocabulary; a classifier has a row a label instead.
     Forward: two operations a weight, 2 T q for scores and values in each layer over half the span. Backward with LoRA:
     only input gradients of the frozen base (2 a weight) and both of the adapter (4 a weight); with full fine-tuning 4 a
     weight; attention twice its forward. Checkpointing computes the layers' forward pass once more; the output layer is
     not recomputed (Kaplan et al. 2020, section 2.1; Chen et al. 2016; NVIDIA's Megatron-Bridge counts 3.94 N for
     Llama-3-70B LoRA).
     """
-    base = model.body_weights + model.embedding_weights
+    base = model.body_weights + (model.embedding_weights if has_head else 0)
     adapter = 0 if full_finetuning else adapter_weights
     attention = 2.0 * span * model.query_width * model.layers
     forward = 2.0 * (base + adapter) + attention

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 # Llama's names of the layers; the first four read or write attention heads.
+BLOOM_PROJECTIONS = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True)
 class Architecture:
     """A decoder of Llama's shape: attention with `key_value_heads`, a gated feed-forward of `inner` in each layer.
+
+    `layout` "bloom": one matrix for queries, keys and values, a feed-forward without a gate, norms and projections with
+    biases, a norm behind the embedding.
 
     `norms`: norm vectors of `hidden` weights per layer. `head_norms`: norm vectors of `head_dim` weights per layer
     (Qwen3 and Gemma 3 normalise queries and keys).
@@ -30,6 +34,7 @@ class Architecture:
     has_attention_bias: bool = False
     norms: int = 2
     head_norms: int = 0
+    layout: Literal["llama", "bloom"] = "llama"
 
     @property
     def query_width(self) -> int:
@@ -43,6 +48,14 @@ class Architecture:
     def projections(self) -> dict[str, tuple[int, int]]:
         """Each linear projection of a layer: (inputs, outputs)."""
         query, key_value = self.query_width, self.key_value_width
+        if self.layout == "bloom":
+            sides = (
+                (self.hidden, 3 * query),
+                (query, self.hidden),
+                (self.hidden, self.inner),
+                (self.inner, self.hidden),
+            )
+            return dict(zip(BLOOM_PROJECTIONS, sides, strict=True))
         attention = ((self.hidden, query), (self.hidden, key_value), (self.hidden, key_value), (query, self.hidden))
         feed_forward = ((self.hidden, self.inner), (self.hidden, self.inner), (self.inner, self.hidden))
         return dict(zip(PROJECTIONS, attention + feed_forward, strict=True))
@@ -65,6 +78,9 @@ class Architecture:
     @property
     def small_weights(self) -> int:
         """Norms and biases."""
+        if self.layout == "bloom":
+            biases = sum(outputs for _, outputs in self.projections.values())
+            return self.layers * (2 * self.norms * self.hidden + biases) + 4 * self.hidden
         bias = self.query_width + 2 * self.key_value_width if self.has_attention_bias else 0
         layer = self.norms * self.hidden + self.head_norms * self.head_dim + bias
         return self.layers * layer + self.hidden
@@ -79,8 +95,13 @@ class Architecture:
         return max(inputs * outputs for inputs, outputs in self.projections.values())
 
     def adapter_weights(self, rank: int, targets: tuple[str, ...]) -> int:
-        """Weights of a LoRA adapter: r (inputs + outputs) for each adapted projection (Hu et al. 2021)."""
+        """Weights of a LoRA adapter: r (inputs + outputs) for each adapted projection (Hu et al. 2021).
+
+        Where none of `targets` is a name of this layout, its usual one is adapted (fastft.probe.layers).
+        """
         sides = self.projections
+        if self.layout == "bloom" and not any(name in sides for name in targets):
+            targets = BLOOM_PROJECTIONS[:1]
         return rank * self.layers * sum(sum(sides[name]) for name in targets if name in sides)
 
 
@@ -96,6 +117,10 @@ def _qwen3(layers: int, hidden: int, inner: int, heads: int, tied: bool) -> Arch
 
 def _gemma2(layers: int, hidden: int, inner: int, heads: int, key_value: int, head_dim: int) -> Architecture:
     return Architecture(layers, hidden, inner, heads, key_value, head_dim, 256_000, True, norms=4)
+
+
+def _bloom(layers: int, hidden: int, heads: int) -> Architecture:
+    return Architecture(layers, hidden, 4 * hidden, heads, heads, hidden // heads, 250_880, True, layout="bloom")
 
 
 # From the published config.json of each; a test compares every weight count with the one that the Hub shows.
@@ -128,11 +153,15 @@ KNOWN: Mapping[str, Architecture] = {
     "gemma-2-9b": _gemma2(42, 3584, 14_336, 16, 8, 256),
     "gemma-2-27b": _gemma2(46, 4608, 36_864, 32, 16, 128),
     "gemma-3-1b": Architecture(26, 1152, 6912, 4, 1, 256, 262_144, True, norms=4, head_norms=2),
+    "bloom-560m": _bloom(24, 1024, 16),
+    "bloom-7b1": _bloom(30, 4096, 32),
     "smollm2-135m": _llama(30, 576, 1536, 9, 3, 49_152, tied=True),
     "smollm2-360m": _llama(32, 960, 2560, 15, 5, 49_152, tied=True),
     "smollm2-1.7b": _llama(24, 2048, 8192, 32, 32, 49_152, tied=True),
 }
-_OWNERS = frozenset({"meta-llama", "mistralai", "qwen", "google", "huggingfacetb", "unsloth", "nousresearch"})
+_OWNERS = frozenset(
+    {"meta-llama", "mistralai", "qwen", "google", "huggingfacetb", "unsloth", "nousresearch", "bigscience"}
+)
 # Endings of tuned or converted forms with the same sizes.
 _ENDINGS = ("-bnb-4bit", "-unsloth", "-instruct-2507", "-instruct", "-it", "-pt", "-base", "-hf", "-chat", "-chat-hf")
 # Of a GGUF file in a package, such as "SmolLM2-135M-Instruct.Q4_1.gguf".
@@ -165,6 +194,8 @@ def from_config(config: Mapping[str, Any]) -> Architecture | None:
     """The sizes in a config.json of Llama's shape; None for a mixture of experts or where a size is missing."""
     config = config.get("text_config") or config
     kind = str(config.get("model_type", ""))
+    if kind == "bloom":
+        return _bloom_from_config(config)
     try:
         hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
         inner, layers = int(config["intermediate_size"]), int(config["num_hidden_layers"])
@@ -189,3 +220,16 @@ def from_config(config: Mapping[str, Any]) -> Architecture | None:
         norms=4 if kind in ("gemma2", "gemma3", "gemma3_text") else 2,
         head_norms=2 if kind in ("qwen3", "gemma3", "gemma3_text") else 0,
     )
+
+
+def _bloom_from_config(config: Mapping[str, Any]) -> Architecture | None:
+    """The sizes in a config.json of BLOOM, which has had two names for each."""
+    try:
+        hidden = int(config.get("n_embed") or config["hidden_size"])
+        layers = int(config.get("n_layer") or config["num_hidden_layers"])
+        heads = int(config.get("n_head") or config["num_attention_heads"])
+        vocabulary = int(config["vocab_size"])
+    except (KeyError, TypeError):
+        return None
+    tied = bool(config.get("tie_word_embeddings", True))
+    return replace(_bloom(layers, hidden, heads), vocabulary=vocabulary, ties_embeddings=tied)

@@ -17,7 +17,7 @@ from fastft.errors import Problem, RecipeError, Where, nearest
 from fastft.recipe.locate import line_of, line_of_nearest, line_of_statement
 from fastft.recipe.model import Recipe
 from fastft.recipe.paths import unreachable_paths
-from fastft.recipe.reference import fields, takes_texts
+from fastft.recipe.reference import fields, takes_texts, top_fields
 from fastft.recipe.rules import steps_and_epochs, violations
 from fastft.recipe.wording import describe, find_fault, meant_key, named_here, shown
 
@@ -28,7 +28,7 @@ MAX_LEVELS = 32
 # Nobody reads more at once, and each costs a search for the nearest name.
 MAX_PROBLEMS = 50
 
-Origin = Literal["default", "recipe", "--set", "train.save_steps"]
+Origin = Literal["default", "recipe", "--set", "train.save_steps", "task"]
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,14 @@ class LoadedRecipe:
 
     def value(self, field: str) -> Any:
         """The value of `section.key` as a plain TOML value."""
-        section, key = field.split(".", 1)
-        return getattr(self.recipe, section).model_dump(mode="json", include={key})[key]
+        section, _, key = field.rpartition(".")
+        table = getattr(self.recipe, section) if section else self.recipe
+        return table.model_dump(mode="json", include={key})[key]
 
     def settings(self) -> dict[str, Setting]:
         """Every `section.key` with its value, without secrets, and its origin."""
-        return {field: Setting(redact_value(field, self.value(field)), self._origin(field)) for field in fields()}
+        known = (*top_fields(), *fields())
+        return {field: Setting(redact_value(field, self.value(field)), self._origin(field)) for field in known}
 
     @property
     def implies_save_strategy(self) -> bool:
@@ -79,6 +81,8 @@ class LoadedRecipe:
     def _origin(self, field: str) -> Origin:
         if field == "train.save_strategy" and self.implies_save_strategy:
             return "train.save_steps"
+        if field == "data.overlong" and self.recipe.task == "classification" and field not in self.given:
+            return "task"
         return "--set" if field in self.overrides else "recipe" if field in self.given else "default"
 
 
@@ -103,11 +107,14 @@ def check_text(text: str, path: Path, overrides: Sequence[str] = ()) -> LoadedRe
         return _where(path, text, written, field)
 
     given = frozenset(f"{section}.{key}" for section, keys in tree.items() if isinstance(keys, dict) for key in keys)
+    given |= tree.keys() & top_fields().keys()
     if _implies_save_strategy(given):
         tree["train"]["save_strategy"] = "steps"
+    if tree.get("task") == "classification" and isinstance(tree.get("data"), dict):
+        tree["data"].setdefault("overlong", "truncate")  # a text that is left out would not be counted as wrong
     recipe, problems, wrong, more = _make_recipe(tree, locate)
     if recipe is not None:
-        given &= fields().keys()  # what was set aside is not there any more
+        given &= {*fields(), *top_fields()}  # what was set aside is not there any more
         problems += _contradictions(recipe, given, wrong, path.parent, locate)
         if not problems:
             return LoadedRecipe(recipe, path, text, written, given)
@@ -220,7 +227,8 @@ def _parse_overrides(overrides: Iterable[str]) -> dict[str, tuple[str, Any]]:
     for text in overrides:
         field, equals, raw = text.partition("=")
         field = field.strip()
-        if not equals or not re.fullmatch(r"[A-Za-z_]\w*\.[A-Za-z_]\w*", field):
+        named = re.fullmatch(r"[A-Za-z_]\w*\.[A-Za-z_]\w*", field) or field in top_fields()
+        if not equals or not named:
             problems.append(
                 Problem(Where("--set"), "", "is not section.key=value", _as_override(field, equals, raw), text)
             )
@@ -239,8 +247,8 @@ def _parse_overrides(overrides: Iterable[str]) -> dict[str, tuple[str, Any]]:
 
 def _override(tree: dict[str, Any], values: Mapping[str, Any]) -> None:
     for field, value in values.items():
-        section, key = field.split(".", 1)
-        table = tree.setdefault(section, {})
+        section, _, key = field.rpartition(".")
+        table = tree.setdefault(section, {}) if section else tree
         if isinstance(table, dict):
             table[key] = value
 

@@ -23,6 +23,9 @@ from fastft.recipe.reporters import REPORTERS
 
 Auto = Literal["auto"]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+BatchSize = Annotated[int, Field(ge=1, le=2**20)]
+# Examples of an optimizer step where a recipe says nothing: LoRA learns best with 32 and fewer.
+EXAMPLES_PER_STEP = 16
 # TOML arrays arrive as lists; frozen sections have tuples.
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 
@@ -107,15 +110,16 @@ class ModelSection(Section):
     Too large: memory grows with the longest example of a batch; nothing is gained beyond the longest row.
     Upstream: FastLanguageModel.from_pretrained(max_seq_length=), SFTConfig(max_length=)"""
 
-    load_in_4bit: bool = False
-    """Load the frozen base weights as 4-bit NF4 (QLoRA).
+    load_in_4bit: Auto | bool = False
+    """Load the frozen base weights as 4-bit NF4 (QLoRA). "auto" leaves it open: fastft takes the faster one that fits
+    into 90 % of the memory, which is 4-bit only where 16-bit weights do not fit.
     On: about a third of the weight memory (an 8B model: 5.7 GB instead of 16 GB); each step takes time to unpack them.
     Off: faster where 16-bit weights fit; needs 2 bytes a parameter.
     Upstream: FastLanguageModel.from_pretrained(load_in_4bit=)"""
 
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """The number format of the weights that are not quantized. "auto" takes bfloat16 where the device computes in it,
-    float16 on older GPUs, float32 on a CPU without it.
+    """The number format of the weights that are not quantized. "auto" takes bfloat16 on GPUs that compute in it,
+    float16 on older ones, and float32 on a processor.
     Upstream: FastLanguageModel.from_pretrained(dtype=)"""
 
     full_finetuning: bool = False
@@ -248,7 +252,8 @@ class DataSection(Section):
     """What a row looks like: `messages` (OpenAI), `sharegpt` (`conversations` with `from` and `value`, as Baichuan has
     them too), `alpaca` (`instruction`, `input`, `output`), `prompt_completion`, `belle` (`Human:` and `Assistant:`
     inside `instruction`), `classification` (`text`, `label`: the label is the answer), or `text`. "auto" detects it
-    from the first row, and reports what it found.
+    from the first row, and reports what it found. For task = "classification" a row has `text` (or `messages`), often
+    `text_pair`, and `label`; without `label`, the last answer of its messages is the label.
     Upstream: none (fastft reads the rows)"""
 
     columns: dict[str, str] = {}
@@ -319,7 +324,8 @@ class DataSection(Section):
     """What happens to a row that is longer than `model.max_seq_length`. "drop" leaves it out; "truncate" ends it after
     the last answer that fits whole (plain text: at the limit); "split" makes several rows of whole questions and
     answers (plain text: pieces of at most the limit); "error" refuses to start. Each such row is counted and listed,
-    and no answer is ever cut in two.
+    and no answer is ever cut in two. For task = "classification" the default is "truncate" (see
+    `classification.truncation`), and there is no "split".
     Upstream: none (fastft measures before training)"""
 
     max_row_bytes: int = Field(default=8 * 2**20, ge=1024)
@@ -349,8 +355,10 @@ class DataSection(Section):
 class TrainSection(Section):
     """How the weights are trained: batches, schedule, optimizer, evaluation and checkpoints."""
 
-    per_device_train_batch_size: int = Field(default=2, ge=1, le=2**20)
-    """Examples (packed rows when packing is active) that go through the model at once on each device.
+    per_device_train_batch_size: Auto | BatchSize = "auto"
+    """Examples (packed rows when packing is active) that go through the model at once on each device. "auto" takes the
+    fastest that fits into 90 % of the memory with the longest rows, and keeps the examples of an optimizer step; with
+    gradient_accumulation_steps written it is 2, so that a step is the same on every device.
     Unit: examples
     Too small: the device idles between small pieces of work; reading 4-bit weights dominates.
     Too large: out of memory. gradient_accumulation_steps gives the same examples per optimizer step with less memory.
@@ -366,7 +374,7 @@ class TrainSection(Section):
 
     effective_batch_size: int | None = Field(default=None, ge=1, le=2**20)
     """Examples per optimizer step, over all devices. fastft derives gradient_accumulation_steps from it; set only one
-    of the two.
+    of the two. Default 16, where neither gradient_accumulation_steps nor per_device_train_batch_size is written.
     Unit: examples
     Too small: noisy steps.
     Too large: few steps in an epoch; LoRA learns best at 32 and fewer.
@@ -453,16 +461,17 @@ class TrainSection(Section):
     Too large: one bad batch can damage the model.
     Upstream: SFTConfig(max_grad_norm=)"""
 
-    packing: bool = False
+    packing: Auto | bool = "auto"
     """Put several short examples into one row of max_seq_length, so that little is padding. Active only where the
-    device keeps the examples apart (attention that knows their borders); the plan says whether it is.
+    device keeps the examples apart (attention that knows their borders); the plan says whether it is. "auto" packs
+    where that is faster and an optimizer step keeps its examples.
     On: almost no padding; a row has several examples, so examples per optimizer step rise unless accumulation falls.
     Off: each example is its own row.
     Upstream: SFTConfig(packing=, packing_strategy=)"""
 
-    group_by_length: bool = False
+    group_by_length: Auto | bool = "auto"
     """Batch examples of similar length, so that little is padding. Together with packing it is the fallback for devices
-    where packing cannot be active; the plan says which one is active.
+    where packing cannot be active; the plan says which one is active. "auto" is off.
     On: less padding; the loss curve gets a saw-tooth, since one step has examples of similar length.
     Off: examples come in random order; those of one optimizer step are sorted into its micro-batches, which changes no
     gradient and saves padding where a step has several.
@@ -470,14 +479,14 @@ class TrainSection(Section):
 
     gradient_checkpointing: Literal["auto", "unsloth"] | bool = "auto"
     """Recompute activations in the backward pass instead of keeping them. "unsloth" also moves them to main memory;
-    true is the plain form; false keeps them. "auto" keeps them where the forecast says that they fit into 90 % of the
+    true is the plain form; false keeps them. "auto" keeps them where that is faster among what fits into 90 % of the
     memory, else it is "unsloth", or true with plain transformers.
     On: far less memory for about a third more work.
     Off: fastest where the activations fit.
     Upstream: FastLanguageModel.get_peft_model(use_gradient_checkpointing=), SFTConfig(gradient_checkpointing=)"""
 
     bf16: Auto | bool = "auto"
-    """Compute in bfloat16. "auto" switches it on where the device supports it.
+    """Compute in bfloat16. "auto" switches it on where a GPU supports it.
     On: about twice as fast and half the activation memory.
     Off: float32 (or float16 with fp16 = true).
     Upstream: SFTConfig(bf16=)"""
@@ -555,8 +564,9 @@ class TrainSection(Section):
     Off: the last weights are kept.
     Upstream: SFTConfig(load_best_model_at_end=)"""
 
-    metric_for_best_model: Literal["eval_loss", "eval_mean_token_accuracy"] | None = None
-    """What "best" means for load_best_model_at_end and early_stopping_patience. Default: eval_loss.
+    metric_for_best_model: Literal["eval_loss", "eval_mean_token_accuracy", "f1", "accuracy"] | None = None
+    """What "best" means for load_best_model_at_end and early_stopping_patience. Default: eval_loss. "f1" (macro F1) and
+    "accuracy" are those of task = "classification".
     Upstream: SFTConfig(metric_for_best_model=)"""
 
     early_stopping_patience: int | None = Field(default=None, ge=1)
@@ -588,6 +598,13 @@ class TrainSection(Section):
     weights too; or a configuration of your own (`.json`, relative to the recipe), with "auto" for what the recipe says.
     Upstream: SFTConfig(deepspeed=)"""
 
+    @property
+    def examples_per_step(self) -> int | None:
+        """Examples of an optimizer step that batch and accumulation keep; None where they are written instead."""
+        if self.effective_batch_size is None and self.per_device_train_batch_size == "auto":
+            return EXAMPLES_PER_STEP if self.gradient_accumulation_steps is None else None
+        return self.effective_batch_size
+
 
 class EvalSection(Section):
     """Real generations on the held-out rows, counted before and after training."""
@@ -613,6 +630,29 @@ class EvalSection(Section):
     Too large: a model that does not stop costs time.
     Upstream: model.generate(max_new_tokens=)"""
 
+    regression_set: bool = True
+    """Ask 100 short general questions (arithmetic, facts, formats, refusals) before and after training too, where
+    answers are generated: what the model forgets shows in them. An answer has 8 tokens at most.
+    On: costs two generations of 100 short answers.
+    Off: forgetting shows only where the held-out rows ask for it.
+    Upstream: none"""
+
+    answer_format: Literal["json", "yaml"] | None = None
+    """The format that every answer should have, counted as the measure format_valid. "yaml" means a mapping or a list:
+    any text is a YAML string.
+    Upstream: none (Python's json, PyYAML's safe loader)"""
+
+    answer_pattern: str | None = Field(default=None, min_length=1, max_length=1000)
+    """A regular expression of Python that every answer should match as a whole, counted as format_valid. Matching ends
+    after 2 s: an answer that takes longer does not match.
+    Upstream: none (re.fullmatch)"""
+
+    fail_if: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Conditions that end the command with exit code 6 when the run has finished: ["exact_match < 0.8",
+    "regression_drop > 0.05"]. A measure is that after training, with _drop or _rise its change. docs/evaluation.md
+    lists the measures.
+    Upstream: none"""
+
 
 class ExportSection(Section):
     """The weights to write when training has finished."""
@@ -629,12 +669,55 @@ class ExportSection(Section):
     Upstream: none (llama.cpp's names)"""
 
 
+class ClassificationSection(Section):
+    """The labels of task = "classification", its head and its loss."""
+
+    labels: Names = ()
+    """The names of the labels; their order gives the numbers, from 0. A row may name a label or give its number.
+    Default: the labels of the training rows, numbers in their order and names by the alphabet.
+    Upstream: AutoModelForSequenceClassification.from_pretrained(num_labels=, id2label=, label2id=)"""
+
+    multi_label: bool = False
+    """Whether a text may have any number of labels: `label` is then a list (in a CSV file: names between semicolons).
+    On: a yes or no for each label, by a sigmoid; at most 31 labels.
+    Off: exactly one label a text, by a softmax.
+    Upstream: AutoModelForSequenceClassification.from_pretrained(problem_type=)"""
+
+    class_weights: Literal["none", "balanced"] | dict[str, float] = "none"
+    """How much a row of each label counts in the loss: "balanced" weighs rare labels up (rows / (labels x rows of the
+    label)); a table gives the weights by name, 1 for those that it leaves out.
+    Upstream: none (the loss of fastft)"""
+
+    label_smoothing: Fraction = 0.0
+    """The share of each target that is spread over all labels (Szegedy et al. 2016).
+    Unit: share, 0 to 1
+    Too small: 0 is the usual value; wrong labels in the data are learnt with full confidence.
+    Too large: probabilities stay flat.
+    Upstream: none (the loss of fastft)"""
+
+    truncation: Literal["end", "middle", "start"] = "end"
+    """Which part of a text longer than model.max_seq_length is left out, where data.overlong = "truncate" (the default
+    of this task). Each such text is counted.
+    Upstream: none (fastft cuts token ids)"""
+
+
 class Recipe(Section):
     """One file, one run."""
 
+    task: Literal["sft", "classification"] = "sft"
+    """What is learnt, at the top of the recipe, before any section: "sft" to answer as the rows do, "classification"
+    to give each text its label.
+    Upstream: trl.SFTTrainer, or transformers.Trainer"""
+
     model: ModelSection
     lora: LoraSection = LoraSection()
+    classification: ClassificationSection = ClassificationSection()
     data: DataSection
     train: TrainSection = TrainSection()
     eval: EvalSection = EvalSection()
     export: ExportSection = ExportSection()
+
+    @property
+    def labelled(self) -> ClassificationSection | None:
+        """What is said of the labels, None where the rows have none."""
+        return self.classification if self.task == "classification" else None

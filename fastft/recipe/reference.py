@@ -53,6 +53,12 @@ def fields() -> dict[str, FieldInfo]:
 
 
 @cache
+def top_fields() -> dict[str, FieldInfo]:
+    """The keys above all sections -> pydantic field."""
+    return {name: info for name, info in Recipe.model_fields.items() if name not in sections()}
+
+
+@cache
 def takes_texts(field: str) -> bool:
     """Whether `section.key` takes a list of texts and no text."""
     info = fields().get(field)
@@ -70,12 +76,12 @@ def source_fields() -> dict[str, FieldInfo]:
 
 @cache
 def reference(field: str) -> KeyReference:
-    """The documentation of `section.key` or `data.sources.key`.
+    """The documentation of `section.key`, `data.sources.key` or a key above all sections.
 
     Raises:
         KeyError: there is no such key.
     """
-    info = fields()[field] if field in fields() else source_fields()[field]
+    info = {**fields(), **source_fields(), **top_fields()}[field]
     lines = re.split(rf"\n(?=(?:{'|'.join(LABELS)}): )", info.description or "")
     notes = dict(line.replace("\n", " ").split(": ", 1) for line in lines[1:])
     default = "required" if info.default is PydanticUndefined else toml(info.default)
@@ -91,6 +97,8 @@ def toml(value: Any) -> str:
 
 def allowed(field: str) -> str:
     """The allowed values of `section.key`, in words: `"auto", true or false`, `a whole number, at least 1`."""
+    if field in top_fields():
+        return _words(_properties(Recipe)[field])
     section, key = field.rsplit(".", 1)
     return _words(_properties(DataSource if section == "data.sources" else sections()[section])[key])
 
@@ -166,7 +174,8 @@ def explain(key: str | None) -> str:
         rows = [field for field in fields() if field.startswith(key + ".")]
         width = max(len(field) for field in rows)
         return "\n".join(f"{field:<{width}}  {reference(field).summary}" for field in rows)
-    matches = [field for field in (*fields(), *source_fields()) if key in (field, field.rsplit(".", 1)[1])]
+    known = (*top_fields(), *fields(), *source_fields())
+    matches = [field for field in known if key in (field, field.rpartition(".")[2])]
     if not matches:
         raise RecipeError(_unknown(key))
     return "\n\n".join(_page(field) for field in matches)
@@ -200,6 +209,7 @@ def recipe_page() -> str:
         "",
         "Made by `make docs`; do not edit. Each `##` heading is a section of the recipe.",
         "",
+        *(line for field in top_fields() for line in _entry(field)),
     ]
     for section, model in sections().items():
         lines += [f"## [{section}]", "", " ".join((model.__doc__ or "").split()), ""]

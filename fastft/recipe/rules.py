@@ -13,12 +13,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fastft.errors import nearest
-from fastft.recipe.model import LoraSection, Recipe, TrainSection
+from fastft.recipe.conditions import parse_condition
+from fastft.recipe.model import ClassificationSection, LoraSection, Recipe, TrainSection
 from fastft.recipe.optimizers import OPTIMIZERS
 from fastft.recipe.quantizations import QUANTIZATIONS
 from fastft.recipe.reporters import REPORTERS
 
 Given = frozenset[str]
+# The labels that a text has are bits of one 32-bit number: fastft.data.labels.
+MOST_OF_SEVERAL = 31
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,8 @@ def violations(recipe: Recipe, given: Given) -> Iterator[Violation]:
     """Every rule that `recipe` breaks, in the order of the rules."""
     for rule in _RULES:
         for broken in rule(recipe, given):
-            section, key = broken.field.split(".", 1)
-            value = getattr(getattr(recipe, section), key)
+            section, _, key = broken.field.rpartition(".")
+            value = getattr(getattr(recipe, section) if section else recipe, key)
             yield broken if broken.got or value is None else replace(broken, got=json.dumps(value))
 
 
@@ -62,6 +65,23 @@ _NEEDS = (
         "model.full_finetuning = true trains every weight, without an adapter",
         "remove the line, or set model.full_finetuning = false",
         ("model.full_finetuning",),
+    ),
+    _Need(
+        tuple(f"classification.{key}" for key in ClassificationSection.model_fields),
+        lambda recipe: recipe.task == "classification",
+        'task is not "classification"',
+        'write task = "classification" at the top of the recipe, or remove the line',
+        ("task",),
+    ),
+    _Need(
+        (
+            *("data.chat_template", "data.chat_template_kwargs", "data.train_on", "data.turns", "data.may_drop"),
+            *("data.template_date", "data.allow_assistant_first", "train.packing", "eval.exact_match"),
+        ),
+        lambda recipe: recipe.task != "classification",
+        'task = "classification" has texts and labels, no answers',
+        "remove the line",
+        ("task",),
     ),
     _Need(
         ("train.eval_steps",),
@@ -99,7 +119,10 @@ _NEEDS = (
         ("train.eval_strategy",),
     ),
     _Need(
-        ("eval.max_examples", "eval.max_new_tokens"),
+        (
+            *("eval.max_examples", "eval.max_new_tokens", "eval.regression_set"),
+            *("eval.answer_format", "eval.answer_pattern"),
+        ),
         lambda recipe: recipe.eval.exact_match,
         "answers are generated only with eval.exact_match = true",
         "set eval.exact_match = true, or remove the line",
@@ -170,7 +193,7 @@ def _model(recipe: Recipe, _: Given) -> Iterator[Violation]:
         wrong = "would run code that can change at any time"
         instead = 'pin it: set model.revision = "the 40-digit commit that you have read"'
         yield Violation("model.trust_remote_code", wrong, instead, ("model.revision",))
-    if model.full_finetuning and model.load_in_4bit:
+    if model.full_finetuning and model.load_in_4bit is True:
         wrong = "4-bit weights cannot be trained themselves, but model.full_finetuning = true asks for it"
         yield Violation("model.load_in_4bit", wrong, "set one of the two to false", ("model.full_finetuning",))
 
@@ -207,7 +230,7 @@ def _batch(recipe: Recipe, _: Given) -> Iterator[Violation]:
         wrong = f"is set together with gradient_accumulation_steps = {train.gradient_accumulation_steps}"
         instead = "keep one of them: fastft derives the other"
         yield Violation("train.effective_batch_size", wrong, instead, ("train.gradient_accumulation_steps",))
-    elif size % batch and not train.packing:
+    elif batch != "auto" and size % batch and train.packing is not True:
         below, above = size - size % batch, size + batch - size % batch
         wrong = f"is not a multiple of per_device_train_batch_size = {batch}"
         near = f"{below} or {above}" if below else str(above)
@@ -264,6 +287,38 @@ def _evaluation(recipe: Recipe, _: Given) -> Iterator[Violation]:
         yield Violation("eval.max_new_tokens", wrong, "write fewer tokens than max_seq_length", reads)
 
 
+def _answers(recipe: Recipe, _: Given) -> Iterator[Violation]:
+    section = recipe.eval
+    if section.answer_format is not None and section.answer_pattern is not None:
+        wrong = f'is set together with answer_format = "{section.answer_format}"'
+        yield Violation("eval.answer_pattern", wrong, "keep one of them", ("eval.answer_format",))
+    if section.answer_pattern is not None:
+        try:
+            re.compile(section.answer_pattern)
+        except (re.error, OverflowError, RecursionError) as error:
+            yield Violation("eval.answer_pattern", f"is no regular expression of Python: {error}", "correct it")
+    for text in section.fail_if:
+        condition = parse_condition(text)
+        missing = condition if isinstance(condition, tuple) else _missing_for(condition.measure, recipe)
+        if missing is not None:
+            yield Violation("eval.fail_if", missing[0], missing[1], got=json.dumps(text))
+
+
+def _missing_for(measure: str, recipe: Recipe) -> tuple[str, str] | None:
+    """(what is missing for a measure, what to write instead); None where the run will have it."""
+    section, data = recipe.eval, recipe.data
+    if measure in ("eval_loss", "perplexity"):
+        held_out = data.eval is not None or data.eval_fraction is not None
+        return None if held_out else ("needs held-out rows", "set data.eval or data.eval_fraction, or remove it")
+    if not section.exact_match:
+        return "needs generated answers", "set eval.exact_match = true, or remove it"
+    if measure == "regression" and not section.regression_set:
+        return "needs the general questions", "remove regression_set = false, or remove it"
+    if measure == "format_valid" and not (section.answer_format or section.answer_pattern):
+        return "needs a format of answers", 'set eval.answer_format = "json", or remove it'
+    return None
+
+
 def _checkpoints(recipe: Recipe, _: Given) -> Iterator[Violation]:
     train = recipe.train
     if train.eval_strategy == "steps" and train.eval_steps is None:
@@ -318,6 +373,60 @@ def _export(recipe: Recipe, _: Given) -> Iterator[Violation]:
         yield Violation("export.formats", wrong, 'write formats = ["merged_16bit"]', ("model.full_finetuning",))
 
 
+def _classification(recipe: Recipe, _: Given) -> Iterator[Violation]:
+    """What the task says of the other sections."""
+    metric = recipe.train.metric_for_best_model
+    if recipe.task != "classification":
+        if metric in ("f1", "accuracy"):
+            wrong, instead = 'is a figure of task = "classification"', 'write "eval_loss"'
+            yield Violation("train.metric_for_best_model", wrong, instead, ("task",))
+        return
+    if metric == "eval_mean_token_accuracy":
+        instead = 'write "f1", "accuracy" or "eval_loss"'
+        yield Violation("train.metric_for_best_model", "classification predicts no tokens", instead, ("task",))
+    if recipe.model.engine == "unsloth":
+        wrong = "Unsloth's trainer and its fused loss are those of a language model"
+        yield Violation("model.engine", wrong, 'write "transformers" or "auto"', ("task",))
+    if recipe.data.overlong == "split":
+        instead = 'write "truncate", "drop" or "error"'
+        yield Violation("data.overlong", "a text has one row: its label is that of the whole", instead, ("task",))
+    if recipe.data.format not in ("auto", "classification", "messages"):
+        instead = 'remove the line, or write "classification" or "messages"'
+        yield Violation("data.format", "has no labels", instead, ("task",))
+    for kind in (kind for kind in recipe.export.formats if kind not in ("adapter", "merged_16bit")):
+        wrong = "llama.cpp's format has no classification head" if kind == "gguf" else "keeps no exact head"
+        instead = 'write formats = ["adapter"] or ["merged_16bit"]'
+        yield Violation("export.formats", wrong, instead, ("task",), json.dumps(kind))
+    yield from _labels(recipe)
+
+
+def _labels(recipe: Recipe) -> Iterator[Violation]:
+    """The names of the labels, and their weights."""
+    own = recipe.classification
+    twice = next((name for name in own.labels if own.labels.count(name) > 1), None)
+    if twice is not None:
+        yield Violation("classification.labels", "names one label twice", "name it once", got=json.dumps(twice))
+    if len(own.labels) == 1 and not own.multi_label:
+        yield Violation("classification.labels", "is one label: there is nothing to tell apart", "name at least two")
+    if any(not name.strip() or ";" in name for name in own.labels):
+        yield Violation("classification.labels", "has a name that is empty or has a semicolon", "write a plain name")
+    if own.multi_label and len(own.labels) > MOST_OF_SEVERAL:
+        instead = f"name at most {MOST_OF_SEVERAL}"
+        yield Violation("classification.labels", "are too many for multi_label = true", instead, got="")
+    if isinstance(own.class_weights, dict):
+        yield from _class_weights(own.labels, own.class_weights)
+
+
+def _class_weights(labels: tuple[str, ...], weights: dict[str, float]) -> Iterator[Violation]:
+    for name, weight in weights.items():
+        if labels and name not in labels:
+            instead = f"write one of {', '.join(labels)}"
+            yield Violation("classification.class_weights", "has a label that is none", instead, (), json.dumps(name))
+        if weight <= 0:
+            wrong = "a weight is above 0"
+            yield Violation("classification.class_weights", wrong, "leave the rows out instead", (), f"{weight:g}")
+
+
 _RULES: tuple[Callable[[Recipe, Given], Iterator[Violation]], ...] = (
     _model,
     _data,
@@ -325,8 +434,10 @@ _RULES: tuple[Callable[[Recipe, Given], Iterator[Violation]], ...] = (
     _batch,
     _schedule,
     _evaluation,
+    _answers,
     _checkpoints,
     _names,
     _export,
+    _classification,
     _needs,
 )

@@ -14,7 +14,6 @@ _STARTER_VALUES = {
     "model.max_seq_length": "1024",
     "data.train": '"{name}.jsonl"',
     "data.eval_fraction": "0.25",
-    "train.per_device_train_batch_size": "4",
     "train.effective_batch_size": "8",
     "train.num_train_epochs": "3",
     "train.learning_rate": "2e-4",

@@ -34,7 +34,7 @@ def find_fault(entry: ErrorDetails) -> Fault:
     path = entry["loc"][:4] if entry["loc"][:2] == ("data", "sources") else entry["loc"][:2]
     field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
     kinds: dict[str, Kind] = {"missing": "missing", "extra_forbidden": "unknown"}
-    kind: Kind = kinds.get(entry["type"], "table" if len(path) == 1 else "value")
+    kind: Kind = kinds.get(entry["type"], "table" if len(path) == 1 and path[0] in sections() else "value")
     return Fault(kind, ".".join(str(part) for part in path[:2]), field, path)
 
 

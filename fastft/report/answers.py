@@ -12,38 +12,40 @@ from fastft.runs.result import ExactMatch, ShownAnswer
 SHOWN = 3
 # Letters of a text on the page. Comparing two texts takes time that grows with the square of their words.
 LONGEST = 1500
-# (right before, right after training), in the order of the page.
-KINDS = {
-    (False, True): "right only after training",
-    (True, False): "right only before training",
-    (False, False): "wrong before and after",
-    (True, True): "right before and after",
-}
 
 
-def answers_section(match: ExactMatch | None) -> Markup:
-    """Some answers of each kind, with how many there are."""
+def answers_section(match: ExactMatch | None, by: tuple[str, str] = ("before training", "after training")) -> Markup:
+    """Some answers of each kind, with how many there are; `by`: when, or by which model, each of two was given."""
     if match is None:
         return element("p", "No answers were generated: [eval] exact_match = true asks for them.")
     answers = match.answers or (match.example,)
-    kinds: dict[str, list[ShownAnswer]] = {name: [] for name in KINDS.values()}
+    old, new = by
+    # (right before, right after), in the order of the page.
+    names = {
+        (False, True): f"right only {new}",
+        (True, False): f"right only {old}",
+        (False, False): f"wrong {old} and {new}",
+        (True, True): f"right {old} and {new}",
+    }
+    kinds: dict[str, list[ShownAnswer]] = {name: [] for name in names.values()}
     for each in answers:
-        kinds[KINDS[each.was_right, each.is_right]].append(each)
+        kinds[names[each.was_right, each.is_right]].append(each)
     marks = "Marked in the answers: what the reference does not have; struck out: what only the reference has."
     parts = [element("p", marks, class_="soft")]
     for name, found in kinds.items():
         if found:
             shown = f", {SHOWN} shown" if len(found) > SHOWN else ""
             parts.append(element("h3", f"{len(found)} of {len(answers)} {name}{shown}"))
-            parts += [_answer(each) for each in found[:SHOWN]]
+            parts += [_answer(each, by) for each in found[:SHOWN]]
     return joined(*parts)
 
 
-def _answer(answer: ShownAnswer) -> Markup:
+def _answer(answer: ShownAnswer, by: tuple[str, str]) -> Markup:
+    old, new = (name.removesuffix(" training") for name in by)
     columns = [("asked", escaped(cut(answer.question))), ("reference", escaped(cut(answer.reference)))]
     if answer.before is not None:
-        columns.append(("before", _marked(cut(answer.before), cut(answer.reference))))
-    columns.append(("after", _marked(cut(answer.after), cut(answer.reference))))
+        columns.append((old, _marked(cut(answer.before), cut(answer.reference))))
+    columns.append((new, _marked(cut(answer.after), cut(answer.reference))))
     made = (element("div", element("h3", name), element("pre", text)) for name, text in columns)
     return element("div", *made, class_="answer")
 

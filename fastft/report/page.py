@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,18 +13,21 @@ from fastft.files.records import parse_object, read_bytes, read_record
 from fastft.recipe.reference import fields, reference, toml
 from fastft.report.answers import answers_section, cut
 from fastft.report.charts import number
+from fastft.report.classes import classes_section
 from fastft.report.curves import charts
+from fastft.report.figures import METHODS, change_of, value_of, verdict_of
 from fastft.report.html import Markup, element, joined, key, table
 from fastft.report.style import STYLE
 from fastft.report.units import duration, size
 from fastft.runs.directory import RunDir, Settings
 from fastft.runs.history import read_history
 from fastft.runs.manifest import Manifest
+from fastft.runs.measured import compared
 from fastft.runs.metrics import History
 from fastft.runs.planned import Planned
 from fastft.runs.result import Result
 from fastft.runs.state import State, state_of
-from fastft.runs.verdict import judge, loss_change, match_difference
+from fastft.runs.verdict import judge, match_difference
 
 if TYPE_CHECKING:
     from fastft.exports.record import RecordedArtefact
@@ -79,7 +81,7 @@ def page(records: Records) -> str:
         "Recipe": _recipe(records),
         "Curves": charts(records.history, records.planned),
         "Data": _data(records),
-        "Before and after": answers_section(None if records.result is None else records.result.exact_match),
+        "Before and after": _before_and_after(records.result),
         "Forecast and actual": _forecast(records.result),
         "Exports": _exports(records),
         "Environment": _environment(records.manifest),
@@ -98,6 +100,12 @@ def page(records: Records) -> str:
         *(element("section", element("h2", title), content) for title, content in sections.items()),
     )
     return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
+
+
+def _before_and_after(result: Result | None) -> Markup:
+    if result is not None and result.classification is not None:
+        return classes_section(result.classification)
+    return answers_section(None if result is None else result.exact_match)
 
 
 def _verdict(records: Records, name: str) -> tuple[Markup, ...]:
@@ -124,35 +132,38 @@ def _figures(records: Records) -> Markup:
         steps = records.history.steps
         took = duration(sum(step.seconds for step in steps))
         return element("p", f"The run did not finish: {len(steps)} logged steps, {took} in optimizer steps.")
-    rows = []
-    loss, match = result.eval_loss, result.exact_match
-    if loss.after is not None:
-        rows.append(("held-out loss (nats a token)", _loss(loss.before), _loss(loss.after)))
-        rows.append(("held-out perplexity", _perplexity(loss.before), _perplexity(loss.after)))
-    if match is not None:
+    match, measured = result.exact_match, compared(result)
+    rows = [
+        (each.measure.title, value_of(each, each.before), value_of(each, each.after), change_of(each), verdict_of(each))
+        for each in measured
+    ]
+    if match is not None and all(each.measure.name != "exact_match" for each in measured):
         before = "" if match.before is None else _share(match.before, match.rows)
-        rows.append((f"exact match of {match.rows} held-out answers", before, _share(match.after, match.rows)))
+        rows.append((f"exact match of {match.rows} held-out answers", before, _share(match.after, match.rows), "", ""))
     rate = result.train_tokens_seen / result.train_seconds if result.train_seconds else 0.0
     rows += [
-        ("training loss, mean of all steps", "", _loss(result.train_loss)),
-        ("optimizer steps", "", f"{result.steps:,}"),
-        ("training", "", f"{duration(result.train_seconds)}, {rate:,.0f} tokens/s"),
-        ("whole run", "", duration(result.total_seconds)),
-        ("peak memory", "", size(result.peak_memory_bytes)),
-        ("trained weights", "", f"{result.trained_weights:,} of {result.weights:,}"),
+        ("training loss, mean of all steps", "", _loss(result.train_loss), "", ""),
+        ("optimizer steps", "", f"{result.steps:,}", "", ""),
+        ("training", "", f"{duration(result.train_seconds)}, {rate:,.0f} tokens/s", "", ""),
+        ("whole run", "", duration(result.total_seconds), "", ""),
+        ("peak memory", "", size(result.peak_memory_bytes), "", ""),
+        ("trained weights", "", f"{result.trained_weights:,} of {result.weights:,}", "", ""),
     ]
-    parts = [table(("", "before", "after"), rows, frozenset({1, 2}))]
-    change = loss_change(result)
-    if change is not None and change.interval is not None:
-        text = f"The interval of the loss is over {len(result.eval_batches)} micro-batches of the same rows."
+    parts = [table(("", "before", "after", "change, 95 % interval", ""), rows, frozenset({1, 2, 3}))]
+    if measured:
+        text = (
+            "Intervals are paired: of the same held-out rows (for the loss, micro-batches) before and after training."
+            f" {METHODS} General questions are the regression set of fastft: 100 short ones."
+        )
         parts.append(element("p", text, class_="soft"))
+    if result.general_missing:
+        parts.append(element("p", f"The general questions are not counted: {result.general_missing}."))
     difference = match_difference(match)
     if difference is not None:
         parts.append(
             element(
                 "p",
-                f"Of {difference.rows} answers {difference.gained} became right and {difference.lost} became wrong."
-                " The interval is Tango's score interval for two shares of the same rows.",
+                f"Of {difference.rows} answers {difference.gained} became right and {difference.lost} became wrong.",
                 class_="soft",
             )
         )
@@ -314,10 +325,6 @@ def _details(summary: str, content: Markup) -> Markup:
 
 def _loss(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
-
-
-def _perplexity(loss: float | None) -> str:
-    return "" if loss is None else f"{math.exp(loss):,.4g}" if loss < 700 else "infinite"
 
 
 def _share(count: int, rows: int) -> str:

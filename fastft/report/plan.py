@@ -30,6 +30,8 @@ def plan_page(plan: Plan, *, with_calls: bool = False) -> Group:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold cyan", no_wrap=True)
     grid.add_column()
+    if plan.task != "sft":
+        grid.add_row("task", _task(plan))
     grid.add_row("steps", _steps(plan))
     grid.add_row("padding", _padding(plan))
     grid.add_row("memory", _memory(plan))
@@ -46,6 +48,14 @@ def plan_page(plan: Plan, *, with_calls: bool = False) -> Group:
     if with_calls:
         parts += [Text(), _calls(plan)]
     return Group(*parts)
+
+
+def _task(plan: Plan) -> Text:
+    """The task, its labels, and what is trained."""
+    names = plan.calls.load.kwargs.get("id2label", {}).values()
+    labels = f"{len(names)} labels: {', '.join(list(names)[:12])}" if names else "labels known when the rows are read"
+    trained = "every weight and the head" if plan.calls.adapter is None else "an adapter and the head score"
+    return Text(f"{plan.task}, {labels}\n{trained}")
 
 
 def _steps(plan: Plan) -> Text:

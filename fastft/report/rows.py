@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from fastft.data.labels import label_counts
 from fastft.data.parts import DROPPED
 from fastft.data.prepare import Prepared
 from fastft.data.rows import RowSet, reject_record
@@ -13,7 +14,20 @@ from fastft.data.unused import unused_notes
 def accounts(prepared: Prepared) -> list[tuple[str, list[str]]]:
     """For training and held-out rows: a sentence of counts, and a note for each reason to leave some out."""
     sets = (("training", prepared.train), ("held-out", prepared.eval))
-    return [_account(name, rows, prepared.format) for name, rows in sets if rows is not None]
+    found = [_account(name, rows, prepared.format) for name, rows in sets if rows is not None]
+    if prepared.labels is not None:
+        for (name, rows), (_, notes) in zip(sets, found, strict=False):
+            notes += [] if rows is None else _label_notes(name, rows, prepared)
+    return found
+
+
+def _label_notes(name: str, rows: RowSet, prepared: Prepared) -> list[str]:
+    """The rows of each label, and the labels that training lacks."""
+    assert prepared.labels is not None  # noqa: S101  who asks has labels
+    counts, trained = (label_counts(one.rows, prepared.labels) for one in (rows, prepared.train))
+    notes = [f"{name} rows by label: {', '.join(f'{label} {count}' for label, count in counts.items())}"]
+    lacking = [label for label, count in counts.items() if not trained[label] and (count or rows is prepared.train)]
+    return notes + [f"no training row has the label {label}: the model cannot learn it" for label in lacking]
 
 
 def _account(name: str, rows: RowSet, data_format: str) -> tuple[str, list[str]]:

@@ -29,7 +29,7 @@ th { color: var(--soft); font-weight: 600; } .number { text-align: right; font-v
 td { min-width: 4.5rem; } th, td:first-child, .number { overflow-wrap: break-word; }
 td.number { white-space: nowrap; }
 @media (max-width: 50rem) { table { font-size: .8rem; } th, td { padding-right: .5rem; } td { min-width: 4rem; }
-  td code { font-size: .75rem; } .number { padding-right: 0; } }
+  td code { font-size: .75rem; } }
 code, pre { font: .85rem/1.45 ui-monospace, monospace; }
 pre { margin: .25rem 0; padding: .6rem .75rem; background: var(--panel); border: 1px solid var(--rule);
   border-radius: .3rem; white-space: pre-wrap; unicode-bidi: isolate; }
@@ -39,6 +39,11 @@ svg text { font: 11px system-ui, sans-serif; fill: var(--ink); }
 .grid { stroke: var(--rule); stroke-width: .5; } .axis { stroke: var(--soft); stroke-width: 1; }
 .curve { fill: none; stroke-width: 1.8; stroke-linejoin: round; } .curve.raw { stroke: var(--faint); stroke-width: 1; }
 .curve.one { stroke: var(--one); } .curve.two { stroke: var(--two); stroke-dasharray: 5 3; }
+.curve.three { stroke: var(--good); stroke-dasharray: 1 3; stroke-linecap: round; }
+.curve.four { stroke: var(--unsure); stroke-dasharray: 8 3 2 3; }
+.curve.five { stroke: var(--bad); stroke-dasharray: 10 4; }
+.curve.six { stroke: var(--soft); } .dot.three { fill: var(--good); } .dot.four { fill: var(--unsure); }
+.dot.five { fill: var(--bad); } .dot.six { fill: var(--soft); }
 .dot.one, .dot.raw { fill: var(--one); } .dot.two { fill: var(--two); }
 .mark { stroke-width: 1; } .mark.epoch { stroke: var(--soft); stroke-dasharray: 1 3; }
 .mark.memory { stroke: var(--bad); stroke-width: 1.5; }

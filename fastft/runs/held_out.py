@@ -5,13 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from fastft.runs.classification import Classification
+
 
 @dataclass(frozen=True)
 class Answers:
-    """The generated answers, in the order of the prompts, and how many equal their reference exactly."""
+    """The generated answers, in the order of the prompts, and how many equal their reference exactly.
+
+    `tokens` of each, without the one that ends it; `stopped`: whether there was one. Empty in older files.
+    """
 
     texts: tuple[str, ...]
     exact: int
+    tokens: tuple[int, ...] = ()
+    stopped: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -26,12 +33,15 @@ class MicroBatch:
 class Evaluation:
     """The held-out figures of a model. The loss is a mean over trained tokens; None if not asked for.
 
-    `batches`: what the loss is made of, in the order of the rows; empty with several processes.
+    `batches`: what the loss is made of, in the order of the rows; empty with several processes. `general`: the answers
+    to the questions of the regression set.
     """
 
     eval_loss: float | None
     answers: Answers | None
     batches: tuple[MicroBatch, ...] = ()
+    classes: Classification | None = None
+    general: Answers | None = None
 
 
 @dataclass(frozen=True)

@@ -52,10 +52,11 @@ class PlannedBatching:
 
 @dataclass(frozen=True)
 class PlannedChoice:
-    """A value that fastft decided, and why."""
+    """A value that fastft decided, why, and what the second best set-up has."""
 
     value: Any
     reason: str
+    runner_up: Any = None
 
 
 @dataclass(frozen=True)

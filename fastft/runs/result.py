@@ -8,9 +8,11 @@ from datetime import UTC, datetime
 from typing import ClassVar
 
 from fastft.data.content import final_text
+from fastft.data.labels import targets
 from fastft.data.prepare import Prepared
 from fastft.data.render import Prompt
 from fastft.planning.plan import Plan
+from fastft.runs.classification import BeforeAndAfter, majority
 from fastft.runs.held_out import Evaluation, MicroBatch
 from fastft.runs.metrics import OutOfMemory, Totals
 from fastft.runs.score import Score, score
@@ -90,6 +92,15 @@ class ExactMatch:
 
 
 @dataclass(frozen=True)
+class MeasuredRows:
+    """The value of one measure for each row, before and after training; `before` is empty where it is not known."""
+
+    name: str
+    before: tuple[float, ...]
+    after: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class ExportedFile:
     """One export that passed the gate."""
 
@@ -125,6 +136,13 @@ class Result:
     exports: tuple[ExportedFile, ...] = field(default=())
     eval_batches: tuple[PairedBatch, ...] = field(default=())
     """What the held-out losses are made of; empty where the two evaluations had other micro-batches."""
+    classification: BeforeAndAfter | None = None
+    measures: tuple[MeasuredRows, ...] = field(default=())
+    """What each answer counts, for each measure of answers (fastft.recipe.measures)."""
+    general: tuple[ShownAnswer, ...] = field(default=())
+    """The answers to the general questions of the regression set, beside what they must match."""
+    general_missing: str = ""
+    """Why there are none, or why they are not counted, although the recipe asks for them."""
     metrics_sha256: str | None = None
     """Of metrics.jsonl at the end of the run."""
 
@@ -133,6 +151,9 @@ class Result:
         figures = {}
         if self.eval_loss.before is not None and self.eval_loss.after is not None:
             figures["held-out loss"] = f"{self.eval_loss.before:.4f} before, {self.eval_loss.after:.4f} after"
+        if self.classification is not None:
+            after = self.classification.after
+            figures["held-out accuracy"] = f"{after.accuracy:.1%}, macro F1 {after.macro_f1:.3f}, of {after.rows} rows"
         match = self.exact_match
         if match is not None:
             before = "" if match.before is None else f"{match.before} before, "
@@ -175,7 +196,16 @@ def make_result(
             weights_bytes=saved.size_bytes,
         ),
         eval_batches=_paired(trained.before.batches, trained.after.batches),
+        classification=_classification(prepared, trained),
     )
+
+
+def _classification(prepared: Prepared, trained: Trained) -> BeforeAndAfter | None:
+    before, after, labels = trained.before.classes, trained.after.classes, prepared.labels
+    if before is None or after is None or labels is None or prepared.eval is None:
+        return None
+    known, asked = targets(prepared.train.rows), targets(prepared.eval.rows)
+    return BeforeAndAfter(majority(labels.names, known, asked, several=labels.several), before, after)
 
 
 def _paired(before: Sequence[MicroBatch], after: Sequence[MicroBatch]) -> tuple[PairedBatch, ...]:

@@ -24,7 +24,7 @@ from fastft.errors import (
     TrainingError,
     Where,
 )
-from fastft.files.records import write_checked
+from fastft.files.records import write_checked, write_record
 from fastft.files.seal import file_sha256
 from fastft.planning.batching import Batching
 from fastft.planning.facts import Facts
@@ -36,8 +36,10 @@ from fastft.probe.architecture import architecture_of
 from fastft.recipe.loader import LoadedRecipe
 from fastft.report.live import LiveView
 from fastft.runs.checkpoints import checkpoints, newest_checkpoint, ranks_of, step_of
+from fastft.runs.classification import Classifier
 from fastft.runs.directory import RunDir, locked, new_attempt
 from fastft.runs.history import rewind
+from fastft.runs.measured import with_measures
 from fastft.runs.metrics import MetricsFile, OutOfMemory, StepMetrics, Totals
 from fastft.runs.ranks import Ranks
 from fastft.runs.result import ExportedFile, Result, SavedWeights, Trained, make_result
@@ -48,6 +50,7 @@ from fastft.stages.stopping import Stopping
 
 if TYPE_CHECKING:
     from fastft.engine.model import Model, Tokenizer
+    from fastft.exports.card import CardFacts
     from fastft.exports.job import Job
     from fastft.exports.parity import Reference
 
@@ -57,13 +60,15 @@ class Start:
     """Which run a command continues: by default the newest unfinished run of the same recipe, or else a new one.
 
     `resume`: return a finished run instead of a new one. `fresh`: always begin a new run. `run`: continue this folder.
-    `accepted_drift`: keys of the manifest that may have changed since the run began.
+    `accepted_drift`: keys of the manifest that may have changed since the run began. `like`: a run that a new one
+    repeats, with the same manifest.
     """
 
     resume: bool = False
     fresh: bool = False
     run: Path | None = None
     accepted_drift: tuple[str, ...] = ()
+    like: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,7 @@ def run_attempt(
             view.stage(note)
         if ranks.world.size > 1:
             view.stage(f"{ranks.world.size} processes met at {ranks.world.address}")
-        attempt = Attempt(loaded, facts, engine, run, view, stopping, start.accepted_drift, ranks)
+        attempt = Attempt(loaded, facts, engine, run, view, stopping, start.accepted_drift, ranks, start.like)
         log = Path(ranks.share("log", lambda: str(new_attempt(run))))
         report = reported(run, log.parent, view.note) if first else contextlib.nullcontext()
         log = log if first else log.with_name(f"rank-{ranks.world.rank}.log")
@@ -142,8 +147,11 @@ def _run(attempt: Attempt) -> None:
     totals, seconds = MetricsFile(attempt.run.metrics).history().totals, time.perf_counter() - started
     _keep_throughput(attempt, ready, outcome.plan, totals)
     result = make_result(outcome.plan, ready.rows, outcome.trained, ready.prompts, outcome.saved, totals, seconds)
+    result = with_measures(result, outcome.trained, ready.prompts, ready.general, attempt.loaded.recipe.eval)
     result = dataclasses.replace(result, metrics_sha256=file_sha256(attempt.run.metrics))
-    if ready.job.kinds:
+    if ready.job.kinds and ready.rows.labels is not None:
+        result = dataclasses.replace(result, exports=_export_classifier(attempt, ready, model, result))
+    elif ready.job.kinds:
         from fastft.engine.export import load_trained, trained_reference
         from fastft.engine.model import is_in_4bit
         from fastft.engine.sharding import splits_weights
@@ -178,6 +186,31 @@ def _refuse_other_ranks(checkpoint: Path, now: int) -> None:
         raise MachineError(Problem(Where(str(checkpoint)), "train.deepspeed", wrong, instead))
 
 
+def _export_classifier(attempt: Attempt, ready: Ready, model: Model, result: Result) -> tuple[ExportedFile, ...]:
+    """The exports of a classifier, reloaded and compared with the trained model.
+
+    Raises:
+        ExportError: one does not match it.
+    """
+    from fastft.engine.model import is_in_4bit
+    from fastft.engine.tasks.classifier import COMPARED, Compared, compared, export_classifier, logits_of
+
+    known, job = attempt.run.require(Classifier), _export_again(attempt, ready, result)
+    rows = ready.rows.train.rows if ready.rows.eval is None else ready.rows.eval.rows
+    if is_in_4bit(model):  # users load the adapter on the 16-bit base
+        trained = compared(job.base, job.adapter, known, ready.held_out.conversations)
+    else:
+        ids = [rows[index].input_ids.tolist() for index in range(min(COMPARED, len(rows)))]
+        trained = Compared(ids, logits_of(model, ids, model.config.pad_token_id, 16))
+    del model
+    try:
+        made = export_classifier(job, known, trained, _card(attempt, ready, job, result), attempt.view.stage)
+    except ExportError:
+        attempt.run.write(result)
+        raise
+    return tuple(ExportedFile(one.kind, str(one.path), one.size_bytes) for one in made.artefacts)
+
+
 def _train(attempt: Attempt, ready: Ready, checkpoint: Path | None) -> tuple[Outcome | None, Model, Tokenizer]:
     """(outcome, model, tokenizer); while memory runs out, with less of it for the same optimizer steps."""
     plan, retries = ready.plan, []
@@ -201,6 +234,8 @@ def _train_once(
     from fastft.engine.model import gather_weights, load_model, save_weights, trained_weights
     from fastft.engine.ranks import join_group, leave_group
     from fastft.engine.sharding import forget_sharding
+    from fastft.engine.tasks.classification import Task
+    from fastft.engine.tasks.classifier import pad_id_of
     from fastft.engine.train import Material, train
     from fastft.engine.trainer import Hooks
 
@@ -225,16 +260,20 @@ def _train_once(
         metrics.append(line)
         attempt.view.step(line)
 
+    labels = ready.rows.labels
     material = Material(
         train=ready.rows.train.rows,
         eval=None if ready.rows.eval is None else ready.rows.eval.rows,
         prompts=ready.prompts,
+        general=ready.general.prompts,
         stop_ids=ready.held_out.end_ids,
         max_new_tokens=recipe.eval.max_new_tokens,
         early_stopping_patience=recipe.train.early_stopping_patience,
         stop_on_divergence=recipe.train.stop_on_divergence,
+        task=None if labels is None else Task(labels, recipe.classification, pad_id_of(tokenizer)),
         step_rows=rows_per_step(
             recipe.train,
+            plan.schedule.per_device_train_batch_size,
             plan.schedule.gradient_accumulation_steps or 1,
             ranks.world.size,
             packing=plan.choices.packing.value,
@@ -264,6 +303,8 @@ def _train_once(
             return None, model, tokenizer
         attempt.settle()
         folder = save_weights(model, tokenizer, plan, attempt.run, gathered)
+        if labels is not None:
+            write_record(folder / Classifier.FILE, attempt.run.require(Classifier))
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return Outcome(plan, trained, SavedWeights(trained_count, total, str(folder), size)), model, tokenizer
 
@@ -324,9 +365,14 @@ def _export(
         ExportError: one does not match the trained model.
     """
     from fastft.engine.export import export_weights
+
+    made = export_weights(job, reference, _card(attempt, ready, job, result), attempt.view.stage, attempt.view.writing)
+    return tuple(ExportedFile(one.kind, str(one.path), one.size_bytes) for one in made.artefacts)
+
+
+def _card(attempt: Attempt, ready: Ready, job: Job, result: Result) -> CardFacts:
+    """What the model cards of a run's exports say."""
     from fastft.exports.card import card_facts
 
     model_id, rows, text = attempt.facts.base_model.id, ready.rows.train_sha256, attempt.loaded.text
-    card = card_facts(model_id, job.base, rows, text, result.card_figures())
-    made = export_weights(job, reference, card, attempt.view.stage, attempt.view.writing)
-    return tuple(ExportedFile(one.kind, str(one.path), one.size_bytes) for one in made.artefacts)
+    return card_facts(model_id, job.base, rows, text, result.card_figures())

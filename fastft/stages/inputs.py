@@ -65,6 +65,7 @@ def prepare_rows(
         # pyarrow writes the prepared rows and reads them.
         cache_dir=cache_folder() / "rows" if importlib.util.find_spec("pyarrow") is not None else None,
         refuse_broken=refuse_broken,
+        own=recipe.labelled,
     )
 
 

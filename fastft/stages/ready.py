@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
@@ -10,21 +11,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastft.console import redact_value
+from fastft.data.general import General, general_prompts
 from fastft.data.prepare import Prepared
 from fastft.data.render import Prompt, render_prompt
 from fastft.errors import DataError, Interrupted, MachineError, Problem, Where
 from fastft.files.atomic import write_text
 from fastft.files.records import write_checked
+from fastft.planning.chooser import WRITTEN
 from fastft.planning.facts import Facts, with_rows
 from fastft.planning.plan import Plan, make_plan
+from fastft.planning.products import keep_products, products_file, products_key
+from fastft.probe.architecture import architecture_of
 from fastft.recipe.loader import LoadedRecipe
 from fastft.report.live import LiveView
 from fastft.report.rows import accounts, reject_lines
 from fastft.runs.checkpoints import checkpoints, newest_checkpoint, set_aside, step_of
+from fastft.runs.classification import Classifier
 from fastft.runs.directory import RunDir, run_name
 from fastft.runs.held_out import HeldOut
 from fastft.runs.history import rewind
 from fastft.runs.manifest import Manifest, changes, make_manifest, with_hashes
+from fastft.runs.measured import refuse_unmeasured
+from fastft.runs.planned import Planned
 from fastft.runs.ranks import Ranks
 from fastft.stages.beside import Beside
 from fastft.stages.inputs import convert, prepare_rows
@@ -52,6 +60,8 @@ class Attempt:
     stopping: Stopping
     accepted_drift: tuple[str, ...]
     ranks: Ranks
+    like: Path | None = None
+    """A run whose data, base and versions this one must have."""
     beside: list[Beside] = dataclasses.field(default_factory=list)
     """What a checkpoint, and the end of the run, must wait for."""
 
@@ -83,8 +93,48 @@ class Ready:
     rows: Prepared
     base: Path
     prompts: list[Prompt]
+    general: General
     held_out: HeldOut
     job: Job
+
+
+def _began(run: RunDir) -> dict[str, object]:
+    """What an earlier attempt at this run chose where the recipe leaves it open; nothing for the first attempt."""
+    plan = run.read(Planned)
+    chosen = {} if plan is None else plan.choices
+    names = {key: f"{section}.{key}" for key, section in WRITTEN.items()}
+    return {key: chosen[name].value for key, name in names.items() if name in chosen}
+
+
+def agree_on_plan(loaded: LoadedRecipe, facts: Facts, run: RunDir, ranks: Ranks) -> Plan:
+    """The plan for the rows as read; where the recipe leaves something open, every rank takes what rank 0 chose.
+
+    Raises:
+        MachineError: this rank's plan is another one than that of rank 0, for a reason that no recipe leaves open.
+    """
+    own = ranks.first(lambda: make_plan(loaded, facts, str(run.path), began=_began(run)))
+    chosen = ranks.share("choices", lambda: {} if own is None else own.chosen)
+    plan = own or make_plan(loaded, facts, str(run.path), began=chosen)
+    ranks.agree("plan", repr((plan.schedule, [call.kwargs for call in plan.calls.in_order])), "plan")
+    return plan
+
+
+def _with_products(attempt: Attempt, facts: Facts) -> Facts:
+    """`facts` with what this processor multiplies; the first run with a model of these sizes measures it.
+
+    Rank 0 of several does it alone: what it chooses goes for all.
+    """
+    model = architecture_of(facts.base_model.id, facts.base_model.config)
+    if facts.device.is_gpu or model is None or not attempt.ranks.world.is_first or facts.product(model, "float32"):
+        return facts
+    attempt.stage("measuring the processor, once")
+    from fastft.engine.products import measure_products
+
+    key = products_key(facts.device, model, facts.installed)
+    found = measure_products(model, bfloat16=facts.device.computes_bfloat16)
+    with contextlib.suppress(OSError):  # a lost figure is no reason to lose a run
+        keep_products(products_file(), key, found)
+    return dataclasses.replace(facts, products={**facts.products, key: found})
 
 
 def prepare_run(attempt: Attempt) -> Ready:
@@ -102,10 +152,9 @@ def prepare_run(attempt: Attempt) -> Ready:
         attempt.stage(counts)
         for note in notes:
             attempt.view.note(note)
-    facts = with_rows(attempt.facts, loaded.recipe, rows)
-    plan = make_plan(loaded, facts, str(run.path))
+    facts = _with_products(attempt, with_rows(attempt.facts, loaded.recipe, rows))
     ranks.agree("rows as read", rows.train_sha256 + (rows.eval_sha256 or ""), "training data")
-    ranks.agree("plan", repr((plan.schedule, [call.kwargs for call in plan.calls.in_order])), "plan")
+    plan = agree_on_plan(loaded, facts, run, ranks)
     if plan.obstacles:
         raise MachineError(plan.obstacles)
     for warning in plan.warnings:
@@ -117,7 +166,23 @@ def prepare_run(attempt: Attempt) -> Ready:
     wanted = loaded.recipe.eval
     asked = rows.eval.examples[: wanted.max_examples] if wanted.exact_match and rows.eval is not None else []
     prompts = [render_prompt(example, rows.renderer) for example in asked]
-    return Ready(facts, plan, rows, base, prompts, held_out, _export_job(attempt, base, rows, held_out.end_ids))
+    general = _general(attempt, rows) if prompts and wanted.regression_set else General()
+    return Ready(
+        facts, plan, rows, base, prompts, general, held_out, _export_job(attempt, base, rows, held_out.end_ids)
+    )
+
+
+def _general(attempt: Attempt, rows: Prepared) -> General:
+    """The questions of the regression set; a template that refuses them is said.
+
+    Raises:
+        RecipeError: it refuses them, and a condition of eval.fail_if needs their answers.
+    """
+    general = general_prompts(rows.renderer)
+    if general.missing:
+        attempt.view.note(f"the general questions are not asked: {general.missing}")
+        refuse_unmeasured(attempt.loaded, "regression", general.missing)
+    return general
 
 
 def _export_job(attempt: Attempt, base: Path, rows: Prepared, end_ids: tuple[int, ...]) -> Job:
@@ -129,7 +194,7 @@ def _export_job(attempt: Attempt, base: Path, rows: Prepared, end_ids: tuple[int
     saved = MERGED if whole else ADAPTER
     kinds = tuple(kind for kind in wanted_kinds(recipe.export.formats, recipe.export.quantization) if kind != saved)
     job = Job(base, None if whole else run.adapter, run.exports, kinds, run_name(attempt.loaded.path), end_ids)
-    if not attempt.ranks.world.is_first:
+    if rows.labels is not None or not attempt.ranks.world.is_first:  # a classifier is merged by PEFT itself
         return job
     if kinds:
         attempt.stage(f"rehearsing the export of {', '.join(kinds)}")
@@ -155,6 +220,8 @@ def begin(attempt: Attempt, ready: Ready) -> Path | None:
     before = run.require(Manifest) if checkpoints(run) else run.read(Manifest)
 
     manifest = make_manifest(attempt.loaded, ready.facts, ready.rows, ready.plan, ready.base)
+    if attempt.like is not None:
+        _refuse_other(attempt.like, with_hashes(manifest, ready.base))
     if before is None:  # only a checkpoint needs the hashes
         attempt.beside.append(Beside(lambda: run.write(with_hashes(manifest, ready.base))))
     else:
@@ -164,12 +231,29 @@ def begin(attempt: Attempt, ready: Ready) -> Path | None:
         write_text(run.rejects, rejects)
     write_checked(run.plan, redact_value("", ready.plan.as_json()))
     run.write(ready.held_out)
+    labels, recipe = ready.rows.labels, attempt.loaded.recipe
+    if labels is not None:
+        longest = recipe.model.max_seq_length
+        run.write(Classifier(labels.names, labels.several, recipe.classification.truncation, longest))
     checkpoint, damaged = newest_checkpoint(run)
     for sentence in damaged:
         attempt.view.note(f"{sentence}: skipped")
     set_aside(run, newer_than=step_of(checkpoint))
     rewind(run, checkpoint)
     return checkpoint
+
+
+def _refuse_other(like: Path, now: Manifest) -> None:
+    """Stop where a run that repeats another has other data, another base, other versions or another device.
+
+    Raises:
+        DataError: something differs.
+    """
+    found = changes(RunDir(like).require(Manifest), now)
+    if found:
+        wrong = f"changed since that run: {', '.join(map(str, found))}"
+        instead = "restore it; for a new run with what is here, fastft run"
+        raise DataError(Problem(Where(str(like / Manifest.FILE)), "", wrong, instead))
 
 
 def _accept_changes(attempt: Attempt, before: Manifest, now: Manifest) -> Manifest:

@@ -17,11 +17,13 @@ from fastft.exports.kept import artefact_damage, exported_damage
 from fastft.exports.merged import tokenizer_folder
 from fastft.exports.record import read_exports
 from fastft.files.atomic import read_json
+from fastft.files.records import read_record
 from fastft.files.seal import SEAL, damage
 from fastft.files.tensors import weights_fingerprint
 from fastft.probe.base_model import find_base_model
 from fastft.probe.hashes import kept_sha256
 from fastft.probe.hub import fetch
+from fastft.runs.classification import Classifier
 from fastft.runs.directory import RunDir, Settings
 from fastft.runs.held_out import HeldOut
 from fastft.runs.manifest import BaseModelIdentity, Manifest
@@ -95,6 +97,19 @@ def _find_weights(path: Path) -> WeightsPath:
     raise _unusable(path, wrong, "name a run's folder, an adapter's or a model's folder, or a .gguf file")
 
 
+def find_classifier(weights: WeightsPath) -> Classifier | None:
+    """What is known of the classifier that these weights are; None for a language model."""
+    known = None if weights.kind == "gguf" else read_record(weights.path / Classifier.FILE, Classifier)
+    return known or (None if weights.run is None else weights.run.read(Classifier))
+
+
+def refuse_classifier(weights: WeightsPath, command: str) -> None:
+    """Raise UsageError for a classifier, which `command` cannot use."""
+    if find_classifier(weights) is not None:
+        wrong = f"is a classifier: it gives labels, and fastft {command} needs a model that answers"
+        raise _unusable(weights.path, wrong, f"write fastft predict {weights.path} FILE")
+
+
 def held_out(weights: WeightsPath, base: Path, adapter: Path | None) -> HeldOut:
     """The record of the run; without a run no conversations, and the end tokens of the chat template, if there is one.
 
@@ -120,6 +135,8 @@ def find_gguf(path: Path) -> Path:
     """
     if path.is_file():
         return find_weights(path).path
+    if (path / Classifier.FILE).is_file():
+        refuse_classifier(find_weights(path), "serve")
     files = sorted(path.glob("exports/gguf/*.gguf")) or sorted(path.glob("*.gguf"))
     if len(files) == 1:
         return find_weights(files[0]).path

@@ -21,6 +21,8 @@ from fastft.recipe.model import DataSection
 Write = Callable[[str, "str | bytes"], Path]
 ROW = {"prompt": "2+2?", "completion": "4"}
 LINE = json.dumps(ROW) + "\n"
+# Without a time in it: the two processes of a test run must give the test the same name.
+GZIPPED = gzip.compress(LINE.encode(), mtime=0)
 LARGE = json.dumps({"prompt": "q", "completion": "a" * 3000}) + "\n"
 
 
@@ -37,8 +39,8 @@ def problems(path: Path) -> list[str]:
         ("a.csv", "prompt,completion\n".encode("utf-16-le"), "is UTF-16 text"),
         ("a.json", json.dumps([ROW]).encode("utf-32"), "is UTF-32 text"),
         ("a.jsonl", b"\0" * 100, "begins with NUL bytes"),
-        ("a.jsonl", gzip.compress(LINE.encode()), "is compressed with gzip; add .gz to its name"),
-        ("a.jsonl.gz", gzip.compress(gzip.compress(LINE.encode())), "is compressed with gzip"),
+        ("a.jsonl", GZIPPED, "is compressed with gzip; add .gz to its name"),
+        ("a.jsonl.gz", gzip.compress(GZIPPED, mtime=0), "is compressed with gzip"),
         ("a.csv", b"PK\x03\x04 spreadsheet", "save the sheet as CSV"),
         ("a.jsonl", b"PAR1 rows", "is a Parquet file; name it .parquet"),
         ("a.jsonl", "version https://git-lfs.github.com/spec/v1\n", "run `git lfs pull`"),

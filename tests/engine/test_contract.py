@@ -19,7 +19,16 @@ import pytest
 import torch
 import trl
 import unsloth
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, SchedulerType, Trainer
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    SchedulerType,
+    Trainer,
+    TrainingArguments,
+)
 from transformers.training_args import OptimizerNames
 
 from fastft.planning.calls import Call
@@ -27,6 +36,7 @@ from fastft.planning.facts import Facts
 from fastft.planning.plan import make_plan
 from fastft.probe.base_model import BaseModel
 from fastft.probe.device import GIB, Device
+from fastft.probe.layers import LORA_TARGETS
 from fastft.probe.software import installed
 from fastft.recipe.loader import load
 from fastft.recipe.model import Scheduler
@@ -60,9 +70,15 @@ PASSED_ON = {
 DROPPED = {"attn_implementation"}
 
 
+# Of a config with labels.
+HEAD = {"num_labels": 2, "id2label": {0: "a", 1: "b"}, "label2id": {"a": 0, "b": 1}, "problem_type": None}
+
+
 def plans(recipe: Path, engine: str, device: Device) -> list[Call]:
     """The calls of a shipped recipe on `device`, as it stands and with the keys that it leaves out."""
     found: list[Call] = []
+    if load(recipe).recipe.task == "classification":
+        engine = "transformers"
     plain = ["train.gradient_checkpointing=true"] if engine == "transformers" else []
     for more in ([], MORE):
         overrides = [f"model.engine={engine}", *plain, *more]
@@ -117,6 +133,13 @@ def known_parameters(name: str, device: Device) -> set[str]:
         return {field.name for field in dataclasses.fields(trl.SFTConfig)}
     if name == "peft.LoraConfig":
         return set(inspect.signature(peft.LoraConfig).parameters)
+    if name == "transformers.TrainingArguments":
+        return {field.name for field in dataclasses.fields(TrainingArguments)}
+    head: set[str] = set()
+    if name == "transformers.AutoModelForSequenceClassification.from_pretrained":
+        # What is not the loader's goes to the config.
+        head = {key for key in HEAD if hasattr(PreTrainedConfig(**{key: HEAD[key]}), key)}
+        name = "transformers.AutoModelForCausalLM.from_pretrained"
     assert name == "transformers.AutoModelForCausalLM.from_pretrained"
     # The auto class hands on what it does not take itself.
     named = set(inspect.signature(PreTrainedModel.from_pretrained).parameters)
@@ -126,7 +149,7 @@ def known_parameters(name: str, device: Device) -> set[str]:
         for key in ("dtype", "trust_remote_code", "quantization_config", "attn_implementation")
         if f'"{key}"' in text
     }
-    return named | taken
+    return named | taken | head
 
 
 def _popped_on_cpu() -> set[str]:
@@ -192,10 +215,16 @@ def test_a_step_can_be_taken_with_it_on_a_processor(name: str, optimizer: str, t
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this asserts what Unsloth's CPU backend patches")
 def test_the_trainer_of_trl_is_the_one_that_unsloth_put_there() -> None:
-    from fastft.engine.trainer import RunTrainer
+    from fastft.engine.trainer import SftTrainer
 
     patched = trl.SFTTrainer
-    assert issubclass(RunTrainer, patched)
+    assert issubclass(SftTrainer, patched)
     assert patched._unsloth_cpu
     assert patched.__mro__[1].compute_loss._unsloth_cpu
     assert trl.SFTConfig.__post_init__._unsloth_cpu
+
+
+def test_the_usual_targets_are_those_of_peft() -> None:
+    known = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+    assert {kind: tuple(known[kind]) for kind in LORA_TARGETS} == dict(LORA_TARGETS)

@@ -69,6 +69,7 @@ class TestDeal:
             rows=101,
             tokens=None,
             eval_examples=None,
+            batch=2,
             accumulation=accumulation,
             devices=ranks,
             train=train,

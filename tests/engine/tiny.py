@@ -113,7 +113,7 @@ def write_recipe(folder: Path, model: Path, changes: Mapping[str, Any] | None = 
         **(changes or {}),
     }
     lines = []
-    for section in ("model", "lora", "data", "train", "eval", "export"):
+    for section in ("model", "lora", "classification", "data", "train", "eval", "export"):
         lines.append(f"[{section}]")
         for key, value in values.items():
             if key.startswith(f"{section}.") and value is not None:
@@ -224,6 +224,7 @@ def make_parts(recipe: Path) -> Parts:
         seed=section.train.seed,
         recipe_dir=loaded.folder,
         locate=loaded.where,
+        own=section.labelled,
     )
     folder = create_run_dir(runs, loaded)
     plan = make_plan(loaded, with_rows(facts, section, prepared), str(folder.path))

@@ -335,7 +335,7 @@ def test_checkpoints_count_one_more_than_is_kept(recipe: Make, llama: BaseModel)
     ],
 )
 def test_what_is_allowed_but_probably_not_meant_is_a_warning(recipe: Make, overrides: list[str], expected: str) -> None:
-    made = plan(recipe("", *overrides), rows=row_facts([85] * 480))
+    made = plan(recipe("", "train.per_device_train_batch_size=2", *overrides), rows=row_facts([85] * 480))
 
     assert any(expected in str(warning) for warning in made.warnings)
 

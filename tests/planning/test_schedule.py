@@ -33,6 +33,7 @@ def schedule(*, examples: int = 10_000, rows: int = 10_000, accumulation: int = 
         rows=rows,
         tokens=10 * examples,
         eval_examples=None,
+        batch=train.get("per_device_train_batch_size", 16),
         accumulation=accumulation,
         devices=1,
         train=section(**train),
@@ -41,7 +42,9 @@ def schedule(*, examples: int = 10_000, rows: int = 10_000, accumulation: int = 
 
 def schedule_without_rows(*, examples: int | None = None, **train: Any) -> UnknownSchedule:
     """A batch of 16, 8 accumulated, 3 epochs on one device, before the rows are known."""
-    return unknown_schedule(examples=examples, eval_examples=None, accumulation=8, devices=1, train=section(**train))
+    return unknown_schedule(
+        examples=examples, eval_examples=None, batch=16, accumulation=8, devices=1, train=section(**train)
+    )
 
 
 def test_ten_thousand_rows_at_128_a_step_are_79_steps_an_epoch_and_237_in_three() -> None:

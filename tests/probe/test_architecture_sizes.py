@@ -33,6 +33,8 @@ PUBLISHED = {
     "gemma-2-9b": 9_241_705_984,
     "gemma-2-27b": 27_227_128_320,
     "gemma-3-1b": 999_885_952,
+    "bloom-560m": 559_214_592,
+    "bloom-7b1": 7_069_016_064,
     "smollm2-135m": 134_515_008,
     "smollm2-360m": 361_821_120,
     "smollm2-1.7b": 1_711_376_384,
@@ -67,6 +69,7 @@ def test_every_known_model_has_a_published_count_or_the_sizes_of_one_that_has() 
         ("mistralai/Mistral-7B-Instruct-v0.3", "mistral-7b-v0.3"),
         ("meta-llama/Llama-2-7b-chat-hf", "llama-2-7b"),
         ("HuggingFaceTB/SmolLM2-135M-Instruct", "smollm2-135m"),
+        ("bigscience/bloom-560m", "bloom-560m"),
     ],
 )
 def test_a_model_is_known_under_the_names_of_its_forms(hub_id: str, name: str) -> None:
@@ -115,3 +118,17 @@ def test_a_mixture_of_experts_is_not_treated_as_a_dense_model() -> None:
 def test_an_adapter_on_all_projections_of_llama_has_the_published_size() -> None:
     # Rank 16 on Llama 3.1 8B prints "trainable params: 41,943,040" in PEFT and Unsloth.
     assert KNOWN["llama-3.1-8b"].adapter_weights(16, PROJECTIONS) == 41_943_040
+
+
+@pytest.mark.parametrize("names", [("n_embed", "n_layer", "n_head"), ("hidden_size", "num_hidden_layers", "n_head")])
+def test_bloom_is_read_under_both_its_names(names: tuple[str, str, str]) -> None:
+    config = {"model_type": "bloom", "vocab_size": 250_880, **dict(zip(names, (1024, 24, 16), strict=True))}
+
+    assert from_config(config) == KNOWN["bloom-560m"]
+    assert from_config({"model_type": "bloom", "vocab_size": 10}) is None
+
+
+def test_the_default_targets_of_bloom_are_its_attention() -> None:
+    bloom = KNOWN["bloom-560m"]
+
+    assert bloom.adapter_weights(16, PROJECTIONS) == bloom.adapter_weights(16, ("query_key_value",)) == 1_572_864

@@ -40,6 +40,7 @@ def test_explain_without_a_key_lists_the_sections() -> None:
     assert [line.split("]")[0] for line in explain(None).splitlines() if line.startswith("[")] == [
         "[model",
         "[lora",
+        "[classification",
         "[data",
         "[train",
         "[eval",

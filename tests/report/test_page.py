@@ -189,7 +189,7 @@ def test_its_figures_are_those_of_the_records(page: Path) -> None:
         place = cells.index(name)
         return cells[place + 1 : place + 1 + count]
 
-    assert row("held-out loss (nats a token)", 2) == ["3.0000", "0.2500"]
+    assert row("held-out loss", 2) == ["3.0000", "0.2500"]
     assert row("held-out perplexity", 2) == ["20.09", "1.284"]
     assert row("exact match of 4 held-out answers", 2) == ["2 (50 %)", "2 (50 %)"]
     assert row("training", 1) == ["3 min 05 s, 100 tokens/s"]

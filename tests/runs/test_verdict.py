@@ -11,8 +11,9 @@ from functools import cache
 
 import pytest
 
+from fastft.runs.intervals import change_interval, paired_difference
 from fastft.runs.result import BeforeAfter, ExactMatch, PairedBatch, ShownAnswer
-from fastft.runs.verdict import change_interval, judge, match_difference, paired_difference
+from fastft.runs.verdict import judge, match_difference
 from tests.report.made_up import RESULT, with_figures
 
 CASES = [(50, 0.5, 0.05), (50, 0.3, 0.3), (50, 0.2, 0.1), (100, 0.1, 0.1), (100, 0.8, 0.02), (100, 0.05, 0.02)]
@@ -86,7 +87,7 @@ def test_the_interval_of_the_loss_covers_the_true_change_in_950_of_1000_made_up_
     for _ in range(1000):
         interval = change_interval(made_up_batches(draws[shape], chance, count))
         assert interval is not None
-        covered += interval[0] <= -0.1 <= interval[1]
+        covered += interval.low <= -0.1 <= interval.high
 
     assert 930 <= covered <= 970
 
@@ -100,7 +101,7 @@ def test_few_micro_batches_widen_the_interval_as_student_says(count: int, quanti
     assert interval is not None
     # Changes of +-0.1 a token with the mean 0: their standard error by hand.
     error = 0.1 * math.sqrt((count - 1) / (count * (count - 1)))
-    assert interval[1] / error == pytest.approx(quantile, abs=0.002)
+    assert (interval.high - interval.low) / 2 / error == pytest.approx(quantile, abs=0.002)
 
 
 def test_no_interval_is_made_up_of_too_few_or_broken_batches() -> None:

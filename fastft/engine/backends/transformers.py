@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from fastft.planning.calls import Calls
@@ -20,11 +20,17 @@ def load(calls: Calls, dtype: Any) -> tuple[Any, Any]:
         values["quantization_config"] = BitsAndBytesConfig(**{**quantized, "bnb_4bit_compute_dtype": dtype})
     if not is_deepspeed_zero3_enabled():  # which places weights itself
         values["device_map"] = {"": torch.cuda.current_device()} if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(path, **values)
+    loader = AutoModelForSequenceClassification if "num_labels" in values else AutoModelForCausalLM
+    torch.manual_seed(calls.trainer.kwargs["seed"])  # of a new head
+    model = loader.from_pretrained(path, **values)
     model.config.use_cache = False
     tokenizer = AutoTokenizer.from_pretrained(
         path, revision=values.get("revision"), trust_remote_code=values["trust_remote_code"]
     )
+    if "num_labels" in values:
+        model.config.pad_token_id = next(
+            (token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None), 0
+        )
     return model, tokenizer
 
 
