@@ -40,6 +40,8 @@ from fastft.runs.ranks import Ranks
 SHOWN_ROWS = 8
 # A trained weight beyond this has left every useful range: adapters stay below 1, whole models below 100.
 WILD_WEIGHT = 1e3
+# A loss that rose by as much, in nats a token, before it became no number was driven there step by step.
+RISEN_LOSS = 1.0
 
 
 @dataclass(frozen=True)
@@ -215,6 +217,10 @@ class RunTrainer(CheckpointingTrainer):
                 wrong = f"{wrong}; the base model itself holds values that are no numbers, in {name}"
                 field, instead = "model.id", "download the base model again, or take another"
                 break
+        logged = [line["loss"] for line in self.state.log_history if math.isfinite(line.get("loss", math.nan))]
+        if field == "data.train" and logged and logged[-1] > logged[0] + RISEN_LOSS:
+            wrong = f"{wrong}; it had risen from {logged[0]:.2f} to {logged[-1]:.2f} before"
+            field, instead = "train.learning_rate", f"lower it or raise the warm-up, or {instead.split(',')[0]}"
         return TrainingError(Problem(Where(f"training, step {step}"), field, wrong, instead))
 
     def refuse_if_ranks_differ(self) -> None:

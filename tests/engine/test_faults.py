@@ -116,6 +116,20 @@ def test_rows_are_at_fault_where_base_and_weights_are_sound(model: Path, tmp_pat
         run(write_recipe(tmp_path, folder))
 
 
+def test_the_learning_rate_is_at_fault_where_the_loss_had_risen_before(model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(model, folder)
+    base = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        base.get_input_embeddings().weight[load_tokens(folder)["Z"]] = 3e38
+    base.save_pretrained(folder)
+    write_poisoned_rows(tmp_path, step=6)
+    changes = {"train.learning_rate": 0.9, "train.lr_scheduler_type": "constant", "train.stop_on_divergence": "never"}
+    wrong = r"step 6: train\.learning_rate: the loss is .*; it had risen from 7\.\d+ to \d+\.\d+ before"
+    with pytest.raises(TrainingError, match=wrong):
+        run(write_recipe(tmp_path, folder, changes))
+
+
 def test_a_loss_that_rises_without_being_no_number_is_said_at_once_and_stopped(model: Path, tmp_path: Path) -> None:
     full = {
         "train.num_train_epochs": 4,

@@ -212,10 +212,10 @@ def test_a_killed_rank_ends_the_others_with_its_name_and_the_same_command_contin
     assert adapter(killed) == adapter(two)
 
 
-@pytest.mark.parametrize("name", ["zero2", pytest.param("zero3", marks=pytest.mark.slow)])
-def test_deepspeed_trains_the_same_and_continues_after_a_killed_rank(folder: Path, two: RunDir, name: str) -> None:
-    """zero3: only this catches weights that are split and not put together again, in a loss or in the adapter."""
-    recipe = folder / f"{name}.toml"
+@pytest.mark.slow
+def test_zero3_continues_after_a_killed_rank_with_as_many_processes_alone(folder: Path, two: RunDir) -> None:
+    """Only this catches weights that are split and not put together again: in a loss, the adapter or a checkpoint."""
+    recipe = folder / "zero3.toml"
     processes = start(recipe, 2)
     wait_for(processes[0], "step 5/")
     processes[1].kill()
@@ -224,7 +224,16 @@ def test_deepspeed_trains_the_same_and_continues_after_a_killed_rank(folder: Pat
     codes, errors = finish(start(recipe, 3), 60)
     assert codes == [4, 4, 4], errors
     assert "3 processes cannot continue what 2 trained" in errors[0]
-    codes, errors = finish(start(recipe, 2))
+    trains_what_two_train(folder, two, "zero3")
+
+
+def test_zero2_trains_what_two_processes_train(folder: Path, two: RunDir) -> None:
+    trains_what_two_train(folder, two, "zero2")
+
+
+def trains_what_two_train(folder: Path, two: RunDir, name: str) -> None:
+    """Start the recipe in two processes, or continue it, and compare it with the run of two without DeepSpeed."""
+    codes, errors = finish(start(folder / f"{name}.toml", 2))
     assert codes == [0, 0], errors
     run = RunDir(folder / "runs" / name)
     assert [step[:2] for step in steps(run)] == [pytest.approx(step[:2], abs=1e-4) for step in steps(two)]
