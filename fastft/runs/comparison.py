@@ -89,7 +89,7 @@ class Comparison:
         return f"Beside {self.runs[0].name}: {'; '.join(said)}"
 
 
-_WORDS: dict[Word, str] = {"better": "better", "worse": "worse", "cannot tell": "not to be told from it"}
+_WORDS: dict[Word, str] = {"better": "better", "worse": "worse", "cannot tell": "no clear difference"}
 
 
 def compare_runs(folders: Sequence[Path]) -> Comparison:

@@ -125,7 +125,7 @@ def test_of_several_runs_each_is_beside_the_first(tmp_path: Path) -> None:
 
     made = compare_runs(paths)
 
-    assert made.verdict == "Beside A (a): B better; C worse; D not to be told from it"
+    assert made.verdict == "Beside A (a): B better; C worse; D no clear difference"
 
 
 def test_the_page_is_safe_and_has_curves_over_tokens(tmp_path: Path) -> None:
