@@ -24,7 +24,7 @@ from fastft.data.tokenizer import TokenizerFacts
 from fastft.data.turns import Turns, read_turns
 from fastft.data.values import as_text, says_something
 from fastft.errors import DataError, Problem, Where, nearest
-from fastft.recipe.rules import MOST_OF_SEVERAL
+from fastft.recipe.classification_rules import MOST_OF_SEVERAL
 
 if TYPE_CHECKING:
     from fastft.recipe.model import ClassificationSection, DataSection

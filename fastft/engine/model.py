@@ -16,7 +16,7 @@ from fastft.files.atomic import remove_leftovers
 from fastft.files.seal import sealed_folder
 from fastft.planning.memory import NF4_BLOCK
 from fastft.planning.plan import Plan
-from fastft.recipe.rules import is_hub_id
+from fastft.recipe.hub_id import is_hub_id
 from fastft.runs.directory import RunDir
 
 

@@ -12,7 +12,7 @@ from fastft.console import redact
 from fastft.exports.parity import Verdict
 from fastft.probe.base_model import licence
 from fastft.recipe.export_formats import FOLDER_FORMATS, GGUF
-from fastft.recipe.rules import is_hub_id
+from fastft.recipe.hub_id import is_hub_id
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from fastft.files.seal import file_sha256
 from fastft.probe.layouts import Layout, layout_of
 from fastft.probe.model_config import read_model_config, read_object
 from fastft.probe.software import package_file
-from fastft.recipe.rules import is_hub_id
+from fastft.recipe.hub_id import is_hub_id
 
 # All that stands on the Hub beside the weights: a few MB.
 SMALL_HUB_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "README.md")

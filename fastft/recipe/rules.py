@@ -9,33 +9,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from fastft.errors import nearest
+from fastft.recipe.classification_rules import classification
 from fastft.recipe.conditions import parse_condition
-from fastft.recipe.model import ClassificationSection, LoraSection, Recipe, TrainSection
-from fastft.recipe.optimizers import OPTIMIZERS
+from fastft.recipe.model import Recipe, TrainSection
+from fastft.recipe.needs import needs
 from fastft.recipe.quantizations import QUANTIZATIONS
 from fastft.recipe.reporters import REPORTERS
-
-Given = frozenset[str]
-# The labels that a text has are bits of one 32-bit number: fastft.data.labels.
-MOST_OF_SEVERAL = 31
-
-
-@dataclass(frozen=True)
-class Violation:
-    """A rule that a recipe breaks, at `field`; `reads` are the other keys that the rule reads.
-
-    `got`: the value that the message shows; a rule leaves it out where it is the whole value of `field`.
-    """
-
-    field: str
-    wrong: str
-    instead: str
-    reads: tuple[str, ...] = ()
-    got: str | None = None
+from fastft.recipe.violation import Given, Violation
 
 
 def violations(recipe: Recipe, given: Given) -> Iterator[Violation]:
@@ -45,141 +29,6 @@ def violations(recipe: Recipe, given: Given) -> Iterator[Violation]:
             section, _, key = broken.field.rpartition(".")
             value = getattr(getattr(recipe, section) if section else recipe, key)
             yield broken if broken.got or value is None else replace(broken, got=json.dumps(value))
-
-
-@dataclass(frozen=True)
-class _Need:
-    """Keys that only have an effect where `met` is true."""
-
-    fields: tuple[str, ...]
-    met: Callable[[Recipe], bool]
-    because: str
-    instead: str
-    reads: tuple[str, ...]
-
-
-_NEEDS = (
-    _Need(
-        tuple(f"lora.{key}" for key in LoraSection.model_fields),
-        lambda recipe: not recipe.model.full_finetuning,
-        "model.full_finetuning = true trains every weight, without an adapter",
-        "remove the line, or set model.full_finetuning = false",
-        ("model.full_finetuning",),
-    ),
-    _Need(
-        tuple(f"classification.{key}" for key in ClassificationSection.model_fields),
-        lambda recipe: recipe.task == "classification",
-        'task is not "classification"',
-        'write task = "classification" at the top of the recipe, or remove the line',
-        ("task",),
-    ),
-    _Need(
-        (
-            *("data.chat_template", "data.chat_template_kwargs", "data.train_on", "data.turns", "data.may_drop"),
-            *("data.template_date", "data.allow_assistant_first", "train.packing", "eval.exact_match"),
-        ),
-        lambda recipe: recipe.task != "classification",
-        'task = "classification" has texts and labels, no answers',
-        "remove the line",
-        ("task",),
-    ),
-    _Need(
-        ("train.eval_steps",),
-        lambda recipe: recipe.train.eval_strategy == "steps",
-        'train.eval_strategy is not "steps"',
-        'set train.eval_strategy = "steps", or remove the line',
-        ("train.eval_strategy",),
-    ),
-    _Need(
-        ("train.save_steps",),
-        lambda recipe: recipe.train.save_strategy == "steps",
-        'train.save_strategy is not "steps"',
-        'set train.save_strategy = "steps", or remove the line',
-        ("train.save_strategy",),
-    ),
-    _Need(
-        ("train.save_total_limit",),
-        lambda recipe: recipe.train.save_strategy != "no",
-        'no checkpoints are written with train.save_strategy = "no"',
-        'set train.save_strategy = "epoch" or "steps", or remove the line',
-        ("train.save_strategy",),
-    ),
-    _Need(
-        ("train.metric_for_best_model",),
-        lambda recipe: recipe.train.load_best_model_at_end or recipe.train.early_stopping_patience is not None,
-        "neither train.load_best_model_at_end nor train.early_stopping_patience asks for a best model",
-        "set one of them, or remove the line",
-        ("train.load_best_model_at_end", "train.early_stopping_patience"),
-    ),
-    _Need(
-        ("train.early_stopping_patience",),
-        lambda recipe: recipe.train.eval_strategy != "no",
-        'nothing is evaluated during training with train.eval_strategy = "no"',
-        'set train.eval_strategy = "epoch" or "steps", or remove the line',
-        ("train.eval_strategy",),
-    ),
-    _Need(
-        (
-            *("eval.max_examples", "eval.max_new_tokens", "eval.regression_set"),
-            *("eval.answer_format", "eval.answer_pattern"),
-        ),
-        lambda recipe: recipe.eval.exact_match,
-        "answers are generated only with eval.exact_match = true",
-        "set eval.exact_match = true, or remove the line",
-        ("eval.exact_match",),
-    ),
-    _Need(
-        (
-            *("data.chat_template", "data.chat_template_kwargs", "data.train_on", "data.turns", "data.may_drop"),
-            "data.template_date",
-        ),
-        lambda recipe: recipe.data.format != "text",
-        'data.format = "text" has no messages: every token is trained',
-        "remove the line, or use a format with messages",
-        ("data.format",),
-    ),
-    _Need(
-        ("export.quantization",),
-        lambda recipe: "gguf" in recipe.export.formats,
-        'export.formats does not contain "gguf"',
-        'add "gguf" to export.formats, or remove the line',
-        ("export.formats",),
-    ),
-    _Need(
-        ("train.adam_beta1", "train.adam_beta2"),
-        lambda recipe: OPTIMIZERS[recipe.train.optim].takes_betas,
-        "train.optim is neither AdamW nor Lion",
-        'set train.optim = "adamw_torch" or "adamw_8bit", or remove the line',
-        ("train.optim",),
-    ),
-    _Need(
-        ("train.adam_epsilon",),
-        lambda recipe: OPTIMIZERS[recipe.train.optim].takes_epsilon,
-        "train.optim is not an AdamW",
-        'set train.optim = "adamw_torch" or "adamw_8bit", or remove the line',
-        ("train.optim",),
-    ),
-    _Need(
-        ("model.revision",),
-        lambda recipe: is_hub_id(recipe.model.id),
-        "model.id is not a Hub id",
-        "remove the line: a local file has no revisions",
-        ("model.id",),
-    ),
-)
-
-
-def is_hub_id(text: str) -> bool:
-    """Whether `text` has the form of a Hub id, `name` or `organisation/name`, by the rules of huggingface_hub."""
-    shaped = re.fullmatch(r"(\b[\w.-]{1,96}\b/)?\b[\w.-]{1,96}\b", text, re.ASCII) is not None
-    return shaped and "--" not in text and ".." not in text and not text.endswith(".git")
-
-
-def _needs(recipe: Recipe, given: Given) -> Iterator[Violation]:
-    for need in _NEEDS:
-        for field in need.fields:
-            if field in given and not need.met(recipe):
-                yield Violation(field, f"has no effect: {need.because}", need.instead, need.reads)
 
 
 def _model(recipe: Recipe, _: Given) -> Iterator[Violation]:
@@ -373,60 +222,6 @@ def _export(recipe: Recipe, _: Given) -> Iterator[Violation]:
         yield Violation("export.formats", wrong, 'write formats = ["merged_16bit"]', ("model.full_finetuning",))
 
 
-def _classification(recipe: Recipe, _: Given) -> Iterator[Violation]:
-    """What the task says of the other sections."""
-    metric = recipe.train.metric_for_best_model
-    if recipe.task != "classification":
-        if metric in ("f1", "accuracy"):
-            wrong, instead = 'is a figure of task = "classification"', 'write "eval_loss"'
-            yield Violation("train.metric_for_best_model", wrong, instead, ("task",))
-        return
-    if metric == "eval_mean_token_accuracy":
-        instead = 'write "f1", "accuracy" or "eval_loss"'
-        yield Violation("train.metric_for_best_model", "classification predicts no tokens", instead, ("task",))
-    if recipe.model.engine == "unsloth":
-        wrong = "Unsloth's trainer and its fused loss are those of a language model"
-        yield Violation("model.engine", wrong, 'write "transformers" or "auto"', ("task",))
-    if recipe.data.overlong == "split":
-        instead = 'write "truncate", "drop" or "error"'
-        yield Violation("data.overlong", "a text has one row: its label is that of the whole", instead, ("task",))
-    if recipe.data.format not in ("auto", "classification", "messages"):
-        instead = 'remove the line, or write "classification" or "messages"'
-        yield Violation("data.format", "has no labels", instead, ("task",))
-    for kind in (kind for kind in recipe.export.formats if kind not in ("adapter", "merged_16bit")):
-        wrong = "llama.cpp's format has no classification head" if kind == "gguf" else "keeps no exact head"
-        instead = 'write formats = ["adapter"] or ["merged_16bit"]'
-        yield Violation("export.formats", wrong, instead, ("task",), json.dumps(kind))
-    yield from _labels(recipe)
-
-
-def _labels(recipe: Recipe) -> Iterator[Violation]:
-    """The names of the labels, and their weights."""
-    own = recipe.classification
-    twice = next((name for name in own.labels if own.labels.count(name) > 1), None)
-    if twice is not None:
-        yield Violation("classification.labels", "names one label twice", "name it once", got=json.dumps(twice))
-    if len(own.labels) == 1 and not own.multi_label:
-        yield Violation("classification.labels", "is one label: there is nothing to tell apart", "name at least two")
-    if any(not name.strip() or ";" in name for name in own.labels):
-        yield Violation("classification.labels", "has a name that is empty or has a semicolon", "write a plain name")
-    if own.multi_label and len(own.labels) > MOST_OF_SEVERAL:
-        instead = f"name at most {MOST_OF_SEVERAL}"
-        yield Violation("classification.labels", "are too many for multi_label = true", instead, got="")
-    if isinstance(own.class_weights, dict):
-        yield from _class_weights(own.labels, own.class_weights)
-
-
-def _class_weights(labels: tuple[str, ...], weights: dict[str, float]) -> Iterator[Violation]:
-    for name, weight in weights.items():
-        if labels and name not in labels:
-            instead = f"write one of {', '.join(labels)}"
-            yield Violation("classification.class_weights", "has a label that is none", instead, (), json.dumps(name))
-        if weight <= 0:
-            wrong = "a weight is above 0"
-            yield Violation("classification.class_weights", wrong, "leave the rows out instead", (), f"{weight:g}")
-
-
 _RULES: tuple[Callable[[Recipe, Given], Iterator[Violation]], ...] = (
     _model,
     _data,
@@ -438,6 +233,6 @@ _RULES: tuple[Callable[[Recipe, Given], Iterator[Violation]], ...] = (
     _checkpoints,
     _names,
     _export,
-    _classification,
-    _needs,
+    classification,
+    needs,
 )

@@ -1,0 +1,80 @@
+"""Commands that train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastft.cli.app import app
+from fastft.commands.options import AsJson, Overrides, RecipePath, RunsDir, looked_up
+
+# The value of `--resume` without a folder. No folder has an empty name.
+NEWEST = ""
+
+
+@app.command()
+def run(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    runs_dir: RunsDir = Path("runs"),
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            "--resume",
+            metavar="[RUN]",
+            help="Do not run a finished run again; RUN: continue this folder.",
+            callback=looked_up,
+        ),
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Begin a new run, even where one did not finish.")] = False,
+    accept_drift: Annotated[
+        list[str] | None,
+        typer.Option("--accept-drift", metavar="KEY", help="Continue although this changed: packages.torch, device."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check, plan, load, train, evaluate and save; print what changed.
+
+    A run of the same recipe that did not finish is continued.
+    """
+    from fastft.commands.run import run_in_terminal
+    from fastft.stages.attempt import Start
+
+    run = Path(resume) if resume not in (None, NEWEST) else None
+    start = Start(resume is not None, fresh, run, tuple(accept_drift or ()))
+    run_in_terminal(recipe, overrides or [], runs_dir, start, as_json=as_json)
+
+
+@app.command()
+def launch(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    runs_dir: RunsDir = Path("runs"),
+    fresh: Annotated[bool, typer.Option("--fresh", help="Begin a new run, even where one did not finish.")] = False,
+    nproc: Annotated[
+        int | None, typer.Option("--nproc", min=1, max=4096, help="Processes on this host; default: one a GPU.")
+    ] = None,
+    hostfile: Annotated[
+        Path | None,
+        typer.Option("--hostfile", metavar="FILE", help="Lines: node1 slots=8", callback=looked_up),
+    ] = None,
+    nnodes: Annotated[int | None, typer.Option("--nnodes", min=1, max=4096, help="How many hosts.")] = None,
+    node_rank: Annotated[int | None, typer.Option("--node-rank", min=0, help="Which host this is, from 0.")] = None,
+    master: Annotated[str | None, typer.Option("--master", metavar="ADDRESS[:PORT]", help="The first host.")] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option("--engine", metavar="NAME", help="ddp, zero1, zero2, zero3 or FILE.json of DeepSpeed."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands alone.")] = False,
+) -> None:
+    """Run a recipe as several processes, on this host or on several.
+
+    The batch of the recipe stays the same: each process takes its share.
+    """
+    from fastft.commands.launch import LaunchRequest, launch_in_terminal
+
+    arguments = (*(("--runs-dir", str(runs_dir)) if runs_dir != Path("runs") else ()), *(("--fresh",) if fresh else ()))
+    request = LaunchRequest(nproc, hostfile, nnodes, node_rank, master, engine, arguments)
+    raise typer.Exit(launch_in_terminal(recipe, overrides or [], request, dry_run=dry_run))
