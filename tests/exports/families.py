@@ -1,4 +1,4 @@
-"""Twelve tiny random models with adapters, of every architecture that GGUF export knows, made in code with numpy."""
+"""Tiny random models with adapters, of every architecture that GGUF export knows, made in code with numpy."""
 
 from __future__ import annotations
 
@@ -31,10 +31,15 @@ FUSED = {
     "mlp.down_proj": (HIDDEN, INNER),
 }
 TWO_NORMS = ("input_layernorm", "post_attention_layernorm")
+AFTER_NORMS = ("post_attention_layernorm", "post_feedforward_layernorm")
 FOUR_NORMS = (*TWO_NORMS, "pre_feedforward_layernorm", "post_feedforward_layernorm")
 HEAD_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
 GEMMA2 = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "sliding_window": 64}
-GEMMA3: dict[str, Any] = {"sliding_window": 64, "rope_local_base_freq": 10000.0}
+GEMMA3: dict[str, Any] = {"sliding_window": 64, "rope_theta": 1e6, "rope_local_base_freq": 10000.0}
+GRANITE: dict[str, Any] = {"embedding_multiplier": 12.0, "attention_multiplier": 0.1, "residual_multiplier": 0.22,
+                           "logits_scaling": 8.0}  # fmt: skip
+YARN: dict[str, Any] = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+PARTIAL: dict[str, Any] = {"short_factor": [1.0] * 24, "long_factor": [2.0] * 24, "type": "longrope"}
 # name: (class, tied, what else the config has, what differs in the adapter)
 FAMILIES: dict[str, tuple[str, bool, dict[str, Any], dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", False, {}, {}),
@@ -47,28 +52,53 @@ FAMILIES: dict[str, tuple[str, bool, dict[str, Any], dict[str, Any]]] = {
     "qwen3": ("Qwen3ForCausalLM", False, {"torch_dtype": "bfloat16"}, {"use_rslora": True}),
     "gemma2": ("Gemma2ForCausalLM", True, GEMMA2, {}),
     "gemma3": ("Gemma3ForCausalLM", True, {**GEMMA3, "torch_dtype": "bfloat16"}, {}),
+    "smollm3": ("SmolLM3ForCausalLM", True, {"rope_theta": 5e6, "pad_token_id": 0}, {}),
+    "granite": ("GraniteForCausalLM", True, GRANITE, {}),
+    "olmo2": ("Olmo2ForCausalLM", False, {"rope_theta": 5e5}, {}),
+    "phi4-mini": (
+        "Phi3ForCausalLM",
+        True,
+        {
+            "rope_scaling": PARTIAL,
+            "original_max_position_embeddings": 64,
+            "partial_rotary_factor": 0.75,
+            "pad_token_id": 0,
+        },
+        {},
+    ),
     "phi3": ("Phi3ForCausalLM", False, {"pad_token_id": 0}, {}),
     "phi3-long": ("Phi3ForCausalLM", False, {"rope_scaling": LONG, "original_max_position_embeddings": 64}, {}),
+}
+# Of those, models with a rotary scaling: other metadata, the same tensors.
+SCALED: dict[str, tuple[str, bool, dict[str, Any], dict[str, Any]]] = {
+    "llama-linear": ("LlamaForCausalLM", False, {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}, {}),
+    "llama-yarn": ("LlamaForCausalLM", False, {"rope_scaling": YARN}, {}),
+    "qwen3-yarn": ("Qwen3ForCausalLM", False, {"rope_scaling": YARN}, {}),
 }
 
 
 def write_family(folder: Path, name: str, seed: int = 0, vocabulary: int = VOCABULARY) -> tuple[Path, Path]:
     """(base, adapter) of the model `name` in `folder`."""
-    architecture, tied, more, adapter = FAMILIES[name]
+    architecture, tied, more, adapter = (FAMILIES | SCALED)[name]
     random = np.random.default_rng([seed, *name.encode()])
 
     def normal(*shape: int) -> Any:
         return random.normal(0, 0.05, shape).astype(np.float32)
 
     projections = FUSED if architecture.startswith("Phi3") else SPLIT
-    norms = FOUR_NORMS if architecture.startswith("Gemma") else TWO_NORMS
+    norms = FOUR_NORMS if architecture.startswith("Gemma") else AFTER_NORMS if name == "olmo2" else TWO_NORMS
     arrays: Arrays = {"model.embed_tokens.weight": normal(vocabulary, HIDDEN), "model.norm.weight": 1 + normal(HIDDEN)}
     change: Arrays = {}
-    for layer in range(LAYERS):
+    # So many that the one that differs is among them: without rotation, with full attention.
+    layers = {"smollm3": 4, "gemma3": 6}.get(name, LAYERS)
+    for layer in range(layers):
         prefix = f"model.layers.{layer}"
         arrays |= {f"{prefix}.{norm}.weight": 1 + normal(HIDDEN) for norm in norms}
         if architecture[:5] in ("Qwen3", "Gemma") and architecture != "Gemma2ForCausalLM":
             arrays |= {f"{prefix}.{norm}.weight": 1 + normal(HEAD) for norm in HEAD_NORMS}
+        if name == "olmo2":
+            arrays |= {f"{prefix}.self_attn.{part}_norm.weight": 1 + normal(heads * HEAD)
+                       for part, heads in (("q", HEADS), ("k", KV_HEADS))}  # fmt: skip
         for module, (outputs, inputs) in projections.items():
             arrays[f"{prefix}.{module}.weight"] = normal(outputs, inputs)
             if architecture.startswith("Qwen2") and module[10:] in ("q_proj", "k_proj", "v_proj"):
@@ -85,7 +115,7 @@ def write_family(folder: Path, name: str, seed: int = 0, vocabulary: int = VOCAB
         change["base_model.model.model.embed_tokens.lora_embedding_B"] = 2 * normal(HIDDEN, 4)
     config = {
         "architectures": [architecture], "model_type": architecture.removesuffix("ForCausalLM").lower(),
-        "hidden_size": HIDDEN, "intermediate_size": INNER, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
+        "hidden_size": HIDDEN, "intermediate_size": INNER, "num_hidden_layers": layers, "num_attention_heads": HEADS,
         "num_key_value_heads": KV_HEADS, "head_dim": HEAD, "max_position_embeddings": 256, "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0, "vocab_size": vocabulary, "hidden_act": "silu", "bos_token_id": 1, "eos_token_id": 2,
         "tie_word_embeddings": tied, "torch_dtype": "float32", **more,

@@ -18,7 +18,7 @@ from fastft.exports.gguf.vocabulary import pre_tokenizer
 from fastft.exports.gguf.writer import estimate_gguf_bytes, write_gguf, write_ggufs
 from fastft.inference.conversation import Conversation, Sampling, render_chat
 from fastft.inference.llamacpp import GgufModel
-from tests.exports.families import write_family
+from tests.exports.families import LLAMA3, YARN, write_family
 from tests.exports.tiny import (
     CHAT_TEMPLATE,
     HEAD_DIM,
@@ -266,6 +266,16 @@ def test_a_copy_of_a_base_with_a_missing_config_value_names_it(base: Path, tmp_p
         ("llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rope_parameters"),
         ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "mscale": 1.0,
                                     "original_max_position_embeddings": 64}}, "rope_parameters"),
+        ("llama", {"rope_scaling": YARN | {"attention_factor": 1.5}}, "attention_factor"),
+        ("llama", {"rope_scaling": YARN | {"extrapolation_factor": 0.5}}, "extrapolation_factor"),
+        ("qwen3", {"rope_scaling": LLAMA3}, "rope_type"),
+        ("smollm3", {"no_rope_layers": [1, 1, 0, 1]}, "no_rope_layers"),
+        ("smollm3", {"no_rope_layer_interval": 2}, "no_rope_layers"),
+        ("smollm3", {"mlp_bias": True}, "mlp_bias"),
+        ("smollm3", {"use_sliding_window": True}, "use_sliding_window"),
+        ("olmo2", {"attention_bias": True}, "attention_bias"),
+        ("olmo2", {"tie_word_embeddings": True}, "tie_word_embeddings"),
+        ("olmo2", {"head_dim": 32}, "head_dim"),
     ],
 )  # fmt: skip
 def test_what_llama_cpp_would_compute_otherwise_is_refused(
@@ -273,7 +283,24 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(
 ) -> None:
     base, _ = write_family(tmp_path, name)
     write_json(base / "config.json", read_json(base / "config.json") | changes)
+    with pytest.raises(RecipeError, match=rf"{named}: "):  # at the rehearsal, so before training
+        estimate_gguf_bytes(base, None, "q8_0")
     assert f"{named}: " in refused(base, tmp_path / "out.gguf")
+
+
+@pytest.mark.parametrize(
+    "name", ["Qwen3MoeForCausalLM", "Llama4ForCausalLM", "Gemma3nForCausalLM", "Gemma4ForCausalLM", "Olmo3ForCausalLM"]
+)
+def test_a_class_that_is_not_proven_is_refused_before_training(base: Path, name: str) -> None:
+    write_json(base / "config.json", read_json(base / "config.json") | {"architectures": [name]})
+    with pytest.raises(RecipeError, match=rf"GGUF is not known for this model \(got {name}\)"):
+        estimate_gguf_bytes(base, None, "q8_0")
+
+
+def test_a_window_that_llama_cpp_does_not_have_is_named(tmp_path: Path) -> None:
+    base, _ = write_family(tmp_path, "mistral")
+    write_json(base / "config.json", read_json(base / "config.json") | {"sliding_window": 128})
+    assert "beyond 128 tokens" in write_gguf(base, None, tmp_path / "out.gguf", "f16").notes[-1]
 
 
 def test_layer_types_as_llama_cpp_has_them_are_written(tmp_path: Path) -> None:

@@ -72,14 +72,38 @@ def _assumed(name: str, config: Config) -> Iterator[tuple[str, Any, Any]]:
             1.0,
             turned.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)),
         )
-    if turned["rope_type"] == "yarn":
-        unknown = {key: turned.get(key) for key in ("mscale", "mscale_all_dim", "truncate")}
-        yield "rope_parameters", dict.fromkeys(unknown), unknown
+    yield from _assumed_of_rope(name, turned)
     if name in FULL_ATTENTION_EVERY:
         yield from _assumed_of_gemma(name, config, turned)
     else:
         yield "use_sliding_window", False, config.get("use_sliding_window", False)
         yield "hidden_act", "silu", config.get("hidden_act", "silu")
+    if name in ("smollm3", "olmo2"):
+        yield from _assumed_of_newer(name, config)
+
+
+def _assumed_of_rope(name: str, turned: Config) -> Iterator[tuple[str, Any, Any]]:
+    if turned["rope_type"] == "llama3" and name not in ("llama", "granite"):
+        yield "rope_parameters.rope_type", "default", "llama3"
+    if turned["rope_type"] == "yarn":
+        unknown = {key: turned.get(key) for key in ("mscale", "mscale_all_dim", "truncate")}
+        yield "rope_parameters", dict.fromkeys(unknown), unknown
+        yield "rope_parameters.extrapolation_factor", 1.0, turned.get("extrapolation_factor", 1.0)
+        scale = 0.1 * math.log(turned.get("factor") or 1.0) + 1
+        given = turned.get("attention_factor") or scale
+        yield "rope_parameters.attention_factor", scale, scale if math.isclose(given, scale, rel_tol=1e-3) else given
+
+
+def _assumed_of_newer(name: str, config: Config) -> Iterator[tuple[str, Any, Any]]:
+    yield "attention_bias", False, config.get("attention_bias", False)
+    if name == "smollm3":
+        yield "mlp_bias", False, config.get("mlp_bias", False)
+        every, layers = config.get("no_rope_layer_interval", 4), range(1, config["num_hidden_layers"] + 1)
+        turning = config.get("no_rope_layers") or [int(layer % every != 0) for layer in layers]
+        yield "no_rope_layers", [int(layer % 4 != 0) for layer in layers], list(turning[: len(layers)])
+    if name == "olmo2":
+        yield "tie_word_embeddings", False, config.get("tie_word_embeddings", False)
+        yield "head_dim", config["hidden_size"] // config["num_attention_heads"], _head_size(config)
 
 
 def _assumed_of_gemma(name: str, config: Config, turned: Config) -> Iterator[tuple[str, Any, Any]]:
@@ -96,6 +120,14 @@ def _assumed_of_gemma(name: str, config: Config, turned: Config) -> Iterator[tup
         yield "rope_type", "default", turned["rope_type"]
     else:
         yield "attn_logit_softcapping", None, config.get("attn_logit_softcapping")
+
+
+def ignored_window(name: str, config: Config) -> str | None:
+    """A note where the model has a sliding window that llama.cpp does not compute: longer texts give other answers."""
+    window = config.get("sliding_window")
+    if name not in ("llama", "phi3") or not window or window >= config["max_position_embeddings"]:
+        return None
+    return f"llama.cpp has no sliding window for {name}: beyond {window:,} tokens it answers otherwise than in training"
 
 
 def not_for_gguf(where: Where, field: str, wrong: str, got: str | None = None) -> RecipeError:
@@ -169,6 +201,15 @@ def _head_size(config: Config) -> int:
     return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
 
 
+def _granite(writer: Any, config: Config) -> None:
+    _llama(writer, config)
+    # A scale that config.json leaves out is 1 in transformers; without one in the file llama.cpp has its own.
+    writer.add_attention_scale(config.get("attention_multiplier", 1.0))
+    writer.add_embedding_scale(config.get("embedding_multiplier", 1.0))
+    writer.add_residual_scale(config.get("residual_multiplier", 1.0))
+    writer.add_logit_scale(config.get("logits_scaling", 1.0))
+
+
 def _llama3_factors(config: Config) -> dict[str, Floats]:
     """How much slower each rotary frequency turns in Llama 3.1 and later (transformers' `rope_type = "llama3"`)."""
     full, _ = rope(config)
@@ -190,6 +231,10 @@ def _llama3_factors(config: Config) -> dict[str, Floats]:
 def _qwen(writer: Any, config: Config) -> None:
     _common(writer, config)
     _rope(writer, config)
+
+
+def _olmo2(writer: Any, config: Config) -> None:
+    _qwen(writer, {"rms_norm_eps": 1e-5, **config})
 
 
 def _gemma2(writer: Any, config: Config) -> None:
@@ -239,5 +284,8 @@ ARCHITECTURES = {
     "Qwen3ForCausalLM": GgufArchitecture("qwen3", _qwen),
     "Gemma2ForCausalLM": GgufArchitecture("gemma2", _gemma2, norm_offset=1.0),
     "Gemma3ForCausalLM": GgufArchitecture("gemma3", _gemma3, norm_offset=1.0),
+    "SmolLM3ForCausalLM": GgufArchitecture("smollm3", _llama, interleaved_rope=True),
+    "GraniteForCausalLM": GgufArchitecture("granite", _granite, interleaved_rope=True, computed=_llama3_factors),
+    "Olmo2ForCausalLM": GgufArchitecture("olmo2", _olmo2),
     "Phi3ForCausalLM": GgufArchitecture("phi3", _phi3, computed=_phi3_factors),
 }

@@ -18,7 +18,7 @@ from fastft.console import BytesWritten, ignore_bytes
 from fastft.errors import MachineError, Problem, Where
 from fastft.exports.gguf import kernels
 from fastft.exports.gguf.agreement import agree
-from fastft.exports.gguf.architectures import GgufArchitecture, find_architecture, not_for_gguf
+from fastft.exports.gguf.architectures import GgufArchitecture, find_architecture, ignored_window, not_for_gguf
 from fastft.exports.gguf.quantization import ModelFacts, check_quantization, tensor_bytes, tensor_type
 from fastft.exports.gguf.vocabulary import Vocabulary, read_vocabulary
 from fastft.exports.merged import tokenizer_folder
@@ -130,7 +130,8 @@ def write_ggufs(
     seconds = time.monotonic() - start
     reports = []
     for kind, file in out_files.items():
-        notes = (*trained.notes, *vocabulary.notes, *_fallbacks(plans[kind]))
+        window = ignored_window(architecture.name, trained.config)
+        notes = (*trained.notes, *vocabulary.notes, *_fallbacks(plans[kind]), *((window,) if window else ()))
         types = dict(Counter(output.kind for output in plans[kind]).most_common())
         reports.append(GgufReport(file, file.stat().st_size, types, notes, seconds))
     return reports
@@ -147,6 +148,8 @@ def estimate_gguf_bytes(
 
     llama.cpp must also read the rendered `prompts` as training does.
     """
+    import gguf
+
     quantization = check_quantization(quantization)
     shared_library()
     with TrainedWeights(base, adapter) as trained:
@@ -155,6 +158,7 @@ def estimate_gguf_bytes(
         rows = trained.shapes[EMBEDDING][0]
         vocabulary = read_vocabulary(source, base, rows, architecture.name, chat_template)
         vocabulary = agree(vocabulary, source, architecture.name, prompts)
+        _describe(gguf.GGUFWriter(None, architecture.name), trained, architecture)
         return _file_bytes(_plan(trained, architecture, quantization), vocabulary)
 
 
@@ -215,12 +219,7 @@ def _writer(
     writer.add_name(name if family is None or family in name.lower() else f"{name} ({family})")
     parameters = sum(math.prod(shape) for shape in trained.shapes.values())
     writer.add_size_label(gguf.size_label(parameters, parameters, 0, 0))
-    config = {**trained.config, "vocab_size": trained.shapes[EMBEDDING][0]}
-    try:
-        architecture.describe(writer, config)
-    except KeyError as error:
-        where = Where(str(trained.base / "config.json"))
-        raise MachineError(Problem(where, str(error.args[0]), "is missing", "download it again")) from error
+    _describe(writer, trained, architecture)
     writer.add_file_type(gguf.LlamaFileType[QUANTIZATIONS[quantization].file_type])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     vocabulary.add_to(writer)
@@ -231,6 +230,15 @@ def _writer(
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     return writer
+
+
+def _describe(writer: Any, trained: TrainedWeights, architecture: GgufArchitecture) -> None:
+    config = {**trained.config, "vocab_size": trained.shapes[EMBEDDING][0]}
+    try:
+        architecture.describe(writer, config)
+    except KeyError as error:
+        where = Where(str(trained.base / "config.json"))
+        raise MachineError(Problem(where, str(error.args[0]), "is missing", "download it again")) from error
 
 
 def _write(
