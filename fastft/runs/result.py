@@ -146,6 +146,11 @@ class Result:
     metrics_sha256: str | None = None
     """Of metrics.jsonl at the end of the run."""
 
+    @property
+    def is_of_preferences(self) -> bool:
+        """Whether held-out rows were judged."""
+        return any(rows.name == "reward_margin" for rows in self.measures)
+
     def card_figures(self) -> dict[str, str]:
         """Name and value of each figure for the model card."""
         figures = {}
