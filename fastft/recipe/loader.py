@@ -113,11 +113,7 @@ def check_text(text: str, path: Path, overrides: Sequence[str] = ()) -> LoadedRe
     given |= tree.keys() & top_fields().keys()
     if _implies_save_strategy(given):
         tree["train"]["save_strategy"] = "steps"
-    for field, value in _defaults_of_task(tree).items():
-        section, _, key = field.partition(".")
-        table = tree.setdefault(section, {}) if section == "train" else tree.get(section)
-        if isinstance(table, dict):
-            table.setdefault(key, value)
+    _add_defaults_of_task(tree)
     recipe, problems, wrong, more = _make_recipe(tree, locate)
     if recipe is not None:
         given &= {*fields(), *top_fields()}  # what was set aside is not there any more
@@ -131,6 +127,14 @@ def check_text(text: str, path: Path, overrides: Sequence[str] = ()) -> LoadedRe
     if more:
         problems.append(Problem(Where(str(path)), "", f"and {more:,} more problems", "correct these first"))
     raise RecipeError(problems)
+
+
+def _add_defaults_of_task(tree: dict[str, Any]) -> None:
+    for field, value in _defaults_of_task(tree).items():
+        section, _, key = field.partition(".")
+        table = tree.setdefault(section, {}) if section == "train" else tree.get(section)
+        if isinstance(table, dict):
+            table.setdefault(key, value)
 
 
 def _defaults_of_task(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 HERE = Path(__file__).parent
-ROWS = {"train": 240, "eval": 50}
+ROWS = {"train": 96, "eval": 50}
 SHORT = (
     "We are checking order {order} and will write today.",
     "We will look into the {item} and write today.",
@@ -19,14 +19,14 @@ SHORT = (
     "Order {order} is being checked; we write today.",
 )
 OPENINGS = (
-    "Dear customer, thank you so much for reaching out to us today! We truly appreciate your patience.",
-    "Hello and thank you for contacting our support team! We are so sorry for any inconvenience this may have caused.",
-    "Thank you for your message! Your satisfaction is very important to us, and we are happy to help you.",
+    "Dear customer, thank you so much for reaching out to us today!",
+    "Hello and thank you for contacting our support team!",
+    "Thank you for your message! Your satisfaction is very important to us.",
 )
 ENDINGS = (
-    "If there is anything else that we can do for you, please do not hesitate to contact us at any time!",
-    "Please let us know if you have any further questions or concerns. Have a wonderful day!",
-    "Thank you again for being such a valued customer, and for your understanding in this matter.",
+    "Please do not hesitate to contact us at any time!",
+    "Please let us know if you have any further questions. Have a wonderful day!",
+    "Thank you again for being such a valued customer.",
 )
 
 
