@@ -64,8 +64,9 @@ def weights(ran: Ran) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def ran(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    """A finished run of 12 steps."""
-    return run(preferring(tmp_path_factory.mktemp("preferred"), model))
+    """A finished run of 12 steps with merged weights, compared with the trained model."""
+    changes = {"export.formats": ["adapter", "merged_16bit"]}
+    return run(preferring(tmp_path_factory.mktemp("preferred"), model, **changes))
 
 
 def test_a_run_says_what_it_prefers_before_and_after(ran: Ran) -> None:
@@ -78,6 +79,7 @@ def test_a_run_says_what_it_prefers_before_and_after(ran: Ran) -> None:
     assert sum(accuracy["after"]) > 9
     assert sum(margin["after"]) > 0
     assert len(measures["chosen_likelier"]["before"]) == 12
+    assert "  right 100%  " in ran.shown
     # Rounding, in micro-batches of other rows.
     assert ran.steps[0]["rewards"]["margin"] == pytest.approx(0, abs=1e-5)
     assert ran.steps[-1]["rewards"]["margin"] > 0.1
