@@ -77,7 +77,7 @@ HEAD = {"num_labels": 2, "id2label": {0: "a", 1: "b"}, "label2id": {"a": 0, "b":
 def plans(recipe: Path, engine: str, device: Device) -> list[Call]:
     """The calls of a shipped recipe on `device`, as it stands and with the keys that it leaves out."""
     found: list[Call] = []
-    if load(recipe).recipe.task == "classification":
+    if load(recipe).recipe.task != "sft":
         engine = "transformers"
     plain = ["train.gradient_checkpointing=true"] if engine == "transformers" else []
     for more in ([], MORE):
