@@ -81,7 +81,8 @@ def plans(recipe: Path, engine: str, device: Device) -> list[Call]:
         engine = "transformers"
     plain = ["train.gradient_checkpointing=true"] if engine == "transformers" else []
     for more in ([], MORE):
-        overrides = [f"model.engine={engine}", *plain, *more]
+        fits = [one for one in more if load(recipe).recipe.task != "preference" or "deepspeed" not in one]
+        overrides = [f"model.engine={engine}", *plain, *fits]
         data = load(recipe).recipe.data
         if more and data.eval is None and data.eval_fraction is None:
             overrides.append("data.eval_fraction=0.1")
