@@ -18,7 +18,7 @@ def test_a_shipped_recipe_passes_check(recipe: Path) -> None:
 
     # A Hub dataset is not read.
     formats = {source.format for source in check(loaded).sources} - {None}
-    assert formats <= ({"messages"} if loaded.recipe.task == "sft" else {"classification"})
+    assert formats <= {{"sft": "messages"}.get(loaded.recipe.task, loaded.recipe.task)}
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

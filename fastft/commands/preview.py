@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -39,7 +40,11 @@ def preview(loaded: LoadedRecipe, count: int, row: int | None) -> list[PreviewRo
     tokenizer = load_tokenizer(folder).tokenizer
     dropped = {entry.where: entry.tokens - entry.kept_tokens for entry in train.overlong}
     encoded = [train.rows[index] for index in chosen]
-    return [preview_row(one, tokenizer, dropped.get(one.where, 0)) for one in encoded]
+    shown = [preview_row(text, tokenizer, dropped.get(row.where, 0)) for row in encoded for text in row.texts]
+    if loaded.recipe.preferred is None:
+        return shown
+    verdicts = ["chosen" if text.rejected_from is None else "rejected" for row in encoded for text in row.texts]
+    return [replace(one, verdict=verdict) for one, verdict in zip(shown, verdicts, strict=True)]
 
 
 def preview_in_terminal(recipe: Path, overrides: Sequence[str], *, count: int, row: int | None, as_json: bool) -> None:

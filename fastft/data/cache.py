@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from fastft.recipe.model import DataSection
 
 # Increase it when the same key would lead to other tokens.
-FORMAT = 3
+FORMAT = 4
 ACCOUNT = "account.json"
 # Makes the writer for the row set of that name.
 WriterOf = Callable[[str], RowWriter]
@@ -105,6 +105,7 @@ class ArrowWriter(RowWriter):
             for name, values in (("input_ids", ids), ("labels", labels))
         }
         columns |= {"length": length, "path": pyarrow.array(block.paths, pyarrow.string()), "line": line}
+        columns["rejected_from"] = as_arrow(block.rejected or array("i", [-1] * len(block)))
         if block.examples:
             columns["example"] = pyarrow.array(block.examples, pyarrow.string())
         batch = pyarrow.RecordBatch.from_pydict(columns)
@@ -138,7 +139,8 @@ def _blocks(path: Path) -> list[Block]:
         ends = memoryview(batch["input_ids"].buffers()[1]).cast("i")[: len(batch) + 1]
         ids, labels = view(batch["input_ids"].values), view(batch["labels"].values)
         examples = batch["example"] if "example" in batch.schema.names else ()
-        return Block(ids, labels, ends, view(batch["line"]), batch["path"], examples)
+        rejected = view(batch["rejected_from"])
+        return Block(ids, labels, ends, view(batch["line"]), batch["path"], examples, rejected)
 
     # For a damaged file pyarrow raises ArrowInvalid, which is a ValueError.
     with pyarrow.ipc.open_stream(pyarrow.memory_map(str(path))) as reader:

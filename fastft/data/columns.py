@@ -7,7 +7,7 @@ from typing import Any
 
 from fastft.data.hints import instead_of, is_column_wise
 from fastft.errors import DataError, Problem, Where, nearest
-from fastft.recipe.data_formats import DATA_FORMATS, OPTIONAL_COLUMNS
+from fastft.recipe.data_formats import ALL_FORMATS, DATA_FORMATS, OPTIONAL_COLUMNS
 
 Columns = Mapping[str, Any]
 _OPTIONAL = frozenset[str]().union(*OPTIONAL_COLUMNS.values())
@@ -64,7 +64,7 @@ def detect_or_fail(row: Columns, where: Where, chosen: str = "auto") -> str:
             instead = instead_of(row) or f"map them in data.columns to one of: {'; '.join(fits)}"
             raise DataError(Problem(where, "data.format", "these columns fit no known format", instead, got=present))
         return found
-    missing = [name for name in DATA_FORMATS[chosen] if name not in row]
+    missing = [name for name in ALL_FORMATS[chosen] if name not in row]
     if missing:
         near = nearest(missing[0], row)
         found = detect(row)

@@ -41,6 +41,20 @@ class Encoded:
     input_ids: array[int]
     labels: array[int]
     where: Where
+    rejected_from: int | None = None
+    """Of a pair, where the conversation with the rejected answer begins, behind that with the chosen one; 0 where the
+    one answer is bad; None where nothing is rejected."""
+
+    @property
+    def texts(self) -> tuple[Encoded, ...]:
+        """What the model sees: the two texts of a pair, or the row itself."""
+        if not self.rejected_from:
+            return (self,)
+        cut = self.rejected_from
+        return (
+            Encoded(self.input_ids[:cut], self.labels[:cut], self.where),
+            Encoded(self.input_ids[cut:], self.labels[cut:], self.where, 0),
+        )
 
     @property
     def trained_tokens(self) -> int:
@@ -98,9 +112,24 @@ def encode_batches(batches: Iterable[Sequence[Example]], renderer: Renderer) -> 
 
 def _render(example: Example, renderer: Renderer) -> _Rendered:
     try:
-        return parts_of(example, renderer)
+        if not example.rejected:
+            return parts_of(example, renderer)
+        return [_one_part(side, renderer) for side in (example, replace(example, messages=example.rejected))]
     except DataError as error:
         return error.problems[0]
+
+
+def _one_part(example: Example, renderer: Renderer) -> Part:
+    """One side of a pair as one row.
+
+    Raises:
+        DataError: the template needs several.
+    """
+    parts = parts_of(example, renderer)
+    if len(parts) > 1:
+        wrong = "this chat template needs a row for each of several answers, and a pair is one"
+        raise DataError(Problem(example.where, "", wrong, "end both sides with the first answer that differs"))
+    return parts[0]
 
 
 def _tokenize(parts: Sequence[Part], renderer: Renderer, *, with_offsets: bool) -> Iterator[Encoding]:
@@ -112,9 +141,33 @@ def _tokenize(parts: Sequence[Part], renderer: Renderer, *, with_offsets: bool) 
 
 def _finish(rendered: Sequence[_Rendered], encodings: Iterator[Encoding], renderer: Renderer) -> list[Made]:
     return [
-        made if isinstance(made, Problem) else _rows(made, [next(encodings) for _ in made], renderer)
+        made if isinstance(made, Problem) else _judged(_rows(made, [next(encodings) for _ in made], renderer))
         for made in rendered
     ]
+
+
+def _judged(made: Made) -> Made:
+    """The two texts of a pair as one row, and a bad answer marked as one."""
+    if isinstance(made, Problem):
+        return made
+    part, encoded = made[0]
+    if part.example.is_bad:
+        return [(part, replace(row, rejected_from=0)) for part, row in made]
+    if not part.example.rejected:
+        return made
+    rejected = made[1][1]
+    start = _prompt_length(encoded)
+    if start != _prompt_length(rejected) or encoded.input_ids[:start] != rejected.input_ids[:start]:
+        wrong = "the chat template writes another prompt before the rejected answer than before the chosen one"
+        return Problem(encoded.where, "rejected", wrong, "use another template")
+    ids, labels = encoded.input_ids + rejected.input_ids, encoded.labels + rejected.labels
+    dropped = part.dropped | made[1][0].dropped
+    return [(replace(part, dropped=dropped), Encoded(ids, labels, encoded.where, len(encoded.input_ids)))]
+
+
+def _prompt_length(row: Encoded) -> int:
+    """How many tokens stand before the first one with loss."""
+    return carries_loss(row.labels).find(1)
 
 
 def _rows(parts: list[Part], encodings: Sequence[Encoding], renderer: Renderer) -> Made:

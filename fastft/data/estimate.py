@@ -139,7 +139,7 @@ def _texts(
     template: ChatTemplate,
     own: ClassificationSection | None,
 ) -> Iterator[str]:
-    """Each training row as the text that is tokenized; rows that the run would reject are left out."""
+    """Each training row as the text that is tokenized, of a pair the longer one; no rows that the run rejects."""
     number = -1
     for source in training_sources(data):
         data_format, times = format_of(source, data, recipe_dir, own), copies(source, recipe_dir, seed)
@@ -151,10 +151,12 @@ def _texts(
                 example = parse_row(row, where, data_format, data, own)
                 tokens = {"bos_token": "<s>", "eos_token": "</s>"}
                 asked = None if own is None else "\n".join(message.content for message in example.messages[:-1])
-                text = (
-                    asked or example.text or template.render(example.messages, tokens, where=where, tools=example.tools)
-                )
+                sides = [example.messages, *([example.rejected] if example.rejected else [])]
+                texts = [
+                    asked or example.text or template.render(one, tokens, where=where, tools=example.tools)
+                    for one in sides
+                ]
             except DataError:
                 continue
             for _ in range(repeats):
-                yield text
+                yield max(texts, key=len)

@@ -62,6 +62,10 @@ class Example:
     text: str | None = None
     # Columns, and keys of turns as "[].key", that have no effect; not written to JSON.
     unused: frozenset[str] = frozenset()
+    # The conversation that ends in the rejected answer, where `messages` ends in the chosen one; not written to JSON.
+    rejected: tuple[Message, ...] = ()
+    # Whether the verdict on the last answer is bad; not written to JSON.
+    is_bad: bool = False
 
     @property
     def answers(self) -> list[int]:
@@ -75,7 +79,9 @@ class Example:
     @property
     def characters(self) -> int:
         """The length of the text, without control tokens and tools."""
-        return len(self.text) if self.text is not None else sum([len(message.content) for message in self.messages])
+        if self.text is not None:
+            return len(self.text)
+        return sum([len(message.content) for message in (*self.messages, *self.rejected)])
 
     def as_json(self) -> str:
         """The whole example as JSON, for `from_json`."""

@@ -139,11 +139,19 @@ class Filler:
         rows = [encoded]
         if self.labeller is not None:
             return self._fitting_text(encoded, self.labeller, account)
-        if len(encoded.input_ids) > self.max_seq_length:
+        longest = max(len(text.input_ids) for text in encoded.texts)
+        if encoded.rejected_from is not None and longest > self.max_seq_length:
+            account.overlong.append(Overlong(encoded.where, longest))
+            return []  # a shortened answer is not the one that was judged
+        if longest > self.max_seq_length:
             rows = fit(example, encoded, self.renderer, self.max_seq_length, self.data.overlong)
             kept_tokens = sum(len(row.input_ids) for row in rows)
             account.overlong.append(Overlong(encoded.where, len(encoded.input_ids), kept_tokens))
-        broken = [check_encoded(row, self.renderer, plain_text=example.text is not None) for row in rows]
+        plain = example.text is not None
+        broken = [
+            next((wrong for text in row.texts if (wrong := check_encoded(text, self.renderer, plain_text=plain))), None)
+            for row in rows
+        ]
         account.rejected += [problem for problem in broken if problem is not None]
         return [row for row, problem in zip(rows, broken, strict=True) if problem is None]
 

@@ -12,11 +12,12 @@ from fastft.data.columns import Columns
 from fastft.data.content_parts import text_of
 from fastft.data.example import Example, Message
 from fastft.data.json_rows import json_kind
+from fastft.data.preferences import read_pair, read_verdict
 from fastft.data.turns import REASONING, Turns, read_turns
 from fastft.data.unused import check_columns
 from fastft.data.values import as_list, as_text, says_something
 from fastft.errors import DataError, Problem, Where, nearest
-from fastft.recipe.data_formats import DATA_FORMATS
+from fastft.recipe.data_formats import ALL_FORMATS
 
 if TYPE_CHECKING:
     from fastft.recipe.model import DataSection
@@ -58,7 +59,7 @@ def to_example(row: Columns, data_format: str, where: Where, rules: Rules = Rule
         DataError: the row does not fit the format, says something that has no effect and changes what is learnt, or
             nothing can be learnt from it.
     """
-    for name in DATA_FORMATS[data_format]:
+    for name in ALL_FORMATS[data_format]:
         if name not in row:
             near = nearest(name, row)
             instead = f'did you mean "{near}"?' if near else f"every row of the {data_format} format needs it"
@@ -69,17 +70,33 @@ def to_example(row: Columns, data_format: str, where: Where, rules: Rules = Rule
         if not text.strip():
             raise DataError(Problem(where, "text", *EMPTY))
         return Example(where, text=text, unused=frozenset(unused))
-    turns = Turns(rules.ignored)
-    _CONVERTERS[data_format](row, where, turns)
-    messages = _with_system(turns.messages, row, where)
-    tools = read_tools(row.get("tools"), where)
+    turns, tools = Turns(rules.ignored), read_tools(row.get("tools"), where)
+    rejected: list[Message] = []
+    is_bad = False
+    if data_format == "preference":
+        turns.messages, rejected = read_pair(row, where, turns)
+        rejected = _conversation(rejected, row, where, tools, rules)
+    elif data_format == "kto":
+        turns.messages, is_good = read_verdict(row, where, turns)
+        is_bad = not is_good
+    else:
+        _CONVERTERS[data_format](row, where, turns)
+    messages = _conversation(turns.messages, row, where, tools, rules)
+    unused |= {f"[].{key}" for key in turns.unused}
+    return Example(where, tuple(messages), tools, None, frozenset(unused), tuple(rejected), is_bad)
+
+
+def _conversation(
+    messages: list[Message], row: Columns, where: Where, tools: Sequence[Mapping[str, Any]], rules: Rules
+) -> list[Message]:
+    """The messages of a row with its system text, checked."""
+    messages = _with_system(messages, row, where)
     if tools:
         messages = [_without_padding(message, tools) for message in messages]
     _check_turns(messages, where, rules)
     if rules.allow_assistant_first and not rules.trains_all:
         messages = _without_loss_on_greeting(messages, where)
-    unused |= {f"[].{key}" for key in turns.unused}
-    return Example(where, messages=tuple(messages), tools=tools, unused=frozenset(unused))
+    return messages
 
 
 def _with_system(messages: list[Message], row: Columns, where: Where) -> list[Message]:

@@ -33,13 +33,17 @@ class Piece:
 
 @dataclass(frozen=True)
 class PreviewRow:
-    """One row as it is trained. `dropped_tokens` counts what overlong handling left out of it."""
+    """One row as it is trained. `dropped_tokens` counts what overlong handling left out of it.
+
+    `verdict`: of preferences, whether the answer is "chosen" or "rejected"; "" elsewhere.
+    """
 
     where: Where
     pieces: tuple[Piece, ...]
     tokens: int
     trained_tokens: int
     dropped_tokens: int = 0
+    verdict: str = ""
 
     def marked(self) -> str:
         """The whole text with marks around the parts that carry loss, for output without colour."""
@@ -55,7 +59,8 @@ class PreviewRow:
         labels = [token if piece.trained else NO_LOSS for piece in self.pieces for token in piece.ids]
         counts = {"tokens": self.tokens, "trained_tokens": self.trained_tokens, "dropped_tokens": self.dropped_tokens}
         pieces = [asdict(piece) for piece in self.pieces]
-        return {"where": str(self.where), **counts, "input_ids": ids, "labels": labels, "pieces": pieces}
+        verdict = {"verdict": self.verdict} if self.verdict else {}
+        return {"where": str(self.where), **verdict, **counts, "input_ids": ids, "labels": labels, "pieces": pieces}
 
 
 def preview(row: Encoded, tokenizer: Tokenizer, dropped_tokens: int = 0) -> PreviewRow:

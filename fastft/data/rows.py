@@ -34,6 +34,8 @@ class Block:
     paths: Any
     # For held-out rows: Example.as_json of each.
     examples: Sequence[Any] = ()
+    # Encoded.rejected_from of each row, -1 for none; empty where no row rejects anything.
+    rejected: Integers = field(default_factory=lambda: array("i"))
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -62,7 +64,8 @@ class Rows(Sequence[Encoded]):
         block, place = self.place(index)
         start, end = block.ends[place], block.ends[place + 1]
         ids, labels = (array("i", values[start:end].tobytes()) for values in (block.ids, block.labels))
-        return Encoded(ids, labels, self.where(index))
+        rejected = block.rejected[place] if len(block.rejected) else -1
+        return Encoded(ids, labels, self.where(index), None if rejected < 0 else rejected)
 
     def where(self, index: int) -> Where:
         """The file and line of the row."""
@@ -79,6 +82,18 @@ class Rows(Sequence[Encoded]):
     def lengths(self) -> list[int]:
         """The tokens of each row."""
         return [end - start for block in self.blocks for start, end in pairwise(block.ends.tolist())]
+
+    @property
+    def widths(self) -> list[int]:
+        """The tokens of each row as the model computes it: of a pair twice its longer text."""
+        widths: list[int] = []
+        for block in self.blocks:
+            lengths = [end - start for start, end in pairwise(block.ends.tolist())]
+            cuts = block.rejected.tolist() if len(block.rejected) else [-1] * len(lengths)
+            widths += [
+                2 * max(cut, length - cut) if cut > 0 else length for cut, length in zip(cuts, lengths, strict=True)
+            ]
+        return widths
 
     @property
     def tokens(self) -> int:
@@ -140,6 +155,7 @@ class RowWriter:
         self._ends.append(len(self._ids))
         self._lines.append(row.where.line or 0)
         self._paths.append(row.where.path)
+        self._rejected.append(-1 if row.rejected_from is None else row.rejected_from)
         if example is not None:
             self._examples.append(example.as_json())
         self.rows += 1
@@ -154,13 +170,14 @@ class RowWriter:
         return Rows(self._stored(), self._trained_tokens)
 
     def _begin(self) -> None:
-        self._ids, self._labels, self._lines = array("i"), array("i"), array("i")
+        self._ids, self._labels, self._lines, self._rejected = array("i"), array("i"), array("i"), array("i")
         self._ends = array("i", [0])
         self._paths: list[str] = []
         self._examples: list[str] = []
 
     def _end(self) -> None:
-        self._store(Block(self._ids, self._labels, self._ends, self._lines, self._paths, self._examples))
+        rejected = self._rejected if max(self._rejected) >= 0 else array("i")
+        self._store(Block(self._ids, self._labels, self._ends, self._lines, self._paths, self._examples, rejected))
         self._begin()
 
     def _store(self, block: Block) -> None:

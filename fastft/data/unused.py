@@ -11,7 +11,7 @@ from fastft.data.json_rows import json_kind
 from fastft.data.turns import MEDIA, REASONING
 from fastft.data.values import says_something
 from fastft.errors import DataError, Problem, Where, nearest
-from fastft.recipe.data_formats import DATA_FORMATS, OPTIONAL_COLUMNS
+from fastft.recipe.data_formats import ALL_FORMATS, OPTIONAL_COLUMNS, PREFERENCE_FORMATS
 
 # Names in one note.
 LISTED_NAMES = 12
@@ -43,7 +43,7 @@ def check_columns(row: Mapping[str, Any], data_format: str, ignored: Iterable[st
     Raises:
         DataError: one of them changes what would be learnt.
     """
-    unused = row.keys() - DATA_FORMATS[data_format] - OPTIONAL_COLUMNS[data_format] - set(ignored)
+    unused = row.keys() - ALL_FORMATS[data_format] - OPTIONAL_COLUMNS[data_format] - set(ignored)
     unused = {name for name in unused if says_something(row[name])}
     for name in sorted(unused):
         refused = _refused(name, row[name], data_format)
@@ -56,25 +56,26 @@ def check_columns(row: Mapping[str, Any], data_format: str, ignored: Iterable[st
 
 def _refused(name: str, value: object, data_format: str) -> tuple[str, str] | None:
     """What is wrong with an unused column and what to write instead, or None for one that only describes the row."""
-    known = next((known for known, others in _OTHER_NAMES.items() if name in others), None)
-    if known is not None and known in OPTIONAL_COLUMNS[data_format]:
+    known = next((known for known, others in _OTHER_NAMES.items() if name in others), "")
+    if known in OPTIONAL_COLUMNS[data_format]:
         return f"has no effect under this name: did you mean {known}?", f'write columns = {{ {known} = "{name}" }}'
     if name in MARKS:
         return None if value == 1 else ("weights of rows have no effect", "use data.sources with a weight each")
-    if _is_preference(name, value):
-        return "preferences are not trained: bad answers would count as good", "keep only the answers to learn"
+    if _is_preference(name, value, data_format):
+        says = 'write task = "preference", or keep only the answers to learn'
+        return "preferences are not trained: bad answers would count as good", says
     if name in _THOUGHTS and data_format in _WITH_THOUGHTS:
         return "has no effect under this name", f'write columns = {{ reasoning_content = "{name}" }}'
     if name in _ARGUMENTS and data_format != "text":
         return "arguments of the chat template are the same for all rows", "write them as data.chat_template_kwargs"
-    if data_format in _INPUT_DESCRIBES and name == "input":
-        return None
-    instead = _INSTEAD.get(name)
+    instead = None if data_format in _INPUT_DESCRIBES and name == "input" else _INSTEAD.get(name)
     return None if instead is None else (f"has no effect in the {data_format} format", instead)
 
 
-def _is_preference(name: str, value: object) -> bool:
-    """Whether the column says which of two answers is better, or whether this one is good."""
+def _is_preference(name: str, value: object, data_format: str) -> bool:
+    """Whether the column says which of two answers is better, or whether this one is good, where none is learnt."""
+    if data_format in PREFERENCE_FORMATS:
+        return False
     if name in _VERDICTS:
         return _is_truth(value)
     return name.startswith(_PREFERENCES) and not isinstance(value, int | float)

@@ -60,6 +60,7 @@ class StepReporter(TrainerCallback):
                 examples=examples,
                 seconds=self.seconds,
                 memory_bytes=peak_memory(),
+                rewards=self._trainer.take_rewards(),
             )
         )
         self.seconds = 0.0

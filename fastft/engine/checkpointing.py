@@ -29,7 +29,8 @@ from fastft.runs.ranks import Ranks
 class Unlogged:
     """What the steps since the last line of metrics add up to: part of a checkpoint, for lines that do not change.
 
-    `loss`: the trainer's sum over these steps; `last_step`: the step of that line; `seconds` in optimizer steps.
+    `loss`: the trainer's sum over these steps; `last_step`: the step of that line; `seconds` in optimizer steps;
+    `rewards`: sums of preferences, see `take_rewards`.
     """
 
     FILE: ClassVar[str] = "unlogged.json"
@@ -40,6 +41,7 @@ class Unlogged:
     tokens: int
     examples: int
     seconds: float
+    rewards: tuple[float, ...] = ()
 
 
 class CheckpointingTrainer(Trainer):
@@ -55,6 +57,7 @@ class CheckpointingTrainer(Trainer):
         self._saving_to: Path | None = None
         self._real_tokens: list[torch.Tensor | int] = []
         self._examples: list[torch.Tensor | int] = []
+        self._rewards: list[torch.Tensor] = []
         super().__init__(*args, **kwargs)
 
     @property
@@ -73,6 +76,22 @@ class CheckpointingTrainer(Trainer):
         tokens, examples = total((tokens, examples))
         return tokens, examples
 
+    def take_rewards(self) -> dict[str, float]:
+        """The mean rewards of preferences since the last call, and how often they are on the right side; else nothing.
+
+        From sums: of chosen rewards, their number, of rejected ones, their number, of margins, of right ones, of rows.
+        """
+        if not self._rewards:
+            return {}
+        chosen, of_chosen, rejected, of_rejected, margin, right, rows = self._reward_sums()
+        self._rewards = []
+        means = {"chosen": (chosen, of_chosen), "rejected": (rejected, of_rejected)}
+        means |= {"margin": (margin, rows), "accuracy": (right, rows)}
+        return {name: total / count for name, (total, count) in means.items() if count}
+
+    def _reward_sums(self) -> tuple[float, ...]:
+        return tuple(torch.stack(self._rewards).sum(dim=0).tolist()) if self._rewards else ()
+
     def restore_unlogged(self) -> None:
         """Put back what the steps since the last line had added up to when the checkpoint was written."""
         unlogged = None if self._checkpoint is None else read_record(self._checkpoint / Unlogged.FILE, Unlogged)
@@ -83,6 +102,7 @@ class CheckpointingTrainer(Trainer):
         if self._ranks.world.is_first:  # the counts are of all ranks, the loss is their mean
             self._real_tokens, self._examples = [unlogged.tokens], [unlogged.examples]
         self._reporter.seconds = unlogged.seconds
+        self._rewards = [torch.tensor(unlogged.rewards, dtype=torch.double)] if unlogged.rewards else []
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """None in checkpoints: a card is written with the weights that are handed over."""
@@ -96,7 +116,8 @@ class CheckpointingTrainer(Trainer):
             self._refuse_if_disk_is_short()
             self._before_save()
         step, best = self.state.global_step, self.state.best_global_step
-        since = (mean(float(self._tr_loss)), self._globalstep_last_logged, *self._counts(), self._reporter.seconds)
+        counts, seconds = self._counts(), self._reporter.seconds
+        since = (mean(float(self._tr_loss)), self._globalstep_last_logged, *counts, seconds, self._reward_sums())
         self._saving_to = self._run.checkpoints / ".partial"
         if self._ranks.world.is_first:
             shutil.rmtree(self._saving_to, ignore_errors=True)

@@ -26,6 +26,7 @@ from fastft.engine.model import Model, Tokenizer
 from fastft.engine.random_state import RandomState
 from fastft.engine.ranks import any_rank, refuse_another_group, wait_for_all
 from fastft.engine.tasks.classification import ClassificationTrainer, Task, make_label_trainer
+from fastft.engine.tasks.preference import Preference, PreferenceTrainer, make_preference_trainer
 from fastft.engine.trainer import Hooks, RowOrder, RunTrainer, SftTrainer
 from fastft.errors import OutOfMemoryError, Problem, TrainingError, Where
 from fastft.planning.plan import Plan
@@ -52,8 +53,8 @@ class Material:
     early_stopping_patience: int | None
     step_rows: int = 1
     stop_on_divergence: str = "blow-up"
-    task: Task | None = None
-    """Of a classification; None where answers are learnt."""
+    task: Task | Preference | None = None
+    """Of a classification or of preferences; None where answers are learnt."""
     general: Sequence[Prompt] = ()
 
 
@@ -117,9 +118,7 @@ def _before(trainer: RunTrainer, tokenizer: Tokenizer, material: Material, run: 
     if material.prompts:
         # Generation switched kernels; training must not inherit its caches.
         trainer.model.train()
-    untrained = Untrained(
-        measured.eval_loss, measured.answers, measured.batches, classes=measured.classes, general=measured.general
-    )
+    untrained = Untrained(**vars(measured))
     if hooks.ranks.world.is_first:
         run.write(untrained)
     wait_for_all()
@@ -146,9 +145,13 @@ def make_trainer(
     """
     patience, task = material.early_stopping_patience, material.task
     if task is not None:
-        labelled = make_label_trainer(plan, model, tokenizer, material.train, material.eval, task, patience, run, hooks)
-        _refuse_another_run(plan, labelled)
-        return labelled
+        given = (plan, model, tokenizer, material.train, material.eval)
+        if isinstance(task, Task):
+            made = make_label_trainer(*given, task, patience, run, hooks)
+        else:
+            made = make_preference_trainer(*given, task, patience, run, hooks)
+        _refuse_another_run(plan, made)
+        return made
     args = SFTConfig(**copy.deepcopy(dict(plan.calls.trainer.kwargs)))
     if args.device.type == "cpu":
         # Unsloth 2026.10 takes bitsandbytes' optimizers for what only a GPU can do (unsloth_zoo/cpu/trainer.py).
@@ -247,7 +250,8 @@ def _evaluate(trainer: RunTrainer, tokenizer: Tokenizer, material: Material, hoo
         if material.general:
             general = answered(material.general, GENERAL_TOKENS, "general questions")
     classes = trainer.figures if isinstance(trainer, ClassificationTrainer) and loss is not None else None
-    return Evaluation(loss, answers, batches, classes=classes, general=general)
+    judged = trainer.judged if isinstance(trainer, PreferenceTrainer) else {}
+    return Evaluation(loss, answers, batches, classes=classes, general=general, judged=judged)
 
 
 def _trained(trainer: RunTrainer, before: Evaluation, after: Evaluation, *, finished: bool) -> Trained:

@@ -181,12 +181,11 @@ def trainer_call(
         "load_best_model_at_end": train.load_best_model_at_end,
         **{key: value for key, value in optional.items() if value is not None},
     }
-    if recipe.task == "classification":
+    if recipe.task != "sft":
         for name in ("packing", "dataset_kwargs", "padding_free", "max_length"):
             kwargs.pop(name, None)
-        return Call(
-            "transformers.TrainingArguments", {**kwargs, "remove_unused_columns": False, "label_names": ["labels"]}
-        )
+        labels = ["labels"] if recipe.task == "classification" else ["rows"]
+        return Call("transformers.TrainingArguments", {**kwargs, "remove_unused_columns": False, "label_names": labels})
     return Call("trl.SFTConfig", kwargs)
 
 

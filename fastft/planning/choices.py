@@ -68,6 +68,8 @@ def choose_engine(recipe: Recipe, installed: Mapping[str, str], *, ranks_on_cpu:
         return Choice("transformers", "the model is shared among processes: Unsloth shares rows alone")
     if recipe.task == "classification":
         return Choice("transformers", "classification: Unsloth's trainer and its fused loss are of language models")
+    if recipe.task == "preference":
+        return Choice("transformers", "preferences are made of logits, which Unsloth does not keep in training")
     if ranks_on_cpu:
         return Choice("transformers", "several processes on processors: Unsloth shares work among GPUs alone")
     if "unsloth" in installed:
@@ -229,6 +231,8 @@ def choose_packing(recipe: Recipe, engine: str, device: Device, *, flat: bool) -
     """Whether `packing` is active: where packed examples stay apart; `flat`: see `can_flatten`."""
     if recipe.train.packing is not True:
         return Choice(False, "not asked for")
+    if recipe.task != "sft":
+        return Choice(False, f"each row of a {recipe.task} is one of its own")
     if engine == "unsloth" and device.is_gpu and not flat:
         return Choice(False, "Unsloth cannot keep packed examples of this model apart; transformers can")
     if engine == "unsloth" and device.is_gpu:

@@ -171,7 +171,7 @@ def _packed(recipe: Recipe, facts: Facts, engine: Choice[str]) -> Sequence[int] 
     """Tokens of each packed row where packing can be active, None where it cannot or the lengths are unknown."""
     asked = with_values(recipe, {"packing": True})
     choice = choose_packing(asked, engine.value, facts.device, flat=can_flatten(facts.base_model))
-    return packed_rows(facts.lengths, recipe.model.max_seq_length) if choice.value and facts.lengths else None
+    return packed_rows(facts.lengths, recipe.row_tokens) if choice.value and facts.lengths else None
 
 
 def with_values(recipe: Recipe, answers: Mapping[str, Any]) -> Recipe:
@@ -281,7 +281,7 @@ class _Ranking:
 
     def __init__(self, recipe: Recipe, facts: Facts, model: Architecture, packed: Sequence[int] | None) -> None:
         self.recipe, self.facts, self.model = recipe, facts, model
-        lengths, capacity = facts.lengths, recipe.model.max_seq_length
+        lengths, capacity = facts.lengths, recipe.row_tokens
         self.lengths = lengths or [capacity] * (facts.train_examples or 1)
         self.error = facts.rows.estimate.error if facts.rows and facts.rows.estimate else 0.0
         self.longest = sorted(self.lengths, reverse=True)[:MOST_ROWS]
@@ -317,7 +317,7 @@ class _Ranking:
 
     def _largest(self, choices: Choices) -> int:
         """Tokens of the largest micro-batch that there can be."""
-        batch, capacity = choices.per_device_train_batch_size.value, self.recipe.model.max_seq_length
+        batch, capacity = choices.per_device_train_batch_size.value, self.recipe.row_tokens
         if choices.packing.value:
             return batch * capacity
         longest = self.longest[:batch]
@@ -347,7 +347,7 @@ class _Ranking:
         for row in self.table:
             if (row.mode, row.batch) == (mode, batch):
                 return row
-        tokens = batch * self.recipe.model.max_seq_length
+        tokens = batch * self.recipe.row_tokens
         return Padding(mode, batch, math.ceil(len(self.lengths) / batch), 0.0, float(tokens), tokens)
 
     def _seconds(self, settled: Settled) -> float:
@@ -365,9 +365,9 @@ class _Ranking:
             (),
             facts.product(model, choices.dtype.value),
         )
-        span = describe(self.lengths).mean_span
+        span = describe(self.lengths).mean_span / self.recipe.texts_per_row
         if choices.packing.value and not _can_flatten_here(self.facts, choices.engine):
-            span = 2.0 * self.recipe.model.max_seq_length  # the whole row, masked
+            span = 2.0 * self.recipe.row_tokens  # the whole row, masked
         work = work_per_token(
             model,
             adapter_weights=count_trained_weights(settled.recipe, model),

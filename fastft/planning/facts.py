@@ -42,8 +42,10 @@ class Estimate:
 class RowFacts:
     """What is known of the training rows after tokenizing, and of the tokenizer.
 
-    `lengths`: tokens of each training row. `trained_tokens`: those that carry loss. `lost_rows`, `lost_tokens`: what
-    max_seq_length costs, by `overlong` ("drop", "truncate", ...); `longest`: tokens of the longest row before that.
+    `lengths`: tokens of each training row, of a pair twice those of its longer text, as they are computed.
+    `padded_tokens`: how many of them only fill up the shorter text. `trained_tokens`: those that carry loss.
+    `lost_rows`, `lost_tokens`: what max_seq_length costs, by `overlong` ("drop", "truncate", ...); `longest`: tokens of
+    the longest row before that.
     `notes`: what the rows say and has no effect.
     `split_rows`: conversations that became one row an answer, with `extra_tokens` more. `dropped`: how many rows lost
     what data.may_drop allows, by its name. `written_date`: the date that the chat template writes, if it does.
@@ -66,6 +68,12 @@ class RowFacts:
     written_date: str | None = None
     estimate: Estimate | None = None
     labels: tuple[str, ...] = ()
+    padded_tokens: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """The real tokens of all training rows."""
+        return sum(self.lengths) - self.padded_tokens
 
 
 @dataclass(frozen=True)
@@ -152,7 +160,7 @@ def with_rows(facts: Facts, recipe: Recipe, prepared: Prepared) -> Facts:
     train, held_out = prepared.train, prepared.eval
     tokenizer = prepared.renderer.tokenizer
     read = sum(row.tokens for row in train.overlong)
-    lengths = train.rows.lengths
+    lengths = train.rows.widths
     rows = RowFacts(
         lengths=lengths,
         eval_rows=None if held_out is None else len(held_out.rows),
@@ -168,6 +176,7 @@ def with_rows(facts: Facts, recipe: Recipe, prepared: Prepared) -> Facts:
         extra_tokens=sum(one.extra_tokens for one in train.split),
         dropped=dict(train.dropped),
         labels=() if prepared.labels is None else prepared.labels.names,
+        padded_tokens=sum(lengths) - train.rows.tokens,
         written_date=None if prepared.template is None else prepared.template.written_date,
     )
     return replace(facts, train_examples=len(lengths), eval_examples=rows.eval_rows, rows=rows)
@@ -194,7 +203,7 @@ def with_estimated_rows(facts: Facts, loaded: LoadedRecipe, why: str) -> Facts:
         own=recipe.labelled,
     )
     rows = RowFacts(
-        lengths=found.lengths,
+        lengths=[recipe.texts_per_row * length for length in found.lengths],
         eval_rows=facts.eval_examples,
         trained_tokens=0,
         lost_rows=found.lost_rows,

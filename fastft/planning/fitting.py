@@ -120,7 +120,8 @@ def memory_settings(recipe: Recipe, device: Device, choices: Choices) -> MemoryS
         optimizer=choices.optim.value,
         checkpointing="none" if not choices.recomputes else "offload" if offloads else "keep",
         # A classifier's head has a row a label: next to nothing, as a fused loss.
-        head="fused" if device.is_gpu or recipe.task == "classification" else "plain",
+        # Log-probabilities of preferences are taken from plain logits.
+        head="fused" if recipe.task == "classification" or (device.is_gpu and recipe.task != "preference") else "plain",
         fused_layers=unsloth,
         keeps_head_in_float32=choices.engine.value == "transformers" and choices.load_in_4bit.value,
         weight_bytes=number,
@@ -128,6 +129,7 @@ def memory_settings(recipe: Recipe, device: Device, choices: Choices) -> MemoryS
         trained_bytes=number if whole else 4,
         head_bytes=PLAIN_HEAD_BYTES if device.is_gpu else CPU_HEAD_BYTES,
         keeps_attention=not device.is_gpu,
+        texts_per_row=recipe.texts_per_row,
         holds_gradients=(choices.gradient_accumulation_steps.value or 1) > 1,
         **({} if device.is_gpu else {"framework_bytes": CPU_FRAMEWORK_BYTES}),
     )

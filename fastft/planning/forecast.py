@@ -47,7 +47,7 @@ def make_forecast(
 ) -> tuple[Batching | UnknownBatching, MemoryForecast | UnknownMemory, Time | UnknownTime]:
     """The three forecasts; each says what is missing where it cannot be made."""
     batch, mode = choices.per_device_train_batch_size.value, _active(choices, facts)[0]
-    row_tokens = recipe.model.max_seq_length
+    row_tokens = recipe.row_tokens
     if facts.lengths and mode != "packing":
         row_tokens = round(describe(facts.lengths).mean)
     key = rate_key(recipe, facts, choices, model, mode)
@@ -61,7 +61,7 @@ def make_forecast(
             adapter_weights=count_trained_weights(recipe, model),
             full_finetuning=recipe.model.full_finetuning,
             recomputes=choices.recomputes,
-            span=describe(facts.lengths).mean_span if facts.lengths else recipe.model.max_seq_length,
+            span=(describe(facts.lengths).mean_span if facts.lengths else recipe.row_tokens) / recipe.texts_per_row,
             has_head=recipe.task != "classification",
         )
 
@@ -95,7 +95,7 @@ def _batching(
     available, rows = _available(recipe, choices, facts), facts.rows
     if rows is None or not rows.lengths:
         return UnknownBatching(active, because, available, facts.rows_missing)
-    batch, capacity = choices.per_device_train_batch_size.value, recipe.model.max_seq_length
+    batch, capacity = choices.per_device_train_batch_size.value, recipe.row_tokens
     table = tuple(table) or measure(
         rows.lengths,
         packed if packed is not None else packed_rows(rows.lengths[:MEASURED_ROWS], capacity),
@@ -161,7 +161,7 @@ def _memory(
     if isinstance(batching, Batching):
         tokens, where = batching.padding.most_tokens, f"the largest of the first epoch's, {batching.active}"
     else:
-        tokens, where = batch * recipe.model.max_seq_length, f"{batch} rows of max_seq_length"
+        tokens, where = batch * recipe.row_tokens, f"{batch} rows of max_seq_length"
     if model is None:
         return UnknownMemory(str(device), device.memory_bytes, where, UNKNOWN_MODEL)
     settings = memory_settings(recipe, device, choices)
@@ -192,7 +192,8 @@ def _time(
 ) -> Time | UnknownTime:
     tokens = None
     if isinstance(schedule, Schedule) and isinstance(batching, Batching):
-        tokens = round(batching.lengths.tokens * schedule.num_train_epochs)
+        epoch_tokens = batching.lengths.tokens if facts.rows is None else facts.rows.tokens
+        tokens = round(epoch_tokens * schedule.num_train_epochs)
         if work is not None and rate is not None:
             epochs, padding = schedule.num_train_epochs / facts.processes, batching.padding
             # Where the tokens are estimated, the time is as uncertain as they are.
@@ -221,6 +222,6 @@ def _full_step(
     accumulation = schedule.gradient_accumulation_steps
     if work is None or rate is None or accumulation is None:
         return None
-    tokens = schedule.per_device_train_batch_size * accumulation * recipe.model.max_seq_length
+    tokens = schedule.per_device_train_batch_size * accumulation * recipe.row_tokens
     low, likely, high = (tokens * work.total / rate.flops(share) for share in (rate.share.high, None, rate.share.low))
     return Interval(low, likely, high).times(1, 2)

@@ -53,7 +53,7 @@ def measured_shares(path: Path) -> Measured:
 def rate_key(recipe: Recipe, facts: Facts, choices: Choices, model: Architecture | None, mode: Mode) -> str:
     """What runs must have in common for one's share of the peak to forecast another's."""
     sizes = "" if model is None else f"{model.layers}x{model.hidden}x{model.inner}, {model.vocabulary} tokens"
-    batch = f"batch {choices.per_device_train_batch_size.value}, at most {recipe.model.max_seq_length}"
+    batch = f"batch {choices.per_device_train_batch_size.value}, at most {recipe.row_tokens}"
     versions = ", ".join(f"{name} {facts.installed.get(name, 'none')}" for name in VERSIONS)
     parts = (
         facts.device.name,

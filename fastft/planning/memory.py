@@ -35,6 +35,7 @@ class MemorySettings:
     `keeps_head_in_float32`: PEFT's preparation of a 4-bit model does, Unsloth does not. `fused_layers`: whether
     activations inside a layer are recomputed by fused kernels (Unsloth) or kept as plain operations leave them.
     `keeps_attention`: whether attention is computed as a whole matrix, heads x length numbers a token, and kept.
+    `texts_per_row`: 2 where a row is a pair, whose texts attend each to itself alone.
     `holds_gradients`: gradients of an earlier micro-batch are there while the next one runs. Without accumulation they
     take the room that activations leave.
     """
@@ -54,6 +55,7 @@ class MemorySettings:
     keeps_attention: bool = False
     holds_gradients: bool = True
     framework_bytes: int = GPU_FRAMEWORK_BYTES
+    texts_per_row: int = 1
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ def _saved_per_token(model: Architecture, settings: MemorySettings, length: int)
         return settings.weight_bytes * model.hidden * model.layers
     # transformers has no fused attention for BLOOM's position biases.
     keeps_attention = settings.keeps_attention or model.layout == "bloom"
-    matrix = settings.weight_bytes * model.heads * length if keeps_attention else 0
+    matrix = settings.weight_bytes * model.heads * length / settings.texts_per_row if keeps_attention else 0
     return model.layers * (saved_in_layer(model, settings) + matrix)
 
 

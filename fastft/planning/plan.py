@@ -158,7 +158,7 @@ def _schedule(
     return make_schedule(
         examples=examples,
         rows=rows,
-        tokens=None if facts.lengths is None else sum(facts.lengths),
+        tokens=None if facts.rows is None else facts.rows.tokens,
         eval_examples=facts.eval_examples,
         batch=choices.per_device_train_batch_size.value,
         accumulation=accumulation,

@@ -16,7 +16,7 @@ def classification(recipe: Recipe, _: Given) -> Iterator[Violation]:
     """What the task says of the other sections."""
     metric = recipe.train.metric_for_best_model
     if recipe.task != "classification":
-        if metric in ("f1", "accuracy"):
+        if metric == "f1" or (metric == "accuracy" and recipe.task != "preference"):
             wrong, instead = 'is a figure of task = "classification"', 'write "eval_loss"'
             yield Violation("train.metric_for_best_model", wrong, instead, ("task",))
         return

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Better = Literal["higher", "lower"]
-Unit = Literal["share", "tokens", "nats a token", "perplexity"]
+Unit = Literal["share", "tokens", "nats a token", "perplexity", "nats"]
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,9 @@ MEASURES: dict[str, Measure] = {
         Measure("format_valid", "right format", "share", "higher", lambda row: _known(row.is_valid)),
         Measure("stop_rate", "ended by itself", "share", "higher", lambda row: _known(row.stopped)),
         Measure("answer_tokens", "length of an answer", "tokens", None, lambda row: _known(row.tokens)),
+        Measure("chosen_likelier", "chosen answer likelier", "share", "higher"),
+        Measure("reward_accuracy", "reward accuracy", "share", "higher"),
+        Measure("reward_margin", "reward margin", "nats", "higher"),
         Measure("regression", "general questions", "share", "higher"),
     )
 }

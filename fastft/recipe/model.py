@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, field_validator
 from pydantic_core import core_schema
 
-from fastft.recipe.data_formats import DATA_FORMATS, TEMPLATE_DATE
+from fastft.recipe.data_formats import ALL_FORMATS, TEMPLATE_DATE
 from fastft.recipe.export_formats import export_formats
 from fastft.recipe.optimizers import OPTIMIZERS
 from fastft.recipe.quantizations import QUANTIZATIONS
@@ -248,12 +248,14 @@ class DataSection(Section):
     Too large: less is left to learn from.
     Upstream: none (fastft splits before tokenizing)"""
 
-    format: Annotated[str, OneOf(lambda: ("auto", *DATA_FORMATS))] = "auto"
+    format: Annotated[str, OneOf(lambda: ("auto", *ALL_FORMATS))] = "auto"
     """What a row looks like: `messages` (OpenAI), `sharegpt` (`conversations` with `from` and `value`, as Baichuan has
     them too), `alpaca` (`instruction`, `input`, `output`), `prompt_completion`, `belle` (`Human:` and `Assistant:`
     inside `instruction`), `classification` (`text`, `label`: the label is the answer), or `text`. "auto" detects it
     from the first row, and reports what it found. For task = "classification" a row has `text` (or `messages`), often
-    `text_pair`, and `label`; without `label`, the last answer of its messages is the label.
+    `text_pair`, and `label`; without `label`, the last answer of its messages is the label. For task = "preference" it
+    is `preference` (`chosen`, `rejected`, often `prompt`), or `kto` (`prompt`, `completion` or `messages`, and `label`:
+    true or false), by `preference.loss`.
     Upstream: none (fastft reads the rows)"""
 
     columns: dict[str, str] = {}
@@ -701,17 +703,69 @@ class ClassificationSection(Section):
     Upstream: none (fastft cuts token ids)"""
 
 
+class PreferenceSection(Section):
+    """The loss of task = "preference"."""
+
+    loss: Literal["dpo", "orpo", "kto"] = "dpo"
+    """What is learnt from a preference. "dpo" (Rafailov et al. 2023): the chosen answer rises above the rejected one,
+    as seen from the model before training. "orpo" (Hong et al. 2024): the chosen answer is learnt as in SFT, and its
+    odds rise above those of the rejected one; for a base that was not fine-tuned before. "kto" (Ethayarajh et al.
+    2024): each row is one answer with a verdict, good or bad.
+    Upstream: trl.DPOTrainer, trl.experimental.orpo.ORPOTrainer, trl.KTOTrainer; the loss is fastft's own"""
+
+    beta: float = Field(default=0.1, gt=0, le=10)
+    """With "dpo" and "kto": how strongly the model is held near the one before training. With "orpo": the weight of the
+    odds beside the loss of the chosen answer.
+    Unit: reward per nat of log-probability; with "orpo" a factor
+    Too small: with "dpo" the model moves far from its base, and its answers may fall apart.
+    Too large: little is learnt of the preference.
+    Upstream: DPOConfig(beta=), ORPOConfig(beta=), KTOConfig(beta=)"""
+
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """With "dpo": the share of pairs that is taken to be the wrong way round (cDPO, Mitchell 2023).
+    Unit: share, 0 to 0.5
+    Too small: 0 is the usual value; wrong pairs are learnt with full confidence.
+    Too large: little is learnt.
+    Upstream: DPOConfig(label_smoothing=)"""
+
+    desirable_weight: float = Field(default=1.0, gt=0, le=100)
+    """With "kto": how much a good answer counts. Where one verdict is rarer, its weight times its rows should be 1 to
+    4/3 of the other's (Ethayarajh et al. 2024, equation 9).
+    Unit: factor
+    Too small: the model only learns what to avoid.
+    Too large: bad answers are not unlearnt.
+    Upstream: KTOConfig(desirable_weight=)"""
+
+    undesirable_weight: float = Field(default=1.0, gt=0, le=100)
+    """With "kto": how much a bad answer counts.
+    Unit: factor
+    Too small: bad answers are not unlearnt.
+    Too large: the model only learns what to avoid.
+    Upstream: KTOConfig(undesirable_weight=)"""
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the loss compares with the model before training."""
+        return self.loss != "orpo"
+
+    @property
+    def in_pairs(self) -> bool:
+        """Whether a row is a chosen and a rejected answer; else one answer with a verdict."""
+        return self.loss != "kto"
+
+
 class Recipe(Section):
     """One file, one run."""
 
-    task: Literal["sft", "classification"] = "sft"
+    task: Literal["sft", "classification", "preference"] = "sft"
     """What is learnt, at the top of the recipe, before any section: "sft" to answer as the rows do, "classification"
-    to give each text its label.
+    to give each text its label, "preference" to prefer the chosen answers to the rejected ones.
     Upstream: trl.SFTTrainer, or transformers.Trainer"""
 
     model: ModelSection
     lora: LoraSection = LoraSection()
     classification: ClassificationSection = ClassificationSection()
+    preference: PreferenceSection = PreferenceSection()
     data: DataSection
     train: TrainSection = TrainSection()
     eval: EvalSection = EvalSection()
@@ -721,3 +775,18 @@ class Recipe(Section):
     def labelled(self) -> ClassificationSection | None:
         """What is said of the labels, None where the rows have none."""
         return self.classification if self.task == "classification" else None
+
+    @property
+    def preferred(self) -> PreferenceSection | None:
+        """What is said of preferences, None where none are learnt."""
+        return self.preference if self.task == "preference" else None
+
+    @property
+    def texts_per_row(self) -> int:
+        """How many texts of up to model.max_seq_length tokens a row holds."""
+        return 2 if self.preferred is not None and self.preference.in_pairs else 1
+
+    @property
+    def row_tokens(self) -> int:
+        """The most tokens of a row."""
+        return self.texts_per_row * self.model.max_seq_length

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from fastft.recipe.hub_id import is_hub_id
-from fastft.recipe.model import ClassificationSection, LoraSection, Recipe
+from fastft.recipe.model import ClassificationSection, LoraSection, PreferenceSection, Recipe
 from fastft.recipe.optimizers import OPTIMIZERS
 from fastft.recipe.violation import Given, Violation
 
@@ -35,6 +35,34 @@ _NEEDS = (
         lambda recipe: recipe.task == "classification",
         'task is not "classification"',
         'write task = "classification" at the top of the recipe, or remove the line',
+        ("task",),
+    ),
+    _Need(
+        tuple(f"preference.{key}" for key in PreferenceSection.model_fields),
+        lambda recipe: recipe.task == "preference",
+        'task is not "preference"',
+        'write task = "preference" at the top of the recipe, or remove the line',
+        ("task",),
+    ),
+    _Need(
+        ("preference.label_smoothing",),
+        lambda recipe: recipe.preference.loss == "dpo",
+        'preference.loss is not "dpo"',
+        "remove the line",
+        ("preference.loss",),
+    ),
+    _Need(
+        ("preference.desirable_weight", "preference.undesirable_weight"),
+        lambda recipe: recipe.preference.loss == "kto",
+        'preference.loss is not "kto"',
+        "remove the line",
+        ("preference.loss",),
+    ),
+    _Need(
+        ("data.train_on", "data.turns", "train.packing"),
+        lambda recipe: recipe.task != "preference",
+        'task = "preference" trains the answers that are judged, each pair as one row',
+        "remove the line",
         ("task",),
     ),
     _Need(

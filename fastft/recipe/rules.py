@@ -17,6 +17,7 @@ from fastft.recipe.classification_rules import classification
 from fastft.recipe.conditions import parse_condition
 from fastft.recipe.model import Recipe, TrainSection
 from fastft.recipe.needs import needs
+from fastft.recipe.preference_rules import preference
 from fastft.recipe.quantizations import QUANTIZATIONS
 from fastft.recipe.reporters import REPORTERS
 from fastft.recipe.violation import Given, Violation
@@ -234,5 +235,6 @@ _RULES: tuple[Callable[[Recipe, Given], Iterator[Violation]], ...] = (
     _names,
     _export,
     classification,
+    preference,
     needs,
 )

@@ -88,6 +88,8 @@ class LiveView:
 def _line(metrics: StepMetrics, left: str) -> str:
     """One step as plain text."""
     norm = "" if metrics.grad_norm is None else f"  grad_norm {metrics.grad_norm:.3f}"
+    if metrics.rewards:
+        norm += f"  margin {metrics.rewards['margin']:.3f}  right {metrics.rewards['accuracy']:.0%}"
     return (
         f"step {metrics.step}/{metrics.total_steps}  epoch {metrics.epoch:.2f}  loss {metrics.loss:.4f}  "
         f"lr {metrics.learning_rate:.2e}{norm}  {metrics.tokens_per_second:.0f} tokens/s  "
@@ -102,6 +104,7 @@ def _panel(metrics: StepMetrics, losses: Sequence[float]) -> Table:
         "loss": f"{metrics.loss:.4f}",
         "learning rate": f"{metrics.learning_rate:.2e}",
         "grad norm": "-" if metrics.grad_norm is None else f"{metrics.grad_norm:.3f}",
+        **({"margin": f"{metrics.rewards['margin']:.3f}"} if metrics.rewards else {}),
         "tokens/s": f"{metrics.tokens_per_second:.0f}",
         "samples/s": f"{metrics.samples_per_second:.2f}",
         "memory": size(metrics.memory_bytes),

@@ -52,6 +52,8 @@ def plan_page(plan: Plan, *, with_calls: bool = False) -> Group:
 
 def _task(plan: Plan) -> Text:
     """The task, its labels, and what is trained."""
+    if plan.task == "preference":
+        return Text(f"{plan.task}, {'every weight' if plan.calls.adapter is None else 'an adapter'}")
     names = plan.calls.load.kwargs.get("id2label", {}).values()
     labels = f"{len(names)} labels: {', '.join(list(names)[:12])}" if names else "labels known when the rows are read"
     trained = "every weight and the head" if plan.calls.adapter is None else "an adapter and the head score"

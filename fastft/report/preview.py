@@ -14,6 +14,7 @@ def print_row(console: Console, row: PreviewRow) -> None:
     counts = f"{row.tokens} tokens, {row.trained_tokens} carry loss"
     if row.dropped_tokens:
         counts += f", {row.dropped_tokens} left out"
-    console.print(Rule(Text(f"{row.where}: {counts}"), align="left", style="dim"))
+    place = f"{row.where}, {row.verdict}" if row.verdict else str(row.where)
+    console.print(Rule(Text(f"{place}: {counts}"), align="left", style="dim"))
     coloured = Text.assemble(*((piece.text, "bold green" if piece.trained else "dim") for piece in row.pieces))
     console.print(coloured if console.color_system else Text(row.marked()), soft_wrap=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from fastft.runs.classification import Classification
@@ -34,7 +34,7 @@ class Evaluation:
     """The held-out figures of a model. The loss is a mean over trained tokens; None if not asked for.
 
     `batches`: what the loss is made of, in the order of the rows; empty with several processes. `general`: the answers
-    to the questions of the regression set.
+    to the questions of the regression set. `judged`: of preferences, the value of each row by the name of its measure.
     """
 
     eval_loss: float | None
@@ -42,6 +42,7 @@ class Evaluation:
     batches: tuple[MicroBatch, ...] = ()
     classes: Classification | None = None
     general: Answers | None = None
+    judged: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

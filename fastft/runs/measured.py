@@ -69,7 +69,11 @@ class Compared:
 def with_measures(
     result: Result, trained: Trained, prompts: Sequence[Prompt], general: General, section: EvalSection
 ) -> Result:
-    """`result` with the value of each answer for every measure of answers."""
+    """`result` with the value of each held-out row for every measure of answers and of preferences."""
+    judged, earlier = trained.after.judged, trained.before.judged
+    if judged:
+        of_rows = tuple(MeasuredRows(name, earlier.get(name, ()), values) for name, values in judged.items())
+        result = dataclasses.replace(result, measures=of_rows)
     before, after = trained.before.answers, trained.after.answers
     if after is None:
         return result
@@ -83,7 +87,8 @@ def with_measures(
         now = [one.is_right(each.after) for one, each in zip(questions(), shown, strict=True)]
         known = tuple(map(float, then)) if trained.before.general else ()
         rows.append(MeasuredRows("regression", known, tuple(map(float, now))))
-    return dataclasses.replace(result, measures=tuple(rows), general=shown, general_missing=missing)
+    measures = (*result.measures, *rows)
+    return dataclasses.replace(result, measures=measures, general=shown, general_missing=missing)
 
 
 def _general(trained: Trained, general: General) -> tuple[tuple[ShownAnswer, ...], str]:
@@ -137,7 +142,7 @@ def compared(result: Result) -> list[Compared]:
     if loss.after is not None:
         interval, count = change_interval(result.eval_batches), len(result.eval_batches)
         made.append(Compared(MEASURES["eval_loss"], loss.before, loss.after, interval, count))
-        if result.classification is None:  # that of a loss of labels says nothing
+        if result.classification is None and not result.is_of_preferences:  # that of such a loss says nothing
             factor = None if interval is None else Interval(_exp(interval.low), _exp(interval.high), interval.is_rough)
             before = None if loss.before is None else _exp(loss.before)
             made.append(Compared(MEASURES["perplexity"], before, _exp(loss.after), factor, count))

@@ -20,7 +20,8 @@ class StepMetrics:
     """One logged optimizer step; counts are of the steps since the line before.
 
     `tokens` are real ones, padding not counted. `loss` is the mean over trained tokens. `memory_bytes`: peak memory of
-    the GPU, or of the process on a CPU.
+    the GPU, or of the process on a CPU. `rewards`: of preferences, the means of `chosen`, `rejected` and `margin`, and
+    `accuracy`, the share of rows whose margin is above 0.
     """
 
     step: int
@@ -33,6 +34,7 @@ class StepMetrics:
     examples: int
     seconds: float
     memory_bytes: int
+    rewards: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def tokens_per_second(self) -> float:
@@ -44,7 +46,9 @@ class StepMetrics:
 
     def as_json(self) -> dict[str, Any]:
         rates = {"tokens_per_second": self.tokens_per_second, "samples_per_second": self.samples_per_second}
-        return {"event": "step", **dataclasses.asdict(self), **{key: round(rate, 2) for key, rate in rates.items()}}
+        line = dataclasses.asdict(self)
+        rewards = {"rewards": line.pop("rewards")} if self.rewards else {}
+        return {"event": "step", **line, **{key: round(rate, 2) for key, rate in rates.items()}, **rewards}
 
 
 @dataclass(frozen=True)

@@ -146,6 +146,11 @@ class Result:
     metrics_sha256: str | None = None
     """Of metrics.jsonl at the end of the run."""
 
+    @property
+    def is_of_preferences(self) -> bool:
+        """Whether held-out rows were judged."""
+        return any(rows.name == "reward_margin" for rows in self.measures)
+
     def card_figures(self) -> dict[str, str]:
         """Name and value of each figure for the model card."""
         figures = {}
@@ -154,6 +159,10 @@ class Result:
         if self.classification is not None:
             after = self.classification.after
             figures["held-out accuracy"] = f"{after.accuracy:.1%}, macro F1 {after.macro_f1:.3f}, of {after.rows} rows"
+        for rows in self.measures:
+            if rows.name == "reward_accuracy" and rows.before:
+                before_share, after_share = (sum(values) / len(values) for values in (rows.before, rows.after))
+                figures["held-out reward accuracy"] = f"{before_share:.1%} before, {after_share:.1%} after"
         match = self.exact_match
         if match is not None:
             before = "" if match.before is None else f"{match.before} before, "

@@ -236,6 +236,7 @@ def _train_once(
     from fastft.engine.sharding import forget_sharding
     from fastft.engine.tasks.classification import Task
     from fastft.engine.tasks.classifier import pad_id_of
+    from fastft.engine.tasks.preference import Preference
     from fastft.engine.train import Material, train
     from fastft.engine.trainer import Hooks
 
@@ -260,7 +261,8 @@ def _train_once(
         metrics.append(line)
         attempt.view.step(line)
 
-    labels = ready.rows.labels
+    labels, own, longest = ready.rows.labels, recipe.preferred, recipe.model.max_seq_length
+    preferred = None if own is None else Preference(own, longest, ready.rows.folder)
     material = Material(
         train=ready.rows.train.rows,
         eval=None if ready.rows.eval is None else ready.rows.eval.rows,
@@ -270,7 +272,7 @@ def _train_once(
         max_new_tokens=recipe.eval.max_new_tokens,
         early_stopping_patience=recipe.train.early_stopping_patience,
         stop_on_divergence=recipe.train.stop_on_divergence,
-        task=None if labels is None else Task(labels, recipe.classification, pad_id_of(tokenizer)),
+        task=preferred if labels is None else Task(labels, recipe.classification, pad_id_of(tokenizer)),
         step_rows=rows_per_step(
             recipe.train,
             plan.schedule.per_device_train_batch_size,

@@ -187,6 +187,6 @@ def test_datasets_takes_the_files_from_disk(run: Callable[..., Prepared]) -> Non
     assert made.folder is not None
     assert made.eval is not None
     read = {name: datasets.Dataset.from_file(str(made.folder / f"{name}.arrow")) for name in ("train", "eval")}
-    assert read["train"].column_names == ["input_ids", "labels", "length", "path", "line"]
+    assert read["train"].column_names == ["input_ids", "labels", "length", "path", "line", "rejected_from"]
     assert read["train"][3]["labels"] == made.train.rows[3].labels.tolist()
     assert [Example.from_json(text) for text in read["eval"]["example"]] == list(made.eval.examples)

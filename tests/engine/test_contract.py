@@ -77,11 +77,12 @@ HEAD = {"num_labels": 2, "id2label": {0: "a", 1: "b"}, "label2id": {"a": 0, "b":
 def plans(recipe: Path, engine: str, device: Device) -> list[Call]:
     """The calls of a shipped recipe on `device`, as it stands and with the keys that it leaves out."""
     found: list[Call] = []
-    if load(recipe).recipe.task == "classification":
+    if load(recipe).recipe.task != "sft":
         engine = "transformers"
     plain = ["train.gradient_checkpointing=true"] if engine == "transformers" else []
     for more in ([], MORE):
-        overrides = [f"model.engine={engine}", *plain, *more]
+        fits = [one for one in more if load(recipe).recipe.task != "preference" or "deepspeed" not in one]
+        overrides = [f"model.engine={engine}", *plain, *fits]
         data = load(recipe).recipe.data
         if more and data.eval is None and data.eval_fraction is None:
             overrides.append("data.eval_fraction=0.1")

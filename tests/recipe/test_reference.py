@@ -41,6 +41,7 @@ def test_explain_without_a_key_lists_the_sections() -> None:
         "[model",
         "[lora",
         "[classification",
+        "[preference",
         "[data",
         "[train",
         "[eval",

@@ -48,6 +48,16 @@ def tokens(chance: random.Random) -> tuple[float, float]:
     return min(chance.lognormvariate(3, 0.8), 128), chance.lognormvariate(2.8, 0.3)
 
 
+def from_ties(chance: random.Random) -> tuple[float, float]:
+    """Reward accuracy: a model that is its own reference, and one that is mostly right."""
+    return 0.5, float(chance.random() < 0.8)
+
+
+def margins(chance: random.Random) -> tuple[float, float]:
+    """Reward margins: none before, and spread around a gain after."""
+    return 0.0, chance.gauss(0.5, 1)
+
+
 # benchmarks/intervals.py has more shapes and numbers of rows.
 SHAPES: dict[str, Draw] = {
     "exact_match": yes_no,
@@ -56,6 +66,9 @@ SHAPES: dict[str, Draw] = {
     "format_valid": yes_no,
     "stop_rate": yes_no,
     "answer_tokens": tokens,
+    "chosen_likelier": yes_no,
+    "reward_accuracy": from_ties,
+    "reward_margin": margins,
     "regression": yes_no,
 }
 
