@@ -147,7 +147,7 @@ class Benchmark:
         self.options, self.work = options, work
         self.until = time.monotonic() + float(options.budget)
         self.size = "small" if options.small else options.model
-        self.model, self.rows = work / "model", work / "rows.jsonl"
+        self.model, self.rows = options.model_folder or work / "model", work / "rows.jsonl"
         self.found: dict[str, Any] = {
             "command": " ".join(["python benchmarks/gpu.py", *sys.argv[1:]]),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -189,19 +189,15 @@ class Benchmark:
     def recipe(self, path: Path, changes: Mapping[str, Any]) -> Path:
         """The recipe of contenders 3 and 4 with `changes`."""
         small: dict[str, Any] = {"model.load_in_4bit": False, "model.max_seq_length": 256} if self.options.small else {}
-        accumulation = {"train.gradient_accumulation_steps": 4} if self.options.small else {}
+        micro_batches = 4 if self.options.small else self.options.accumulation
+        accumulation = {} if micro_batches is None else {"train.gradient_accumulation_steps": micro_batches}
         steps = {"train.max_steps": self.options.steps}
         return write_recipe(path, self.model, self.rows, {**steps, **accumulation, **changes, **small})
 
     def prepare(self) -> Prepared:
         """Model, tokenizer and rows; the measured matrix rate; the sizes of a step."""
-        self.model.mkdir()
-        write_config(self.model, self.size)
-        self.note("making the model")
-        made = self.child("make", {}, self.left())
-        if made["ended"] != "well":
-            raise SystemExit(f"the model could not be made: {made['ended']}")
-        self.found["model_seconds"] = made["seconds"]
+        if self.options.model_folder is None:
+            self.make()
         self.note("measuring the matrix rate")
         self.found["matrix_flops"] = self.child("matrix", {"small": self.options.small}, 60).get("flops")
         longest, mean = (256, 90) if self.options.small else (2048, MEAN_TOKENS)
@@ -218,6 +214,16 @@ class Benchmark:
         self.found["examples_per_step"] = max(8, 8 * round(step_rows * per_row / 8))
         self.found["rows"] = describe(lengths).__dict__
         return prepared
+
+    def make(self) -> None:
+        """Random weights and the tokenizer, in a process of its own."""
+        self.model.mkdir()
+        write_config(self.model, self.size)
+        self.note("making the model")
+        made = self.child("make", {}, self.left())
+        if made["ended"] != "well":
+            raise SystemExit(f"the model could not be made: {made['ended']}")
+        self.found["model_seconds"] = made["seconds"]
 
     def settings(self, number: int) -> dict[str, Any]:
         """The input of one contender."""
@@ -333,6 +339,8 @@ def main() -> None:
     parser.add_argument("--only", type=lambda text: [int(part) for part in text.split(",")], default=list(CONTENDERS))
     parser.add_argument("--steps", type=int, default=3, help="optimizer steps of each contender")
     parser.add_argument("--budget", type=float, default=570, help="seconds for everything")
+    parser.add_argument("--accumulation", type=int, help="micro-batches of a step; by default as the recipe has it")
+    parser.add_argument("--model-folder", type=Path, help="a model of this shape that was made before")
     parser.add_argument("--work", type=Path, help="a folder with 20 GB free for the weights")
     parser.add_argument("--out", type=Path, default=HERE)
     parser.add_argument("--keep-logs", action="store_true", help="leave what each process printed beside gpu.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,7 +48,13 @@ def measured_shares(path: Path) -> Measured:
         found = read_record(path, Throughput)
     except MachineError:
         return {}
-    return {} if found is None else found.shares
+    # A share of 0 would be a run without an end: version 0.1 rounded those of tiny models on a stalled machine to it.
+    kept = {} if found is None else {key: tuple(filter(_is_share, shares)) for key, shares in found.shares.items()}
+    return {key: shares for key, shares in kept.items() if shares}
+
+
+def _is_share(number: float) -> bool:
+    return math.isfinite(number) and number > 0
 
 
 def rate_key(recipe: Recipe, facts: Facts, choices: Choices, model: Architecture | None, mode: Mode) -> str:
@@ -76,6 +83,6 @@ def keep_share(path: Path, key: str, time: Time, padding: Padding, seconds: floa
     if seconds < SHORTEST_SECONDS or seconds <= beside:
         return
     known = measured_shares(path)
-    newest = (*known.get(key, ()), round(at_peak / (seconds - beside), 4))[-KEPT_RUNS:]
+    newest = (*known.get(key, ()), float(f"{at_peak / (seconds - beside):.4g}"))[-KEPT_RUNS:]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_record(path, Throughput({**known, key: newest}))

@@ -159,11 +159,11 @@ def _power_of_two(value: float) -> int:
 def _saved_per_token(model: Architecture, settings: MemorySettings, length: int) -> float:
     """Bytes a token that every layer keeps for the backward pass.
 
-    With checkpointing, the input of each layer in 16 bits; Unsloth moves it to main memory. Without, all that the
-    layer's backward pass reads.
+    With checkpointing, the input of each layer in 16 bits; Unsloth moves it to main memory, through two buffers of that
+    size. Without, all that the layer's backward pass reads.
     """
     if settings.checkpointing == "offload":
-        return 0.0
+        return 2.0 * settings.weight_bytes * model.hidden
     if settings.checkpointing == "keep":
         return settings.weight_bytes * model.hidden * model.layers
     # transformers has no fused attention for BLOOM's position biases.
@@ -177,33 +177,35 @@ def saved_in_layer(model: Architecture, settings: MemorySettings) -> float:
 
     Frozen projections keep nothing; LoRA keeps each input it reads (the normed states, the attention's output, the
     product of the gate) and its r values; the norms keep their inputs, attention its query, key, value and output, the
-    gate its two halves and their product. Fused kernels recompute the product; without them keys and values stand
-    repeated for every head. The same tensors are kept when the projections themselves are trained.
+    gate its two halves, the activated one and their product. Fused kernels recompute these two (an H100 allocates 63.7
+    KB a token and layer of Llama-3.2-1B: measured in memory_cases.toml); without them keys and values stand repeated
+    for every head. The same tensors are kept when the projections themselves are trained.
     """
     hidden, query, inner = model.hidden, model.query_width, model.inner
     key_value = model.key_value_width if settings.fused_layers else query
-    kept = 4 * hidden + 3 * query + 2 * key_value + (3 if settings.fused_layers else 4) * inner + 7 * settings.rank
-    return float(settings.weight_bytes * kept)
+    kept = 4 * hidden + 3 * query + 2 * key_value + (2 if settings.fused_layers else 4) * inner + 7 * settings.rank
+    # The attention's backward pass also reads one float32 number a head.
+    return float(settings.weight_bytes * kept + 4 * model.heads)
 
 
 def _per_token(model: Architecture, settings: MemorySettings) -> tuple[float, float]:
     """Bytes a token that one layer, and that the output layer, work on at their peak.
 
-    Layer, fused (Unsloth's kernels): 16-bit copies of 10 hidden states, twice query, key and value, 4 of the inner
-    width. Layer of plain operations (transformers and PEFT): 14, 3 and 7 of them and one float32 hidden state.
-    Head, plain: see PLAIN_HEAD_BYTES. Head, fused (cut cross-entropy: Wijmans et al. 2024; TRL 1.15's own kernel):
-    next to nothing beside what `_fused_logits` counts. Both meet the published peaks in
-    tests/planning/memory_cases.toml within 10 %.
+    Layer, fused (Unsloth's kernels): what it saves, the gradient of the gate's product and those of three hidden
+    states. Layer of plain operations (transformers and PEFT): 16-bit copies of 14 hidden states, three times query, key
+    and value, 7 of the inner width, and one float32 hidden state. Head, plain: see PLAIN_HEAD_BYTES. Head, fused (cut
+    cross-entropy: Wijmans et al. 2024; TRL 1.15's own kernel): 6 hidden states beside what `_fused_logits` counts. They
+    meet the measured and the published peaks in tests/planning/memory_cases.toml.
     """
-    hidden, inner = model.hidden, model.inner
-    attention = model.query_width + 2 * model.key_value_width
-    scale = settings.weight_bytes / 2
+    hidden, inner, scale = model.hidden, model.inner, settings.weight_bytes / 2
+    saved = saved_in_layer(model, settings)
     if settings.fused_layers:
-        layer = scale * 2 * (10 * hidden + 2 * attention + 4 * inner)
+        layer = saved + scale * 2 * (inner + 3 * hidden)
     else:
+        attention = model.query_width + 2 * model.key_value_width
         layer = scale * 2 * (14 * hidden + 3 * attention + 7 * inner) + 8 * hidden
     if settings.checkpointing == "none":
         # The layer's working set is what it saves; only what the backward pass adds comes on top.
-        layer -= min(layer, saved_in_layer(model, settings))
-    head = settings.head_bytes * model.vocabulary if settings.head == "plain" else 6.0 * hidden
+        layer -= min(layer, saved)
+    head = settings.head_bytes * model.vocabulary if settings.head == "plain" else 12.0 * hidden
     return layer, head

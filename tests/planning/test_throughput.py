@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -125,6 +126,29 @@ def test_the_newest_runs_are_kept_and_short_ones_are_not(recipe: Make, tmp_path:
     shares = measured_shares(path)["a key"]
     assert len(shares) == KEPT_RUNS
     assert list(shares) == sorted(shares, reverse=True)
+
+
+def test_a_run_that_stood_still_is_no_rate_of_zero(recipe: Make, tmp_path: Path) -> None:
+    path, found = tmp_path / "throughput.json", facts()
+    made = plan(recipe, found)
+    time = time_of(made)
+    assert isinstance(made.batching, Batching)
+    loaded = recipe("", *SETTINGS)
+    key = rate_key(loaded.recipe, found, made.choices, architecture_of(LLAMA, {}), "packing")
+    took = time.seconds.likely * 1e6
+
+    keep_share(path, key, time, made.batching.padding, took)
+    again = time_of(plan(recipe, dataclasses.replace(found, measured=measured_shares(path))))
+
+    assert again.seconds.likely == pytest.approx(took, rel=0.01)
+
+
+@pytest.mark.parametrize("share", [0.0, -0.1, float("nan"), float("inf")])
+def test_what_is_no_share_of_a_peak_is_not_read(share: float, tmp_path: Path) -> None:
+    path = tmp_path / "throughput.json"
+    path.write_text(json.dumps({"schema": 1, "shares": {"a": [share, 0.25], "b": [share]}}))
+
+    assert measured_shares(path) == {"a": (0.25,)}
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"shares": 3}', '{"schema": 99, "shares": {}}'])
