@@ -20,6 +20,7 @@ from fastft.engine.callbacks import (
 )
 from fastft.engine.checkpointing import CheckpointingTrainer
 from fastft.engine.counting import CountingTrainer
+from fastft.engine.optimizer import Averaged, make_optimizer
 from fastft.engine.random_state import RandomState
 from fastft.engine.ranks import all_equal
 from fastft.engine.sampler import (
@@ -31,6 +32,7 @@ from fastft.engine.sampler import (
 )
 from fastft.engine.sharding import own_part, pickles_as_weights, refuse_if_whole, zero_stage_of
 from fastft.errors import Problem, TrainingError, Where
+from fastft.planning.calls import Calls
 from fastft.runs.checkpoints import evaluations_at
 from fastft.runs.directory import RunDir
 from fastft.runs.metrics import EvaluationMetrics, StepMetrics
@@ -80,6 +82,7 @@ class RunTrainer(CheckpointingTrainer):
     train_dataset: Any
     eval_dataset: Any
     data_collator: Any
+    optimizer: Any
 
     def __init__(self, *args: Any, run: RunDir, order: RowOrder, hooks: Hooks, **kwargs: Any) -> None:
         self._order = order
@@ -101,10 +104,20 @@ class RunTrainer(CheckpointingTrainer):
                 if weight.requires_grad:
                     weight.data = weight.data.float()
         self._before_evaluation: RandomState | None = None
+        self.calls: Calls | None = None
         self._reporter = StepReporter(self, hooks.step, hooks.evaluated)
         self._stop = StopOnRequest(self, hooks.stop_asked)
         for callback in (self._reporter, NumberGuard(self), self._stop, Resumption(self)):
             self.add_callback(callback)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """That of the plan; its schedule-free kinds are left averaged between steps."""
+        if self.optimizer is None and self.calls is not None:
+            self.optimizer = make_optimizer(self.calls, self.model, self.args)
+        made: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
+        if hasattr(made, "eval"):
+            self.add_callback(Averaged(self))
+        return made
 
     @property
     def splits_weights(self) -> bool:

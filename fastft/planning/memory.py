@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from fastft.probe.architecture import Architecture
-from fastft.recipe.optimizers import OPTIMIZERS
+from fastft.recipe.optimizers import OPTIMIZERS, Value
 
 Checkpointing = Literal["none", "keep", "offload"]
 Head = Literal["plain", "fused"]
@@ -56,6 +57,7 @@ class MemorySettings:
     holds_gradients: bool = True
     framework_bytes: int = GPU_FRAMEWORK_BYTES
     texts_per_row: int = 1
+    optim_args: Mapping[str, Value] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def forecast_memory(
         kept_weights_bytes=head_size * model.vocabulary_weights + size * model.small_weights,
         adapter_bytes=0 if settings.full_finetuning else settings.trained_bytes * trained,
         gradients_bytes=round(max(0.0, gradients if settings.holds_gradients else gradients - activations - logits)),
-        optimizer_bytes=round(OPTIMIZERS[settings.optimizer].state_bytes * trained),
+        optimizer_bytes=round(OPTIMIZERS[settings.optimizer].state_bytes_with(settings.optim_args) * trained),
         activations_bytes=round(activations),
         logits_bytes=round(logits),
         # One projection is expanded at a time.

@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 from fastft.errors import MachineError, Problem, Where
+from fastft.recipe.optimizers import optimizer_packages
 from fastft.recipe.reporters import REPORTER_PACKAGES
 
 # The versions that were tested together; requirements/cpu.txt and gpu.txt pin the same ones (a test compares them).
@@ -62,7 +63,7 @@ def version(package: str) -> str | None:
 
 def installed() -> dict[str, str]:
     """The installed packages among those that training uses, or can use if asked to: name -> version."""
-    found = {name: version(name) for name in (*TESTED, *REPORTER_PACKAGES, DEEPSPEED)}
+    found = {name: version(name) for name in (*TESTED, *REPORTER_PACKAGES, *optimizer_packages(), DEEPSPEED)}
     return {name: text for name, text in found.items() if text is not None}
 
 

@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 
 from fastft.errors import Problem, Where, nearest
 from fastft.recipe.names import ELSEWHERE, SECTIONS_ELSEWHERE
+from fastft.recipe.optimizers import OTHER_NAMES
 from fastft.recipe.reference import allowed, fields, sections, source_fields
 
 Kind = Literal["missing", "unknown", "table", "value"]
@@ -54,6 +55,8 @@ def describe(fault: Fault, tree: Mapping[str, Any], where: Where) -> Problem:
         value = value[part]
     instead = allowed(named)
     close = nearest(value, re.findall(r'"([^"]+)"', instead)) if isinstance(value, str) else None
+    if named == "train.optim" and isinstance(value, str):
+        close = OTHER_NAMES.get(value, close)
     if close is not None and value.strip() == close:  # the right word in the wrong form
         close = None
     instead = f'did you mean "{close}"?' if close else f"write {instead}"
