@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fastft.cli.app import app
+from fastft.cli.app import LocalRank, app
 from fastft.commands.options import AsJson, Overrides, RecipePath, RunsDir, looked_up
 
 # The value of `--resume` without a folder. No folder has an empty name.
@@ -34,6 +34,7 @@ def run(
         typer.Option("--accept-drift", metavar="KEY", help="Continue although this changed: packages.torch, device."),
     ] = None,
     as_json: AsJson = False,
+    local_rank: LocalRank = None,  # noqa: ARG001 -- its callback takes it
 ) -> None:
     """Check, plan, load, train, evaluate and save; print what changed.
 
