@@ -38,9 +38,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _top(
-    version: Annotated[  # noqa: ARG001 -- its callback prints it
+    version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
-    local_rank: LocalRank = None,  # noqa: ARG001 -- its callback takes it
+    local_rank: LocalRank = None,
 ) -> None:
     """Fine-tune language models fast, from one TOML recipe."""

@@ -78,7 +78,7 @@ def beside_another(launcher: Launcher, both: list[Variables]) -> None:
 
 # {what is wrong: (the change, how many processes then train)}.
 FAULTS: dict[str, tuple[Change, int]] = {
-    "nothing wrong": (lambda launcher, both: None, 2),
+    "nothing wrong": (everywhere("size", "2"), 2),
     "no size": (everywhere("size", ""), 0),
     "a garbled size": (everywhere("size", "two"), 0),
     "a size of three": (everywhere("size", "3"), 0),
