@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fastft.cli.app import app
+from fastft.cli.app import LocalRank, app
 from fastft.commands.options import AsJson, Overrides, RecipePath, RunsDir, looked_up
 
 # The value of `--resume` without a folder. No folder has an empty name.
@@ -37,6 +37,7 @@ def run(
         bool, typer.Option("--tune", help="Measure first what the recipe leaves open, once on this machine.")
     ] = False,
     as_json: AsJson = False,
+    local_rank: LocalRank = None,  # noqa: ARG001 -- its callback takes it
 ) -> None:
     """Check, plan, load, train, evaluate and save; print what changed.
 

@@ -47,7 +47,7 @@ class StepReporter(TrainerCallback):
         if "loss" not in logs:
             return
         norm = logs.get("grad_norm")
-        tokens, examples = self._trainer.take_counts()
+        tokens, examples, computed = self._trainer.take_counts()
         self._step(
             StepMetrics(
                 step=state.global_step,
@@ -61,6 +61,7 @@ class StepReporter(TrainerCallback):
                 seconds=self.seconds,
                 memory_bytes=peak_memory(),
                 rewards=self._trainer.take_rewards(),
+                computed_tokens=computed,
             )
         )
         self.seconds = 0.0
@@ -135,7 +136,9 @@ class Resumption(TrainerCallback):
 class Watch(TrainerCallback):
     """Says at once when a run gets worse, with the step, its rows and the likely cause; stops it when asked to."""
 
-    def __init__(self, trainer: RunTrainer, untrained: float | None, stops_at: str, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, trainer: RunTrainer, untrained: float | None, stops_at: str, say: Callable[[int, str], None]
+    ) -> None:
         self._trainer, self._stops_at, self._say = trainer, stops_at, say
         self._watch = DivergenceWatch(untrained)
 
@@ -155,7 +158,7 @@ class Watch(TrainerCallback):
         if self._stops_at == "always" or (self._stops_at == "blow-up" and alarm.blew_up):
             instead = f'{likely}; train.stop_on_divergence = "never" goes on'
             raise TrainingError(Problem(Where(f"training, step {step}"), "train.stop_on_divergence", words, instead))
-        self._say(f"step {step}: {words}; {likely}")
+        self._say(step, f"{words}; {likely}")
 
     def _alarm(self, line: Mapping[str, Any]) -> Alarm | None:
         if "eval_loss" in line:

@@ -122,7 +122,7 @@ def train(
         def measure() -> None:
             before = _before(trainer, tokenizer, material, run, hooks)
             begin.restore()
-            trainer.add_callback(Watch(trainer, before.eval_loss, material.stop_on_divergence, hooks.note))
+            trainer.add_callback(Watch(trainer, before.eval_loss, material.stop_on_divergence, hooks.warned))
 
         trainer.before_training(measure)
         if checkpoint is not None:

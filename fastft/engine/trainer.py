@@ -56,6 +56,8 @@ class Hooks:
     ranks: Ranks = field(default_factory=Ranks)
     before_save: Callable[[], None] = lambda: None
     """What a checkpoint must wait for."""
+    warned: Callable[[int, str], None] = lambda *_: None
+    """Takes the step, and what the run says about itself after it."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,7 @@ class RunTrainer(CheckpointingTrainer):
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         if not is_without_loss(inputs):
             self._count(inputs)
+            self._computed_tokens += inputs["input_ids"].numel()
         loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
         self._loss = loss if self._loss is None else self._loss + loss
         return loss

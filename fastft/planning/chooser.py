@@ -16,13 +16,13 @@ from typing import Any
 
 from fastft.planning.batching import BATCHES, MEASURED_ROWS, Mode, Padding, describe, measure, packed_rows
 from fastft.planning.choices import Choice, Choices, can_flatten, choose_packing, make_choices, written_batch
-from fastft.planning.disk import count_trained_weights
 from fastft.planning.facts import Facts
 from fastft.planning.fitting import TARGET_SHARE, fit_checkpointing, memory_settings
 from fastft.planning.memory import forecast_memory
 from fastft.planning.probes import Probe, SetUp, probes_key, set_up_of
 from fastft.planning.throughput import Share, kind_of
 from fastft.planning.timing import Rate, device_rate, seconds_per_epoch
+from fastft.planning.trained import adapter_weights, full_layers
 from fastft.planning.work import work_per_token
 from fastft.probe.architecture import Architecture
 from fastft.probe.device import GIB
@@ -415,7 +415,8 @@ class _Ranking:
             span = 2.0 * self.recipe.row_tokens  # the whole row, masked
         work = work_per_token(
             model,
-            adapter_weights=count_trained_weights(settled.recipe, model),
+            adapter_weights=adapter_weights(settled.recipe, model),
+            trains_head=full_layers(settled.recipe).has_head,
             full_finetuning=self.recipe.model.full_finetuning,
             recomputes=choices.recomputes,
             span=span,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastft.data.added_tokens import unused_tokens
 from fastft.data.sources import count_training_rows, evaluation_source
 from fastft.data.unused import unused_notes
 from fastft.files.atomic import free_bytes, may_write, on_one_disk
@@ -44,7 +45,8 @@ class RowFacts:
     """What is known of the training rows after tokenizing, and of the tokenizer.
 
     `lengths`: tokens of each training row, of a pair twice those of its longer text, as they are computed.
-    `padded_tokens`: how many of them only fill up the shorter text. `trained_tokens`: those that carry loss.
+    `padded_tokens`: how many of them only fill up the shorter text. `unused_tokens`: added ones that no row holds.
+    `trained_tokens`: those that carry loss.
     `lost_rows`, `lost_tokens`: what max_seq_length costs, by `overlong` ("drop", "truncate", ...); `longest`: tokens of
     the longest row before that.
     `notes`: what the rows say and has no effect.
@@ -70,6 +72,7 @@ class RowFacts:
     estimate: Estimate | None = None
     labels: tuple[str, ...] = ()
     padded_tokens: int = 0
+    unused_tokens: tuple[str, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -182,6 +185,7 @@ def with_rows(facts: Facts, recipe: Recipe, prepared: Prepared) -> Facts:
         labels=() if prepared.labels is None else prepared.labels.names,
         padded_tokens=sum(lengths) - train.rows.tokens,
         written_date=None if prepared.template is None else prepared.template.written_date,
+        unused_tokens=unused_tokens(tokenizer, train.rows),
     )
     return replace(facts, train_examples=len(lengths), eval_examples=rows.eval_rows, rows=rows)
 

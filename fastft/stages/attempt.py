@@ -38,11 +38,12 @@ from fastft.runs.classification import Classifier
 from fastft.runs.directory import RunDir, locked, new_attempt
 from fastft.runs.history import rewind
 from fastft.runs.measured import with_measures
-from fastft.runs.metrics import MetricsFile, OutOfMemory, StepMetrics, Totals
+from fastft.runs.metrics import MetricsFile, OutOfMemory, Totals
 from fastft.runs.ranks import Ranks
 from fastft.runs.result import ExportedFile, Result, SavedWeights, Trained, make_result
 from fastft.stages.ending import reported
 from fastft.stages.faults import explain
+from fastft.stages.journal import Journal
 from fastft.stages.ready import Attempt, Ready, begin, prepare_run
 from fastft.stages.stopping import Stopping
 
@@ -242,19 +243,11 @@ def _train_once(
     model, tokenizer = load_model(plan, None if template is None else template.source)
     trained_count, total = trained_weights(model)
     attempt.stage(f"training {trained_count:,} of {total:,} weights ({100 * trained_count / total:.2f} %)")
-    metrics = MetricsFile(attempt.run.metrics)
+    journal = Journal(attempt.run, attempt.view, ranks.world.is_first)
     if checkpoint is not None:
         before, now = ranks_of(checkpoint), ranks.world.size
         changed = "" if before == now else f" with {now} process{'es' * (now > 1)}, {before} before: the same batches"
         attempt.view.note(f"continuing from step {step_of(checkpoint)}{changed}")
-
-    def show(line: StepMetrics) -> None:
-        if not ranks.world.is_first:
-            return
-        if not attempt.run.recipe.is_file():  # saving would make the folder anew, without what was in it
-            raise FileNotFoundError(attempt.run.path)
-        metrics.append(line)
-        attempt.view.step(line)
 
     material = material_of(recipe, ready.rows, plan, tokenizer, ranks.world.size)
     material = dataclasses.replace(
@@ -267,11 +260,12 @@ def _train_once(
     hooks = Hooks(
         attempt.view.stage,
         attempt.view.note,
-        show,
-        metrics.append if ranks.world.is_first else lambda _: None,
+        journal.step,
+        journal.evaluated,
         lambda: attempt.stopping.asked is not None,
         ranks,
         attempt.settle,
+        journal.warned,
     )
     with contextlib.ExitStack() as until_saved:
         until_saved.enter_context(attempt.stopping.deferred())
