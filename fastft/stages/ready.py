@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastft.console import redact_value
+from fastft.data.added_tokens import write_grown
 from fastft.data.general import General, general_prompts
 from fastft.data.prepare import Prepared
 from fastft.data.render import Prompt, render_prompt
@@ -212,7 +214,12 @@ def _export_job(attempt: Attempt, base: Path, rows: Prepared, end_ids: tuple[int
         template = rows.template
         asked = [] if rows.eval is None or template is None else rows.eval.examples[:REHEARSED_PROMPTS]
         prompts = tuple(render_prompt(example, rows.renderer).text for example in asked if example.answers)
-        rehearse(job, chat_template=None if template is None else template.source, prompts=prompts)
+        source = None if template is None else template.source
+        with tempfile.TemporaryDirectory() as folder:
+            grown = Path(folder) if recipe.adds_tokens else None
+            if grown is not None:
+                write_grown(rows.renderer.tokenizer, base, grown)
+            rehearse(job, chat_template=source, prompts=prompts, tokenizer=grown)
     return job
 
 

@@ -14,10 +14,10 @@ from fastft.errors import UsageError
 from fastft.recipe.loader import load
 from fastft.report.sweep import (
     FILE,
+    as_json,
     best_beside_second,
     best_of,
     print_sweep,
-    as_json,
     sweep_page,
     verdict_of_sweep,
 )
@@ -63,7 +63,7 @@ def read(folder: Path, known: Sweep = SWEEP) -> list[Trial]:
 
 @pytest.mark.parametrize(
     ("count", "shares"),
-    [(1, [1]), (2, [0.5, 1]), (6, [0.25, 0.5, 1]), (8, [0.125, 0.25, 0.5, 1]), (99, [0.125, 0.25, 0.5, 1])],,
+    [(1, [1]), (2, [0.5, 1]), (6, [0.25, 0.5, 1]), (8, [0.125, 0.25, 0.5, 1]), (99, [0.125, 0.25, 0.5, 1])],
 )
 def test_halving_compares_after_shares_that_double(count: int, shares: list[float]) -> None:
     assert rungs(count, stop_early=True) == shares
@@ -182,7 +182,7 @@ def test_without_a_finished_run_nothing_is_best(tmp_path: Path) -> None:
 def test_a_recipe_that_holds_nothing_out_cannot_be_swept(tmp_path: Path) -> None:
     from fastft.commands.sweep import SweepRequest, sweep_in_terminal
 
-    (tmp_path / "rows.jsonl").write_text('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n')
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
     recipe = tmp_path / "mine.toml"
     recipe.write_text('[model]\nid = "org/model"\n[data]\ntrain = "rows.jsonl"\n')
 
