@@ -47,7 +47,7 @@ class StepReporter(TrainerCallback):
         if "loss" not in logs:
             return
         norm = logs.get("grad_norm")
-        tokens, examples = self._trainer.take_counts()
+        tokens, examples, computed = self._trainer.take_counts()
         self._step(
             StepMetrics(
                 step=state.global_step,
@@ -61,6 +61,7 @@ class StepReporter(TrainerCallback):
                 seconds=self.seconds,
                 memory_bytes=peak_memory(),
                 rewards=self._trainer.take_rewards(),
+                computed_tokens=computed,
             )
         )
         self.seconds = 0.0
@@ -83,11 +84,12 @@ class NumberGuard(TrainerCallback):
 class StopOnRequest(TrainerCallback):
     """Saves and stops after the step in which `asked` becomes true on any rank, within an evaluation at once.
 
-    The resumed run makes an evaluation that is due (`RunTrainer.completed`): it may take minutes.
+    The resumed run makes an evaluation that is due (`RunTrainer.completed`): it may take minutes. After `last_step`,
+    where that is not 0, it evaluates, saves and stops.
     """
 
-    def __init__(self, trainer: RunTrainer, asked: Callable[[], bool]) -> None:
-        self._trainer, self._asked = trainer, asked
+    def __init__(self, trainer: RunTrainer, asked: Callable[[], bool], last_step: int) -> None:
+        self._trainer, self._asked, self._last_step = trainer, asked, last_step
         self._training = False
         self.stopped = False
 
@@ -108,7 +110,10 @@ class StopOnRequest(TrainerCallback):
             raise KeyboardInterrupt
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if state.global_step < state.max_steps and any_rank(self._asked()):
+        if state.global_step == self._last_step and state.global_step < state.max_steps:
+            self.stopped = control.should_save = control.should_training_stop = True
+            control.should_evaluate = self._trainer.eval_dataset is not None
+        elif state.global_step < state.max_steps and any_rank(self._asked()):
             self.stopped = control.should_save = control.should_training_stop = True
             control.should_evaluate = self._trainer.is_evaluation_due_now()
 
@@ -135,7 +140,9 @@ class Resumption(TrainerCallback):
 class Watch(TrainerCallback):
     """Says at once when a run gets worse, with the step, its rows and the likely cause; stops it when asked to."""
 
-    def __init__(self, trainer: RunTrainer, untrained: float | None, stops_at: str, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, trainer: RunTrainer, untrained: float | None, stops_at: str, say: Callable[[int, str], None]
+    ) -> None:
         self._trainer, self._stops_at, self._say = trainer, stops_at, say
         self._watch = DivergenceWatch(untrained)
 
@@ -155,7 +162,7 @@ class Watch(TrainerCallback):
         if self._stops_at == "always" or (self._stops_at == "blow-up" and alarm.blew_up):
             instead = f'{likely}; train.stop_on_divergence = "never" goes on'
             raise TrainingError(Problem(Where(f"training, step {step}"), "train.stop_on_divergence", words, instead))
-        self._say(f"step {step}: {words}; {likely}")
+        self._say(step, f"{words}; {likely}")
 
     def _alarm(self, line: Mapping[str, Any]) -> Alarm | None:
         if "eval_loss" in line:

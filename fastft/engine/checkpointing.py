@@ -42,6 +42,7 @@ class Unlogged:
     examples: int
     seconds: float
     rewards: tuple[float, ...] = ()
+    computed_tokens: int = 0
 
 
 class CheckpointingTrainer(Trainer):
@@ -57,6 +58,7 @@ class CheckpointingTrainer(Trainer):
         self._saving_to: Path | None = None
         self._real_tokens: list[torch.Tensor | int] = []
         self._examples: list[torch.Tensor | int] = []
+        self._computed_tokens = 0
         self._rewards: list[torch.Tensor] = []
         super().__init__(*args, **kwargs)
 
@@ -65,16 +67,16 @@ class CheckpointingTrainer(Trainer):
         """Whether ranks share more than rows: the model can compute only once the trainer has prepared it."""
         return bool(self.is_deepspeed_enabled)
 
-    def take_counts(self) -> tuple[int, int]:
-        """Real tokens and examples that all ranks trained since the last call."""
+    def take_counts(self) -> tuple[int, int, int]:
+        """Real tokens, examples and computed tokens, padding with them, of all ranks since the last call."""
         counts = self._counts()
-        self._real_tokens, self._examples = [], []
+        self._real_tokens, self._examples, self._computed_tokens = [], [], 0
         return counts
 
-    def _counts(self) -> tuple[int, int]:
+    def _counts(self) -> tuple[int, int, int]:
         tokens, examples = sum(int(count) for count in self._real_tokens), sum(int(count) for count in self._examples)
-        tokens, examples = total((tokens, examples))
-        return tokens, examples
+        tokens, examples, computed = total((tokens, examples, self._computed_tokens))
+        return tokens, examples, computed
 
     def take_rewards(self) -> dict[str, float]:
         """The mean rewards of preferences since the last call, and how often they are on the right side; else nothing.
@@ -101,6 +103,7 @@ class CheckpointingTrainer(Trainer):
         self._globalstep_last_logged = unlogged.last_step
         if self._ranks.world.is_first:  # the counts are of all ranks, the loss is their mean
             self._real_tokens, self._examples = [unlogged.tokens], [unlogged.examples]
+            self._computed_tokens = unlogged.computed_tokens
         self._reporter.seconds = unlogged.seconds
         self._rewards = [torch.tensor(unlogged.rewards, dtype=torch.double)] if unlogged.rewards else []
 
@@ -116,8 +119,9 @@ class CheckpointingTrainer(Trainer):
             self._refuse_if_disk_is_short()
             self._before_save()
         step, best = self.state.global_step, self.state.best_global_step
-        counts, seconds = self._counts(), self._reporter.seconds
-        since = (mean(float(self._tr_loss)), self._globalstep_last_logged, *counts, seconds, self._reward_sums())
+        tokens, examples, computed = self._counts()
+        loss, seconds = mean(float(self._tr_loss)), self._reporter.seconds
+        since = Unlogged(loss, self._globalstep_last_logged, tokens, examples, seconds, self._reward_sums(), computed)
         self._saving_to = self._run.checkpoints / ".partial"
         if self._ranks.world.is_first:
             shutil.rmtree(self._saving_to, ignore_errors=True)
@@ -126,7 +130,7 @@ class CheckpointingTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             wait_for_all()
             if self._ranks.world.is_first:
-                self._seal(self._saving_to / f"checkpoint-{step}", Unlogged(*since), best)
+                self._seal(self._saving_to / f"checkpoint-{step}", since, best)
             wait_for_all()
         except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap what the disk said
             free = free_bytes(self._run.checkpoints)

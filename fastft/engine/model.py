@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from fastft.engine.added_tokens import add_tokens
 from fastft.engine.memory import free_memory
 from fastft.engine.sharding import sharded_loading, splits_weights, whole_weights
 from fastft.errors import Problem, TrainingError, Where
@@ -62,6 +63,7 @@ def _load(plan: Plan) -> tuple[Any, Any]:
     _refuse_other_weights(plan, model)
     if is_in_4bit(model) and model.device.type == "cpu":
         _keep_4_bits_right(plan, model)
+    add_tokens(plan, model, tokenizer)
     return backend.attach(plan.calls, model), tokenizer
 
 
@@ -148,10 +150,12 @@ def save_weights(model: Model, tokenizer: Tokenizer, plan: Plan, run: RunDir, ga
                 model.to(torch.bfloat16)
             else:
                 gathered = {name: weight.to(torch.bfloat16) for name, weight in gathered.items()}
-            model.save_pretrained(stage, safe_serialization=True, state_dict=gathered)
+            # PEFT would write an embedding that grew, and is trained in full, three times.
+            once = {"save_embedding_layers": False} if adapted and plan.calls.tokens else {}
+            model.save_pretrained(stage, safe_serialization=True, state_dict=gathered, **once)
             tokenizer.save_pretrained(stage)
             if adapted:
-                _prove_adapter(model, stage, final, gathered)
+                _prove_adapter(model, stage, final, gathered, once)
     except OSError as error:
         wrong = f"the weights could not be written: {error}"
         raise TrainingError(Problem(Where(str(final)), "", wrong, "free some space, then use --resume")) from error
@@ -163,11 +167,13 @@ def _model_path(plan: Plan) -> str:
     return str(load.get("model_name") or load["pretrained_model_name_or_path"])
 
 
-def _prove_adapter(model: Model, folder: Path, final: Path, gathered: Weights | None) -> None:
+def _prove_adapter(
+    model: Model, folder: Path, final: Path, gathered: Weights | None, settings: dict[str, bool]
+) -> None:
     """Compare the adapter on disk with the one in memory: an empty or unchanged file must not pass for a result."""
     from peft import get_peft_model_state_dict
 
-    expected = get_peft_model_state_dict(model, gathered)
+    expected = get_peft_model_state_dict(model, gathered, **settings)
     file = folder / "adapter_model.safetensors"
     written = load_file(file) if file.is_file() else {}
     same = expected.keys() == written.keys() and all(

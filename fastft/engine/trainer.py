@@ -58,6 +58,10 @@ class Hooks:
     ranks: Ranks = field(default_factory=Ranks)
     before_save: Callable[[], None] = lambda: None
     """What a checkpoint must wait for."""
+    warned: Callable[[int, str], None] = lambda *_: None
+    """Takes the step, and what the run says about itself after it."""
+    last_step: int = 0
+    """The optimizer step after which the run evaluates, saves and stops, to be continued; 0: none."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ class RunTrainer(CheckpointingTrainer):
         self._before_evaluation: RandomState | None = None
         self.calls: Calls | None = None
         self._reporter = StepReporter(self, hooks.step, hooks.evaluated)
-        self._stop = StopOnRequest(self, hooks.stop_asked)
+        self._stop = StopOnRequest(self, hooks.stop_asked, hooks.last_step)
         for callback in (self._reporter, NumberGuard(self), self._stop, Resumption(self)):
             self.add_callback(callback)
 
@@ -157,6 +161,7 @@ class RunTrainer(CheckpointingTrainer):
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         if not is_without_loss(inputs):
             self._count(inputs)
+            self._computed_tokens += inputs["input_ids"].numel()
         loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
         self._loss = loss if self._loss is None else self._loss + loss
         return loss

@@ -130,4 +130,4 @@ def _other_weights(model: Architecture) -> int:
 
 
 def _trained_weights(model: Architecture, settings: MemorySettings) -> int:
-    return model.weights if settings.full_finetuning else model.adapter_weights(settings.rank, settings.targets)
+    return settings.trained_weights(model)

@@ -142,6 +142,10 @@ def _impossible_parts(loaded: LoadedRecipe, facts: Facts, config: Mapping[str, A
     if loaded.recipe.model.load_in_4bit is True and config["zero_optimization"]["stage"] == 3:
         instead = 'write false, or train.deepspeed = "zero2"'
         yield loaded.problem("model.load_in_4bit", "4-bit weights are not split among processes", instead)
+    if loaded.recipe.adds_tokens and config["zero_optimization"]["stage"] == 3:
+        wrong = "ZeRO-3 splits the embedding among processes, where it cannot grow"
+        field = "data.add_tokens" if loaded.recipe.data.add_tokens else "data.add_special_tokens"
+        yield loaded.problem(field, wrong, 'write train.deepspeed = "zero2", or remove the line')
     if not facts.device.is_gpu:
         for name in ("offload_optimizer", "offload_param"):
             if _section(config["zero_optimization"], name).get("device", "none") != "none":

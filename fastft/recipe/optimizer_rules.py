@@ -59,6 +59,8 @@ def _trained(recipe: Recipe, row: Optimizer) -> Iterator[Violation]:
         "lora.use_dora": lora.use_dora,
         "lora.bias": lora.bias != "none",
         "lora.modules_to_save": bool(lora.modules_to_save),
+        "data.add_tokens": bool(recipe.data.add_tokens),
+        "data.add_special_tokens": bool(recipe.data.add_special_tokens),
     }
     for field in (name for name, trained in others.items() if trained):
         wrong = f"{row.name} moves the matrices of an adapter alone, and {field} trains more than those"

@@ -22,6 +22,7 @@ from fastft.recipe.optimizers import OPTIMIZERS
 from fastft.recipe.preference_rules import preference
 from fastft.recipe.quantizations import QUANTIZATIONS
 from fastft.recipe.reporters import REPORTERS
+from fastft.recipe.token_rules import added_tokens
 from fastft.recipe.violation import Given, Violation
 
 
@@ -240,5 +241,6 @@ _RULES: tuple[Callable[[Recipe, Given], Iterator[Violation]], ...] = (
     _export,
     classification,
     preference,
+    added_tokens,
     needs,
 )
