@@ -22,9 +22,10 @@ def optimizer(recipe: Recipe, _: Given) -> Iterator[Violation]:
     if row.schedules_itself and train.lr_scheduler_type != "constant":
         wrong = f"{row.name} averages the weights instead of lowering the learning rate"
         yield Violation("train.lr_scheduler_type", wrong, 'write lr_scheduler_type = "constant"', ("train.optim",))
-    if train.loraplus_lr_ratio is not None and train.deepspeed is not None:
-        wrong = "has rates of its own for A and B, which nobody has proven with DeepSpeed"
-        yield Violation("train.loraplus_lr_ratio", wrong, "remove one of the two", ("train.deepspeed",))
+    if train.loraplus_lr_ratio is not None and train.shares_model:
+        wrong = "has rates of its own for A and B, which nobody has proven where ranks share the adapter"
+        reads = ("train.deepspeed", "train.fsdp")
+        yield Violation("train.loraplus_lr_ratio", wrong, "remove it, or train.deepspeed or train.fsdp", reads)
 
 
 def _arguments(recipe: Recipe, row: Optimizer) -> Iterator[Violation]:
