@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from fastft.report.charts import Line, Mark, Point, line_chart, smoothed
 from fastft.report.html import Markup, element
@@ -14,11 +15,22 @@ STEP = "optimizer step"
 MOST_EPOCHS = 20
 
 
-def charts(history: History, planned: Planned | None) -> Markup:
+@dataclass(frozen=True)
+class RunEvents:
+    """Optimizer steps at which later attempts continued the run, and those whose checkpoints are on disk."""
+
+    resumes: tuple[int, ...] = ()
+    checkpoints: tuple[int, ...] = ()
+
+
+NO_EVENTS = RunEvents()
+
+
+def charts(history: History, planned: Planned | None, events: RunEvents = NO_EVENTS) -> Markup:
     """All charts of a run, or a sentence where no step is logged yet."""
     if not history.steps:
         return element("p", "No optimizer step is logged yet.")
-    marks = _marks(history, planned)
+    marks = _marks(history, planned, events)
     made = [_loss(history, marks)]
 
     def of(title: str, unit: str, meaning: str, value: Callable[[StepMetrics], float | None]) -> None:
@@ -47,6 +59,13 @@ def charts(history: History, planned: Planned | None) -> Markup:
         lambda step: step.tokens_per_second,
     )
     of(
+        "padding",
+        "padding (%)",
+        "The share of computed tokens that are padding and teach nothing. group_by_length, packing or fewer rows in a"
+        " micro-batch lower it.",
+        lambda step: None if step.padding is None else 100 * step.padding,
+    )
+    of(
         "peak memory",
         "GiB",
         "The most memory taken so far. What stays free below the device's own could hold a larger batch.",
@@ -69,12 +88,18 @@ def _loss(history: History, marks: list[Mark]) -> Markup:
     return _figure("loss", line_chart("loss", STEP, "loss (nats a token)", lines, marks), meaning)
 
 
-def _marks(history: History, planned: Planned | None) -> list[Mark]:
+def _marks(history: History, planned: Planned | None, events: RunEvents) -> list[Mark]:
     last = history.steps[-1].step
     each = None if planned is None else planned.schedule.optimizer_steps_per_epoch
     ends = [] if not each or last // each > MOST_EPOCHS else range(each, last, each)
     marks = [Mark(end, "epoch", "epoch") for end in ends]
-    return marks + [Mark(each.step, "out of memory", "memory") for each in history.out_of_memory]
+    marks += [Mark(each.step, "out of memory", "memory") for each in history.out_of_memory]
+    marks += [Mark(step, "resumed", "resumed") for step in events.resumes]
+    marks += [Mark(each.step, "warning", "warning") for each in history.warnings]
+    # Short ones at the foot: they come often, and hide nothing there.
+    evaluated = sorted({each.step for each in history.evaluations if each.loss is not None})
+    marks += [Mark(step, "evaluation", "evaluation", is_short=True) for step in evaluated]
+    return marks + [Mark(step, "checkpoint", "checkpoint", is_short=True) for step in events.checkpoints]
 
 
 def _figure(title: str, chart: Markup, meaning: str) -> Markup:
