@@ -16,8 +16,6 @@ LEFT, RIGHT, TOP, BOTTOM = 62, 12, 24, 40
 # More points than pixels show nothing, and a run of a million steps should fit into an e-mail.
 MOST_POINTS = 500
 TICKS = 4
-# The height of a short mark.
-SHORT = 9
 # The height of a row of the legend.
 ROW = 14
 # Between two names of the legend.
@@ -36,12 +34,15 @@ class Line:
 
 @dataclass(frozen=True)
 class Mark:
-    """A vertical line at `x`, named in the legend once for all marks of the same name; a short one is at the foot."""
+    """A vertical line at `x`, named in the legend once for all marks of the same name.
+
+    `height`: of a short one at the foot; 0 for one from top to bottom.
+    """
 
     x: float
     name: str
     style: str
-    is_short: bool = False
+    height: int = 0
 
 
 def smoothed(points: Sequence[Point], share: float = 0.05) -> list[Point]:
@@ -87,7 +88,7 @@ def line_chart(title: str, x_label: str, y_label: str, lines: Sequence[Line], ma
     shown = [mark for mark in marks if x_axis.low <= mark.x <= x_axis.high]
     for mark in shown:
         x = f"{x_axis.place(mark.x):.1f}"
-        top = HEIGHT - BOTTOM - SHORT if mark.is_short else TOP
+        top = HEIGHT - BOTTOM - mark.height if mark.height else TOP
         parts.append(element("line", x1=x, x2=x, y1=top, y2=HEIGHT - BOTTOM, class_=f"mark {mark.style}"))
     for line in lines:
         parts += _curve(line, x_axis, y_axis)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fastft.report.charts import Line, Mark, Point, line_chart, smoothed
@@ -75,17 +75,23 @@ def charts(history: History, planned: Planned | None, events: RunEvents = NO_EVE
 
 
 def _loss(history: History, marks: list[Mark]) -> Markup:
-    raw: list[Point] = [(step.step, step.loss) for step in history.steps]
-    lines = [Line("step", raw, "raw"), Line("running mean", smoothed(raw), "one")]
-    held_out = [(float(each.step), each.loss) for each in history.evaluations if each.loss is not None]
     meaning = "How wrong the model is on the tokens that carry loss: it should fall, and then flatten."
-    if held_out:
-        lines.append(Line("held-out", held_out, "two", dots=True))
+    if any(each.loss is not None for each in history.evaluations):
         meaning += (
             " Where the held-out loss rises while the training loss falls, the model learns the rows by heart:"
             " train fewer epochs, or more varied rows."
         )
-    return _figure("loss", line_chart("loss", STEP, "loss (nats a token)", lines, marks), meaning)
+    return _figure("loss", loss_chart(history, marks), meaning)
+
+
+def loss_chart(history: History, marks: Sequence[Mark] = ()) -> Markup:
+    """The training loss, raw and smoothed, and the held-out loss over optimizer steps."""
+    raw: list[Point] = [(step.step, step.loss) for step in history.steps]
+    lines = [Line("step", raw, "raw"), Line("running mean", smoothed(raw), "one")]
+    held_out = [(float(each.step), each.loss) for each in history.evaluations if each.loss is not None]
+    if held_out:
+        lines.append(Line("held-out", held_out, "two", dots=True))
+    return line_chart("loss", STEP, "loss (nats a token)", lines, marks)
 
 
 def _marks(history: History, planned: Planned | None, events: RunEvents) -> list[Mark]:
@@ -98,8 +104,8 @@ def _marks(history: History, planned: Planned | None, events: RunEvents) -> list
     marks += [Mark(each.step, "warning", "warning") for each in history.warnings]
     # Short ones at the foot: they come often, and hide nothing there.
     evaluated = sorted({each.step for each in history.evaluations if each.loss is not None})
-    marks += [Mark(step, "evaluation", "evaluation", is_short=True) for step in evaluated]
-    return marks + [Mark(step, "checkpoint", "checkpoint", is_short=True) for step in events.checkpoints]
+    marks += [Mark(step, "evaluation", "evaluation", height=14) for step in evaluated]
+    return marks + [Mark(step, "checkpoint", "checkpoint", height=7) for step in events.checkpoints]
 
 
 def _figure(title: str, chart: Markup, meaning: str) -> Markup:
