@@ -101,7 +101,7 @@ def tables_page() -> str:
             ("name", "algorithm", "state", "package", "paged", "default on a processor", "arguments"),
             optimizers,
         ),
-        "transformers knows these too; they are refused:",
+        "These are refused:",
         _table(("name", "why", "instead"), refused),
         "## GGUF quantizations",
         "`export.quantization`. Bits: a weight, all of Llama-3.1-8B together. Needed: the share of held-out answer"

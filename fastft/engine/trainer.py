@@ -20,6 +20,7 @@ from fastft.engine.callbacks import (
     StopOnRequest,
 )
 from fastft.engine.checkpointing import CheckpointingTrainer
+from fastft.engine.compiling import Compiling, uncompiled
 from fastft.engine.counting import CountingTrainer
 from fastft.engine.optimizer import Averaged, make_optimizer
 from fastft.engine.random_state import RandomState
@@ -114,6 +115,8 @@ class RunTrainer(CheckpointingTrainer):
         self.reporters = Reporters(self, run.path)
         self._reporter = StepReporter(self, self.reporters, hooks.step, hooks.evaluated)
         self._stop = StopOnRequest(self, hooks.stop_asked, hooks.last_step)
+        if self.args.torch_compile:
+            self.add_callback(Compiling(hooks.note, hooks.stop_asked))
         for callback in (self.reporters, self._reporter, NumberGuard(self), self._stop, Resumption(self)):
             self.add_callback(callback)
 
@@ -264,9 +267,10 @@ class RunTrainer(CheckpointingTrainer):
     def train_from(self, checkpoint: Path | None) -> None:
         """Train to the end, or until somebody asks to stop; from `checkpoint` or from the start."""
         self._checkpoint = checkpoint
-        if self._ranks.world.size > 1 and not self.is_sharded and not fsdp.is_split(self.model):
-            # After an evaluation accelerate takes the model for prepared, and would not share its gradients: each rank
-            # would train a model of its own (accelerate 1.15, prepare_model).
+        several = self._ranks.world.size > 1 and not self.is_sharded and not fsdp.is_split(self.model)
+        if several or self.args.torch_compile:
+            # After an evaluation accelerate takes the model for prepared, and would not compile it, nor share its
+            # gradients: each rank would train a model of its own (accelerate 1.15, prepare_model).
             self.model._is_accelerate_prepared = False
             self.accelerator._models.clear()
         with contextlib.suppress(_Prepared), self._reading():
@@ -318,7 +322,8 @@ class RunTrainer(CheckpointingTrainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate; the random numbers of before stay at hand, for a stop on the way."""
         self._before_evaluation = RandomState.now()
-        figures: dict[str, float] = super().evaluate(*args, **kwargs)
+        with uncompiled(self.accelerator):
+            figures: dict[str, float] = super().evaluate(*args, **kwargs)
         return figures
 
     def save_before_evaluation(self) -> None:

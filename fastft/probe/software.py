@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
@@ -51,6 +53,16 @@ CEILINGS: Mapping[str, tuple[int, ...]] = {
     "trl": (1, 15, 1),
     "datasets": (5,),
 }
+
+
+# Of C and C++, by the names that every system has for its own.
+COMPILERS = ("cc", "c++")
+
+
+def find_compilers() -> tuple[str, ...]:
+    """Those of COMPILERS that are here, under that name, another usual one, or that of CC or CXX."""
+    others = {"cc": (os.environ.get("CC"), "cc", "gcc", "clang"), "c++": (os.environ.get("CXX"), "g++", "c++")}
+    return tuple(name for name in COMPILERS if any(other and shutil.which(other) for other in others[name]))
 
 
 def version(package: str) -> str | None:

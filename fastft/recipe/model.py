@@ -535,8 +535,10 @@ class TrainSection(Section):
     Upstream: SFTConfig(tf32=)"""
 
     torch_compile: bool = False
-    """Compile the model's graph before training.
-    On: faster steps after minutes of compiling; each new row length can compile again.
+    """Compile the model for training: one graph for the first rows, and one for all other lengths. The run says how
+    many graphs were made and how long that took; evaluations and answers are left uncompiled. Needs a C++ compiler on a
+    processor, a C compiler on a GPU.
+    On: faster steps after seconds or minutes of compiling.
     Off: starts at once. Unsloth's own kernels are compiled either way.
     Upstream: SFTConfig(torch_compile=)"""
 

@@ -1,6 +1,7 @@
 """The optimizers that `train.optim` can name: one row says all that any module asks of one.
 
 Every name of transformers' `OptimizerNames` has a row (a test compares them): it is run, or refused with the reason.
+So have Muon and Sophia.
 """
 
 from __future__ import annotations
@@ -325,6 +326,18 @@ _ROWS = (
         "AdamW",
         "it is in torchdistx alone, which is no longer kept up and in no package registry",
         "adamw_torch",
+    ),
+    # pytorch-optimizer 4.1 has SophiaH; SophiaG is in no package that is kept up.
+    Optimizer(
+        "sophia",
+        None,
+        "Sophia",
+        8.0,
+        takes_betas=True,
+        takes_epsilon=True,
+        refused="SophiaH (pytorch-optimizer) differentiates the gradients once more, and torch's attention kernels have"
+        " no such derivative",
+        instead="adamw_torch",
     ),
     _refused("adamw_torch_xla", "AdamW", f"it needs torch-xla and a TPU; {_OTHER_DEVICE}", "adamw_torch"),
     _refused("adamw_torch_npu_fused", "AdamW", f"it needs torch-npu and an Ascend NPU; {_OTHER_DEVICE}", _FUSED),

@@ -201,6 +201,16 @@ def test_the_state_of_an_optimizer_is_read_back_from_a_checkpoint(name: str, tmp
     assert torch.equal(again.layer.weight, model.layer.weight)
 
 
+def test_attention_has_no_second_derivative_which_sophia_needs() -> None:
+    # Once it has, the row of Sophia must be looked at again.
+    query = torch.randn(1, 2, 8, 16, requires_grad=True)
+    attended = torch.nn.functional.scaled_dot_product_attention(query, query, query, is_causal=True)
+    (gradient,) = torch.autograd.grad(attended.square().sum(), query, create_graph=True)
+
+    with pytest.raises(RuntimeError, match="is not implemented"):
+        torch.autograd.grad(gradient.sum(), query)
+
+
 def test_muon_keeps_one_momentum_and_moves_as_much_as_adamw(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = OneLayer()
