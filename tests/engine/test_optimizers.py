@@ -216,7 +216,7 @@ def test_muon_keeps_one_momentum_and_moves_as_much_as_adamw(tmp_path: Path) -> N
     model = OneLayer()
     arguments = TrainingArguments(str(tmp_path), weight_decay=0.0, report_to="none", use_cpu=True)
     call = Call(OPTIMIZERS["muon"].class_name, {"lr": 1e-2, **OPTIMIZERS["muon"].fixed})
-    optimizer = make_optimizer(Calls(call, None, call, call), model, arguments)
+    optimizer = make_optimizer(Calls(call, None, call, optimizer=call), model, arguments)
     assert optimizer is not None
     before = model.layer.weight.detach().clone()
 
