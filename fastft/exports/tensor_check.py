@@ -106,7 +106,7 @@ def _check_merged(trained: TrainedWeights, folder: Path, seed: int) -> TensorChe
             if (info.shape, info.dtype) != (shape, kind):
                 wrong.append(f"{name} is {info.dtype} {info.shape}, {kind} {shape} is right")
                 continue
-            drawn = _draw(shape, seed, number)
+            drawn = _draw(trained, name, seed, number)
             rows += len(drawn)
             if kind not in FLOATING:
                 stored = [weights.rows(name, row, row + 1) for row in drawn]
@@ -153,7 +153,7 @@ def _check_gguf(trained: TrainedWeights, file: Path, kind: str, seed: int) -> Te
                 type_name = gguf.GGMLQuantizationType(found.kind).name
                 wrong.append(f"{name} is {type_name} {found.shape}, {one.kind} {one.shape} is right")
                 continue
-            drawn = _draw(one.shape, seed, number)
+            drawn = _draw(trained, one.source, seed, number)
             rows += len(drawn)
             difference = _compare(trained, name, one, drawn, _read(stream, found, one.kind, drawn))
             if difference is not None:
@@ -241,6 +241,11 @@ def _compute(trained: TrainedWeights, name: str, rows: Sequence[int]) -> _Rows:
     else:
         base = np.stack([weights.floats(source, row, row + 1).reshape(-1) for row in rows]).astype(np.float64)
     low = None if adapter is None else adapter.low_rank.get(name)
+    single = None if adapter is None else adapter.tokens.get(name)
+    if adapter is not None and single is not None:
+        alone, places = adapter.weights.floats(single.tensor), {row: at for at, row in enumerate(single.rows)}
+        own = [alone[places[row]] if row in places else base[at] for at, row in enumerate(rows)]
+        return _Rows(np.stack(own).astype(np.float64), np.zeros_like(base), base)
     if adapter is None or low is None:
         return _Rows(base, np.zeros_like(base), base)
     if low.embedding:
@@ -270,14 +275,17 @@ def _rounded(values: Doubles, kind: str) -> Floats:
     return as_float32(from_float32(values.astype(np.float32), kind), kind)
 
 
-def _draw(shape: tuple[int, ...], seed: int, number: int) -> list[int]:
-    """The rows to compare: all of a small tensor, else the first, the last and others by chance."""
+def _draw(trained: TrainedWeights, name: str, seed: int, number: int) -> list[int]:
+    """The rows to compare: all of a small tensor, else the first, the last, some trained alone, others by chance."""
+    shape = trained.shapes[name]
+    single = None if trained.adapter is None else trained.adapter.tokens.get(name)
+    alone = () if single is None else single.rows[:DRAWN_ROWS]
     count = shape[0] if shape else 1
     if len(shape) < 2 or count <= DRAWN_ROWS:
         return list(range(count))
     chance = np.random.default_rng((seed, number))
     between = chance.choice(np.arange(1, count - 1), DRAWN_ROWS - 2, replace=False)
-    return sorted({0, count - 1, *map(int, between)})
+    return sorted({0, count - 1, *map(int, between), *alone})
 
 
 def _read(stream: Any, tensor: GgufTensor, kind: str, rows: Sequence[int]) -> NDArray[np.uint8]:
