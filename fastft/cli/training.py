@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fastft.cli.app import app
+from fastft.cli.app import LocalRank, app
 from fastft.commands.options import AsJson, Overrides, RecipePath, RunsDir, looked_up
 
 # The value of `--resume` without a folder. No folder has an empty name.
@@ -33,7 +33,11 @@ def run(
         list[str] | None,
         typer.Option("--accept-drift", metavar="KEY", help="Continue although this changed: packages.torch, device."),
     ] = None,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Measure first what the recipe leaves open, once on this machine.")
+    ] = False,
     as_json: AsJson = False,
+    local_rank: LocalRank = None,  # noqa: ARG001 -- its callback takes it
 ) -> None:
     """Check, plan, load, train, evaluate and save; print what changed.
 
@@ -42,9 +46,26 @@ def run(
     from fastft.commands.run import run_in_terminal
     from fastft.stages.attempt import Start
 
+    if tune:
+        from fastft.commands.tune import tune_first
+
+        tune_first(recipe, overrides or [])
     run = Path(resume) if resume not in (None, NEWEST) else None
     start = Start(resume is not None, fresh, run, tuple(accept_drift or ()))
     run_in_terminal(recipe, overrides or [], runs_dir, start, as_json=as_json)
+
+
+@app.command()
+def tune(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    memory: Annotated[str | None, typer.Option("--memory", metavar="SIZE", help="At most so much: 8GB.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what the recipe leaves open with a few real steps; write the fastest set-up to RECIPE.tuned.toml."""
+    from fastft.commands.tune import tune_in_terminal
+
+    tune_in_terminal(recipe, overrides or [], memory, as_json=as_json)
 
 
 @app.command()

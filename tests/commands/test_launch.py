@@ -83,7 +83,16 @@ def test_a_host_file_that_is_wrong(tmp_path: Path, text: str, words: str) -> Non
         read_hostfile(path)
 
 
-def test_deepspeed_says_the_local_rank_in_front_of_the_command() -> None:
-    command = [sys.executable, "-m", "fastft", "--local_rank=1", "launch", "--help"]
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--local_rank=1", "launch", "--help"],
+        ["--local-rank=1", "run", "--help"],
+        ["run", "--local_rank=1", "--help"],
+        ["run", "--local-rank", "1", "--help"],
+    ],
+)
+def test_launchers_say_the_local_rank_on_the_command_line(arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "fastft", *arguments]
 
-    assert "--engine" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "--set" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
