@@ -128,22 +128,29 @@ def open_adapter(folder: Path, base_names: Iterable[str] = ()) -> Adapter:
             continue  # PEFT's copy of the base's own
         if single is not None:
             tokens[f"{single['module']}.weight"] = _token_rows(single["module"], info, config, where)
-        elif match is None:
-            if "lora_" in key or not key.endswith((".weight", ".bias")):
-                raise _unusable(where, name, "unknown adapter tensor", "save it with PEFT")
-            replaced[COPY.sub(".", key)] = name
-        elif match["kind"] == "bias":
-            raise _unusable(where, name, "a bias on the low-rank matrices (lora_bias)", "train with lora_bias false")
-        else:
+        elif match is not None:
+            if match["kind"] == "bias":
+                wrong = "a bias on the low-rank matrices (lora_bias)"
+                raise _unusable(where, name, wrong, "train with lora_bias false")
             parts.setdefault(match["module"], {})[match["part"]] = info
-    if not parts and not replaced and not tokens:
+        else:
+            replaced[_whole_name(key, where, name)] = name
+    if not any((parts, replaced, tokens)):
         raise _unusable(where, "", "the adapter is empty", "save the adapter again")
     low_rank = {f"{module}.weight": _low_rank(module, found, config, where) for module, found in parts.items()}
-    copied = any(name in ("embed_tokens", "lm_head") for name in config.get("modules_to_save") or [])
     for name in tokens.keys() & low_rank.keys():
         wrong = "single rows and a low-rank change of one layer cannot be merged"
         raise _unusable(where, name, wrong, "train without one of them")
-    return Adapter(folder, weights, low_rank, replaced, config.get("ensure_weight_tying") is True, tokens, copied)
+    tied, full = config.get("ensure_weight_tying") is True, config.get("modules_to_save") or []
+    copied = "embed_tokens" in full or "lm_head" in full
+    return Adapter(folder, weights, low_rank, replaced, tied, tokens, copied)
+
+
+def _whole_name(key: str, where: Where, name: str) -> str:
+    """The base tensor that an adapter's tensor takes the place of."""
+    if "lora_" in key or not key.endswith((".weight", ".bias")):
+        raise _unusable(where, name, "unknown adapter tensor", "save it with PEFT")
+    return COPY.sub(".", key)
 
 
 def _token_rows(module: str, info: TensorInfo, config: dict[str, Any], where: Where) -> TokenRows:

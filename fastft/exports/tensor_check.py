@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastft.errors import FastftError
+from fastft.exports.adapter import Adapter
 from fastft.exports.gguf import kernels
 from fastft.exports.gguf.architectures import GgufArchitecture, find_architecture
 from fastft.exports.gguf.quantization import tensor_bytes, tensor_type
@@ -241,13 +242,8 @@ def _compute(trained: TrainedWeights, name: str, rows: Sequence[int]) -> _Rows:
     else:
         base = np.stack([weights.floats(source, row, row + 1).reshape(-1) for row in rows]).astype(np.float64)
     low = None if adapter is None else adapter.low_rank.get(name)
-    single = None if adapter is None else adapter.tokens.get(name)
-    if adapter is not None and single is not None:
-        alone, places = adapter.weights.floats(single.tensor), {row: at for at, row in enumerate(single.rows)}
-        own = [alone[places[row]] if row in places else base[at] for at, row in enumerate(rows)]
-        return _Rows(np.stack(own).astype(np.float64), np.zeros_like(base), base)
     if adapter is None or low is None:
-        return _Rows(base, np.zeros_like(base), base)
+        return _Rows(_with_single(adapter, name, base, rows), np.zeros_like(base), base)
     if low.embedding:
         a = adapter.weights.floats(low.a).T.astype(np.float64)
         b = adapter.weights.floats(low.b)[:, list(rows)].T.astype(np.float64)
@@ -261,6 +257,17 @@ def _compute(trained: TrainedWeights, name: str, rows: Sequence[int]) -> _Rows:
         factor = (magnitude / np.sqrt((values * values).sum(axis=1)))[:, None]
         values, error = values * factor, error * np.abs(factor) + SUM_ERROR * np.abs(values * factor)
     return _Rows(values, error, base)
+
+
+def _with_single(adapter: Adapter | None, name: str, base: Doubles, rows: Sequence[int]) -> Doubles:
+    """`base`, the drawn `rows` of a tensor, with those in place that the adapter trains alone."""
+    single = None if adapter is None else adapter.tokens.get(name)
+    if adapter is None or single is None:
+        return base
+    alone, places = adapter.weights.floats(single.tensor), {row: at for at, row in enumerate(single.rows)}
+    return np.stack([alone[places[row]] if row in places else base[at] for at, row in enumerate(rows)]).astype(
+        np.float64
+    )
 
 
 def _outside(found: Floats, right: _Rows, kind: str) -> NDArray[np.bool_]:

@@ -148,37 +148,26 @@ class TrainedWeights:
         if len(grown) == 1 and len(resized) == 1 and not adapter.copied:
             # PEFT saved the one matrix of a resized model that is both.
             adapter.replaced[EMBEDDING] = adapter.replaced.pop(grown[0])
-            return
-        if self._is_one_matrix(adapter):
+        elif _is_one_matrix(adapter):
             for part in (adapter.replaced, adapter.tokens):
                 part.pop(HEAD, None)
-            return
-        if adapter.ensure_weight_tying:
-            if EMBEDDING in adapter.low_rank or HEAD in adapter.low_rank:
-                where = Where(str(adapter.folder / "adapter_config.json"))
-                wrong = "a low-rank change of an embedding that is also the output head cannot be merged"
-                instead = "train the embedding in full (modules_to_save)"
-                raise RecipeError(Problem(where, "ensure_weight_tying", wrong, instead))
-            head = adapter.replaced.pop(HEAD, None)
-            if head is not None:
-                adapter.replaced.setdefault(EMBEDDING, head)
-            return
-        self.tied = False
-        self.shapes[HEAD] = self.shapes[EMBEDDING]
-        if EMBEDDING in adapter.tokens:  # PEFT has the output layer of a tied model take them too
-            adapter.tokens.setdefault(HEAD, adapter.tokens[EMBEDDING])
+        elif adapter.ensure_weight_tying:
+            self._keep_tied(adapter)
+        else:
+            self.tied = False
+            self.shapes[HEAD] = self.shapes[EMBEDDING]
+            if EMBEDDING in adapter.tokens:  # PEFT has the output layer of a tied model take them too
+                adapter.tokens.setdefault(HEAD, adapter.tokens[EMBEDDING])
 
-    def _is_one_matrix(self, adapter: Adapter) -> bool:
-        """Whether an adapter that copies neither changes only rows of the one matrix, or brings it twice as resized."""
-        if adapter.copied or any(name in adapter.low_rank for name in (EMBEDDING, HEAD)):
-            return False
-        sources = [adapter.replaced.get(name) for name in (EMBEDDING, HEAD)]
-        rows = [adapter.tokens.get(name) for name in (EMBEDDING, HEAD)]
-        if rows[0] is None and rows[1] is not None:
-            return False
-        pairs = [sources, [None if one is None else one.tensor for one in rows]]
-        same = all(one == two or two is None or _equal(adapter, one, two) for one, two in pairs)
-        return same and (rows[1] is None or rows[0] is None or rows[0].rows == rows[1].rows)
+    def _keep_tied(self, adapter: Adapter) -> None:
+        if EMBEDDING in adapter.low_rank or HEAD in adapter.low_rank:
+            where = Where(str(adapter.folder / "adapter_config.json"))
+            wrong = "a low-rank change of an embedding that is also the output head cannot be merged"
+            instead = "train the embedding in full (modules_to_save)"
+            raise RecipeError(Problem(where, "ensure_weight_tying", wrong, instead))
+        head = adapter.replaced.pop(HEAD, None)
+        if head is not None:
+            adapter.replaced.setdefault(EMBEDDING, head)
 
     def _misfit(self, adapter: Adapter, name: str) -> str | None:
         if name not in self.shapes:
@@ -207,6 +196,19 @@ class TrainedWeights:
 def _parts(adapter: Adapter) -> tuple[Mapping[str, object], ...]:
     """What an adapter changes, each by the name of the base tensor."""
     return adapter.low_rank, adapter.replaced, adapter.tokens
+
+
+def _is_one_matrix(adapter: Adapter) -> bool:
+    """Whether an adapter that copies neither changes only rows of the one matrix, or brings it twice as resized."""
+    if adapter.copied or any(name in adapter.low_rank for name in (EMBEDDING, HEAD)):
+        return False
+    own, of_head = (adapter.tokens.get(name) for name in (EMBEDDING, HEAD))
+    if of_head is not None and (own is None or own.rows != of_head.rows):
+        return False
+    if of_head is not None and not _equal(adapter, own and own.tensor, of_head.tensor):
+        return False
+    head = adapter.replaced.get(HEAD)
+    return head is None or _equal(adapter, adapter.replaced.get(EMBEDDING), head)
 
 
 def _equal(adapter: Adapter, one: str | None, two: str) -> bool:
