@@ -199,13 +199,14 @@ def _parts(adapter: Adapter) -> tuple[Mapping[str, object], ...]:
 
 
 def _is_one_matrix(adapter: Adapter) -> bool:
-    """Whether an adapter that copies neither changes only rows of the one matrix, or brings it twice as resized."""
-    if adapter.copied or any(name in adapter.low_rank for name in (EMBEDDING, HEAD)):
-        return False
+    """Whether an adapter that trains single rows of an embedding leaves it the output layer, too.
+
+    PEFT then has one set of rows for both, and may save the resized matrix and its rows under both names.
+    """
     own, of_head = (adapter.tokens.get(name) for name in (EMBEDDING, HEAD))
-    if of_head is not None and (own is None or own.rows != of_head.rows):
+    if own is None or adapter.copied or any(name in adapter.low_rank for name in (EMBEDDING, HEAD)):
         return False
-    if of_head is not None and not _equal(adapter, own and own.tensor, of_head.tensor):
+    if of_head is not None and not (own.rows == of_head.rows and _equal(adapter, own.tensor, of_head.tensor)):
         return False
     head = adapter.replaced.get(HEAD)
     return head is None or _equal(adapter, adapter.replaced.get(EMBEDDING), head)
