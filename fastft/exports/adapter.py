@@ -138,12 +138,21 @@ def open_adapter(folder: Path, base_names: Iterable[str] = ()) -> Adapter:
     if not any((parts, replaced, tokens)):
         raise _unusable(where, "", "the adapter is empty", "save the adapter again")
     low_rank = {f"{module}.weight": _low_rank(module, found, config, where) for module, found in parts.items()}
-    for name in tokens.keys() & low_rank.keys():
-        wrong = "single rows and a low-rank change of one layer cannot be merged"
-        raise _unusable(where, name, wrong, "train without one of them")
+    _check_rows(config, tokens, low_rank, where)
     tied, full = config.get("ensure_weight_tying") is True, config.get("modules_to_save") or []
     copied = "embed_tokens" in full or "lm_head" in full
     return Adapter(folder, weights, low_rank, replaced, tied, tokens, copied)
+
+
+def _check_rows(
+    config: dict[str, Any], tokens: dict[str, TokenRows], low_rank: dict[str, LowRank], where: Where
+) -> None:
+    """Refuse single rows that are named and not there, and those of a layer that also has a low-rank change."""
+    if config.get("trainable_token_indices") and not tokens:
+        raise _unusable(where, "trainable_token_indices", "the file holds none of these rows", "save the adapter again")
+    for name in tokens.keys() & low_rank.keys():
+        wrong = "single rows and a low-rank change of one layer cannot be merged"
+        raise _unusable(where, name, wrong, "train without one of them")
 
 
 def _whole_name(key: str, where: Where, name: str) -> str:
