@@ -5,8 +5,8 @@
 Seven models of two layers and random weights, each of another architecture, read rows of the quickstart; the eighth is
 the run, on its held-out rows and on free text. `bfloat16` is what the rounding of a model on a GPU alone gives: the
 trained model in bfloat16 against itself in float32. The bars in fastft/recipe/quantizations.py and
-fastft/recipe/export_formats.py are three times the largest figure for 6 bits and more; docs/benchmarks.md says what they
-are for fewer.
+fastft/recipe/export_formats.py are three times the largest figure for 6 bits and more; for fewer, docs/benchmarks.md
+says what they are.
 """
 
 from __future__ import annotations
