@@ -38,7 +38,11 @@ def launch_in_terminal(recipe: Path, overrides: Sequence[str], request: LaunchRe
         FastftError: the recipe is wrong, or the options do not fit together.
     """
     overrides = [*overrides, *engine_override(request.engine)]
-    check(load(recipe, overrides))
+    loaded = load(recipe, overrides)
+    check(loaded)
+    if request.engine == "ddp" and loaded.recipe.train.shares_model:
+        wrong, instead = "the recipe shares the model in another way", "take train.deepspeed or train.fsdp out of it"
+        raise UsageError(Problem(Where("--engine"), "", wrong, instead, request.engine))
     nodes = commands(recipe, overrides, request)
     for node in nodes:
         print(node, file=sys.stdout if dry_run else sys.stderr, flush=True)

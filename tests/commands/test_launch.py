@@ -31,6 +31,11 @@ def test_one_host(write_recipe: Callable[..., Path], capsys: pytest.CaptureFixtu
     assert shown.endswith(f"{wanted} {recipe} --set train.seed=3")
 
 
+def test_ddp_is_not_what_a_recipe_with_deepspeed_gets(write_recipe: Callable[..., Path]) -> None:
+    with pytest.raises(UsageError, match=r"--engine: the recipe shares the model in another way \(got ddp\); take"):
+        launch_in_terminal(write_recipe(), ['train.deepspeed="zero2"'], request(processes=2), dry_run=True)
+
+
 def test_a_host_file_is_one_command_a_host(tmp_path: Path) -> None:
     hosts = tmp_path / "hosts"
     hosts.write_text("127.0.0.1 slots=2  # this machine\n\nnode2 slots=2\n", encoding="utf-8")
