@@ -17,6 +17,7 @@ from trl import SFTConfig
 
 from fastft.data.cache import as_arrow
 from fastft.data.general import GENERAL_TOKENS
+from fastft.data.prepare import Prepared
 from fastft.data.render import Prompt
 from fastft.data.rows import Rows
 from fastft.engine.callbacks import EarlyStopping, Watch
@@ -26,16 +27,25 @@ from fastft.engine.model import Model, Tokenizer
 from fastft.engine.random_state import RandomState
 from fastft.engine.ranks import any_rank, refuse_another_group, wait_for_all
 from fastft.engine.tasks.classification import ClassificationTrainer, Task, make_label_trainer
+from fastft.engine.tasks.classifier import pad_id_of
 from fastft.engine.tasks.preference import Preference, PreferenceTrainer, make_preference_trainer
 from fastft.engine.trainer import Hooks, RowOrder, RunTrainer, SftTrainer
 from fastft.errors import OutOfMemoryError, Problem, TrainingError, Where
 from fastft.planning.plan import Plan
+from fastft.planning.schedule import rows_per_step
+from fastft.recipe.model import Recipe
 from fastft.runs.directory import RunDir
 from fastft.runs.held_out import Answers, Evaluation, MicroBatch, Untrained
 from fastft.runs.result import Trained
 
-# How libraries report that memory ran out: torch, CUDA and Triton; cuBLAS; torch on a processor.
-OUT_OF_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")
+# How libraries report that memory ran out: torch, CUDA and Triton; cuBLAS; torch on a processor; the C library; oneDNN.
+OUT_OF_MEMORY = (
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "could not create a primitive",
+)
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,36 @@ class Material:
     task: Task | Preference | None = None
     """Of a classification or of preferences; None where answers are learnt."""
     general: Sequence[Prompt] = ()
+
+
+def material_of(recipe: Recipe, rows: Prepared, plan: Plan, tokenizer: Tokenizer, processes: int) -> Material:
+    """All rows of a recipe and its task, without prompts."""
+    own, longest = recipe.preferred, recipe.model.max_seq_length
+    task: Task | Preference | None = None if own is None else Preference(own, longest, rows.folder)
+    if rows.labels is not None:
+        task = Task(rows.labels, recipe.classification, pad_id_of(tokenizer))
+    return Material(
+        train=rows.train.rows,
+        eval=None if rows.eval is None else rows.eval.rows,
+        prompts=(),
+        stop_ids=(),
+        max_new_tokens=recipe.eval.max_new_tokens,
+        early_stopping_patience=recipe.train.early_stopping_patience,
+        stop_on_divergence=recipe.train.stop_on_divergence,
+        task=task,
+        step_rows=rows_per_step(
+            recipe.train,
+            plan.schedule.per_device_train_batch_size,
+            plan.schedule.gradient_accumulation_steps or 1,
+            processes,
+            packing=plan.choices.packing.value,
+        ),
+    )
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether that is how a library says that memory ran out."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def train(
@@ -100,7 +140,7 @@ def train(
         after = _evaluate(trainer, tokenizer, material, hooks, "after training")
         return _trained(trainer, before, after, finished=True)
     except RuntimeError as error:
-        if not any(words in str(error) for words in OUT_OF_MEMORY):
+        if not ran_out_of_memory(error):
             raise
         traceback.print_exc()
         said = " ".join(str(error).split())[:200]

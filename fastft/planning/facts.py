@@ -13,6 +13,7 @@ from fastft.data.unused import unused_notes
 from fastft.files.atomic import free_bytes, may_write, on_one_disk
 from fastft.files.cache import cache_folder
 from fastft.planning.measured import Measured, measured_shares, throughput_file
+from fastft.planning.probes import Probe, kept_probes, probes_file
 from fastft.planning.products import Product, Products, kept_products, products_file, products_key
 from fastft.probe.architecture import Architecture, architecture_of
 from fastft.probe.base_model import BaseModel, find_base_model, hub_cache
@@ -87,7 +88,8 @@ class Facts:
     once they are tokenized or estimated, else None and `rows_missing` says why. `free_disk_bytes`: free space where
     runs are written; `free_cache_bytes`: where base models are kept, None if that is the same disk. `read_only`: the
     folder of the runs where nothing may be written there, else None. `measured`: the
-    rates of earlier runs here; `products`: what processors were measured to multiply. `processes`: how many this run is
+    rates of earlier runs here; `products`: what processors were measured to multiply; `probes`: what `fastft tune`
+    measured. `processes`: how many this run is
     made of, one a GPU (see probe/world.py). `deepspeed`: the text of the configuration file that the recipe names.
     """
 
@@ -102,6 +104,7 @@ class Facts:
     processes: int = 1
     measured: Measured = field(default_factory=dict)
     products: Mapping[str, Products] = field(default_factory=dict)
+    probes: Mapping[str, tuple[Probe, ...]] = field(default_factory=dict)
     free_cache_bytes: int | None = None
     deepspeed: str | None = None
     read_only: str | None = None
@@ -149,6 +152,7 @@ def find_facts(loaded: LoadedRecipe, runs_dir: Path) -> Facts:
         measured=measured_shares(throughput_file()),
         deepspeed=_deepspeed_text(loaded),
         products=kept_products(products_file()),
+        probes=kept_probes(probes_file()),
     )
 
 

@@ -18,6 +18,7 @@ from fastft.planning.facts import Estimate, Facts
 from fastft.planning.fitting import MemoryForecast, UnknownMemory
 from fastft.planning.forecast import make_forecast
 from fastft.planning.obstacles import find_obstacles
+from fastft.planning.probes import SetUp, set_up_of
 from fastft.planning.schedule import Schedule, UnknownSchedule, make_schedule, unknown_schedule
 from fastft.planning.sharding import deepspeed_config
 from fastft.planning.timing import Time, UnknownTime
@@ -56,6 +57,11 @@ class Plan:
     def chosen(self) -> Mapping[str, object]:
         """The values of what a recipe may leave open, as `make_plan` takes them in `began`."""
         return {key: getattr(self.choices, key).value for key in WRITTEN}
+
+    @property
+    def set_up(self) -> SetUp:
+        """What a recipe may leave open, as it is decided."""
+        return set_up_of(self.choices)
 
     def as_json(self) -> dict[str, Any]:
         """The plan as plain values, in the order in which it is read."""
