@@ -52,6 +52,7 @@ def launch_in_terminal(recipe: Path, overrides: Sequence[str], request: LaunchRe
         raise MachineError(Problem(Where("torch"), "", "is not installed", "see `fastft doctor`"))
     hosts = len(read_hostfile(request.hostfile)) if request.hostfile else request.nodes or 1
     if request.node is not None and hosts > 1:
+        say(f"waiting for all {hosts} hosts at {_master(request)}")
         meet_hosts(request.node, hosts, _master(request))
     return run_nodes(nodes, say)
 
