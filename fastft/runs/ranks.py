@@ -118,9 +118,7 @@ class Ranks:
             try:
                 self._join()
             except BaseException:
-                self._state.over = True
-                if self._hub is not None:
-                    self._hub.close()
+                self._leave()
                 raise
         return self
 
@@ -134,7 +132,8 @@ class Ranks:
         self._tell_failure(verdict)
         self._write_exit_code(verdict)
         if not self.world.is_first:
-            self._wait(lambda: self._state.ended, 2 * GRACE_SECONDS)
+            with self._news:
+                self._news.wait_for(lambda: self._state.ended, 2 * GRACE_SECONDS)
             self._state.over = True
             if self._speaks(verdict):
                 self._print(verdict)
@@ -144,8 +143,10 @@ class Ranks:
             raise verdict.error() from None
 
     def _speaks(self, failure: Failure) -> bool:
-        """Whether this rank says why the run ends: rank 0 does; where it is gone itself, the next one."""
-        return self.world.rank == (1 if failure.rank == 0 and failure.lost else 0)
+        """Whether this rank says why the run ends: rank 0 does; where it is gone itself, the next one on each host."""
+        if failure.rank == 0 and failure.lost:
+            return self.world.rank == 1 or self.world.local_rank == 0
+        return self.world.is_first
 
     # What the pipeline calls.
 
@@ -343,7 +344,7 @@ class Ranks:
 
     def _write_exit_code(self, failure: Failure) -> None:
         path = os.environ.get(EXIT_CODE_VARIABLE)
-        if path and self._speaks(failure):
+        if path and (self._speaks(failure) or self.world.local_rank == 0):  # each host has its launcher
             with contextlib.suppress(OSError):
                 Path(path).write_text(str(failure.exit_code), encoding="utf-8")
 
