@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils.data import Sampler
 
-from fastft.engine import fsdp
+from fastft.engine import fsdp, optimizer
 from fastft.engine.callbacks import (
     NumberGuard,
     Resumption,
@@ -22,7 +22,6 @@ from fastft.engine.callbacks import (
 from fastft.engine.checkpointing import CheckpointingTrainer
 from fastft.engine.compiling import Compiling, uncompiled
 from fastft.engine.counting import CountingTrainer
-from fastft.engine.optimizer import Averaged, make_optimizer
 from fastft.engine.random_state import RandomState
 from fastft.engine.ranks import all_equal
 from fastft.engine.reporting import Reporters
@@ -117,15 +116,6 @@ class RunTrainer(CheckpointingTrainer):
         for callback in (self.reporters, self._reporter, NumberGuard(self), self._stop, Resumption(self)):
             self.add_callback(callback)
 
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """That of the plan; its schedule-free kinds are left averaged between steps."""
-        if self.optimizer is None and self.calls is not None:
-            self.optimizer = make_optimizer(self.calls, self.model, self.args)
-        made: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
-        if hasattr(made, "eval"):
-            self.add_callback(Averaged(self))
-        return made
-
     def _fill_up(self) -> None:
         """Add a row for ranks that have none, which trains nothing."""
         self.train_dataset = with_row_without_loss(self.train_dataset)
@@ -146,6 +136,15 @@ class RunTrainer(CheckpointingTrainer):
     def stopped(self) -> bool:
         """Whether training ended because it was asked to."""
         return self._stop.stopped
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """That of the plan; its schedule-free kinds are left averaged between steps."""
+        if self.optimizer is None and self.calls is not None:
+            self.optimizer = optimizer.make_optimizer(self.calls, self.model, self.args)
+        made: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
+        if hasattr(made, "eval"):
+            self.add_callback(optimizer.Averaged(self))
+        return made
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         dataset = self.train_dataset if train_dataset is None else train_dataset
