@@ -21,10 +21,10 @@ from fastft.data.prepare import Prepared
 from fastft.data.render import Prompt
 from fastft.data.rows import Rows
 from fastft.engine.callbacks import EarlyStopping, Watch
+from fastft.engine.chosen_optimizer import trust_state_classes
 from fastft.engine.evaluate import answer
 from fastft.engine.memory import peak_memory
 from fastft.engine.model import Model, Tokenizer
-from fastft.engine.optimizer import trust_state_classes
 from fastft.engine.random_state import RandomState
 from fastft.engine.ranks import any_rank, refuse_another_group, wait_for_all
 from fastft.engine.tasks.classification import ClassificationTrainer, Task, make_label_trainer

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils.data import Sampler
 
-from fastft.engine import fsdp, optimizer
+from fastft.engine import fsdp
 from fastft.engine.callbacks import (
     NumberGuard,
     Resumption,
@@ -20,6 +20,7 @@ from fastft.engine.callbacks import (
     StopOnRequest,
 )
 from fastft.engine.checkpointing import CheckpointingTrainer
+from fastft.engine.chosen_optimizer import Averaged, make_optimizer
 from fastft.engine.compiling import Compiling, uncompiled
 from fastft.engine.counting import CountingTrainer
 from fastft.engine.random_state import RandomState
@@ -140,10 +141,10 @@ class RunTrainer(CheckpointingTrainer):
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """That of the plan; its schedule-free kinds are left averaged between steps."""
         if self.optimizer is None and self.calls is not None:
-            self.optimizer = optimizer.make_optimizer(self.calls, self.model, self.args)
+            self.optimizer = make_optimizer(self.calls, self.model, self.args)
         made: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
         if hasattr(made, "eval"):
-            self.add_callback(optimizer.Averaged(self))
+            self.add_callback(Averaged(self))
         return made
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from fastft.engine.optimizer import make_optimizer, trust_state_classes
+from fastft.engine.chosen_optimizer import make_optimizer, trust_state_classes
 from fastft.planning.calls import Call, Calls
 from fastft.recipe.optimizers import OPTIMIZERS, Optimizer
 from tests.engine.tiny import Ran, make_rows, run, stop, write_recipe, write_rows
