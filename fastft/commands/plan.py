@@ -16,9 +16,11 @@ from fastft.planning.devices import named_device
 from fastft.planning.facts import Facts, find_facts, with_estimated_rows, with_rows
 from fastft.planning.plan import Plan, make_plan
 from fastft.planning.scaling import Scaling, make_layout, make_scaling
+from fastft.planning.sharding import sharing
 from fastft.probe.hub import fetch_small_files
 from fastft.recipe.loader import LoadedRecipe, load
 from fastft.recipe.reference import fields
+from fastft.recipe.wording import named_here
 from fastft.report.plan import plan_page
 from fastft.report.scaling import scaling_page
 from fastft.report.what_if import what_if_page
@@ -57,7 +59,9 @@ def scale(recipe: Path, overrides: Sequence[str], question: Question) -> tuple[P
     loaded = load(recipe, overrides)
     check(loaded)
     facts = dataclasses.replace(_facts(loaded, question), processes=1)
-    layout = make_layout(facts, question.devices, question.hosts, question.link, question.engine)
+    layout = make_layout(
+        facts, question.devices, question.hosts, question.link, question.engine or sharing(loaded, facts)
+    )
     if layout.sharding.splits_weights:
         if loaded.recipe.model.engine == "unsloth":
             wrong = f"Unsloth keeps whole weights on each GPU, {layout.sharding.name} splits them"
@@ -129,7 +133,7 @@ def _field_and_values(text: str) -> tuple[str, list[str]]:
     known = {field.split(".")[1]: field for field in fields()}
     field = key if key in fields() else known.get(key)
     if field is None or not values:
-        close = nearest(key, [*known, *fields()])
+        close = named_here(key.rpartition(".")[2]) or nearest(key, [*known, *fields()])
         wrong = "there is no such key" if field is None else "names no value"
         example = "write --what-if per_device_train_batch_size=1,2,4"
         instead = example if field or not close else f"did you mean {close}?"
