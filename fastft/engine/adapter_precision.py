@@ -9,15 +9,14 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 
 def compute_in_bfloat16(model: Any) -> None:
-    """Let the PEFT `model` multiply in bfloat16; its weights stay in the types that they have.
+    """Let the adapted layers of the PEFT `model` multiply in bfloat16; weights stay in the types that they have.
 
     PEFT casts what an adapter reads to the adapter's float32, and multiplies there: a third of the time of a step on a
-    processor. Under autocast the small matrices of the adapter are rounded instead, as on a GPU. The base's own forward
-    pass is wrapped, so that training, evaluation and generation compute alike; Accelerate's mixed precision would also
-    copy all logits to float32.
+    processor. Under autocast the small matrices of the adapter are rounded instead, as on a GPU. Layer by layer, as
+    TRL and Unsloth replace the forward pass of the model; Accelerate's mixed precision would also copy all logits to
+    float32.
     """
     for layer in model.modules():
         if isinstance(layer, BaseTunerLayer):
             layer.cast_input_dtype_enabled = False
-    base = model.get_base_model()
-    base.forward = torch.autocast("cpu", dtype=torch.bfloat16)(base.forward)
+            layer.forward = torch.autocast("cpu", dtype=torch.bfloat16)(layer.forward)

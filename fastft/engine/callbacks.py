@@ -47,7 +47,7 @@ class StepReporter(TrainerCallback):
         if "loss" not in logs:
             return
         norm = logs.get("grad_norm")
-        tokens, examples = self._trainer.take_counts()
+        tokens, examples, computed = self._trainer.take_counts()
         self._step(
             StepMetrics(
                 step=state.global_step,
@@ -61,6 +61,9 @@ class StepReporter(TrainerCallback):
                 seconds=self.seconds,
                 memory_bytes=peak_memory(),
                 rewards=self._trainer.take_rewards(),
+                computed_tokens=computed,
+                clipped=self._trainer.take_clipped(),
+                noise_scale=self._trainer.noise_scale,
             )
         )
         self.seconds = 0.0

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from transformers import Trainer, TrainerState
 
 from fastft.engine.callbacks import EarlyStopping, StepReporter, evaluations_without_gain
+from fastft.engine.noise_scale import NoiseMeter
 from fastft.engine.ranks import mean, total, wait_for_all
 from fastft.errors import Problem, TrainingError, Where
 from fastft.files.atomic import free_bytes
@@ -30,7 +31,8 @@ class Unlogged:
     """What the steps since the last line of metrics add up to: part of a checkpoint, for lines that do not change.
 
     `loss`: the trainer's sum over these steps; `last_step`: the step of that line; `seconds` in optimizer steps;
-    `rewards`: sums of preferences, see `take_rewards`.
+    `rewards`: sums of preferences, see `take_rewards`. `computed_tokens`: with padding; `clipped`: how many steps had
+    their gradient clipped; `noise`: see `NoiseMeter.steps`.
     """
 
     FILE: ClassVar[str] = "unlogged.json"
@@ -42,6 +44,9 @@ class Unlogged:
     examples: int
     seconds: float
     rewards: tuple[float, ...] = ()
+    computed_tokens: int = 0
+    clipped: int = 0
+    noise: tuple[tuple[float, float], ...] = ()
 
 
 class CheckpointingTrainer(Trainer):
@@ -58,6 +63,10 @@ class CheckpointingTrainer(Trainer):
         self._real_tokens: list[torch.Tensor | int] = []
         self._examples: list[torch.Tensor | int] = []
         self._rewards: list[torch.Tensor] = []
+        self._computed_tokens = 0
+        self._norms: list[torch.Tensor | float] = []
+        self._clipped = 0
+        self._noise: NoiseMeter | None = None
         super().__init__(*args, **kwargs)
 
     @property
@@ -65,16 +74,26 @@ class CheckpointingTrainer(Trainer):
         """Whether ranks share more than rows: the model can compute only once the trainer has prepared it."""
         return bool(self.is_deepspeed_enabled)
 
-    def take_counts(self) -> tuple[int, int]:
-        """Real tokens and examples that all ranks trained since the last call."""
+    def take_counts(self) -> tuple[int, int, int]:
+        """Real tokens, examples, and tokens with their padding, that all ranks trained since the last call."""
         counts = self._counts()
-        self._real_tokens, self._examples = [], []
+        self._real_tokens, self._examples, self._computed_tokens = [], [], 0
         return counts
 
-    def _counts(self) -> tuple[int, int]:
+    def _counts(self) -> tuple[int, int, int]:
         tokens, examples = sum(int(count) for count in self._real_tokens), sum(int(count) for count in self._examples)
-        tokens, examples = total((tokens, examples))
-        return tokens, examples
+        tokens, examples, computed = total((tokens, examples, self._computed_tokens))
+        return tokens, examples, computed
+
+    def take_clipped(self) -> int:
+        """How many optimizer steps since the last call had their gradient clipped."""
+        clipped = self._clipped_steps()
+        self._norms, self._clipped = [], 0
+        return clipped
+
+    def _clipped_steps(self) -> int:
+        most = self.args.max_grad_norm
+        return self._clipped + sum(float(norm) > most for norm in self._norms) if most else 0
 
     def take_rewards(self) -> dict[str, float]:
         """The mean rewards of preferences since the last call, and how often they are on the right side; else nothing.
@@ -101,6 +120,10 @@ class CheckpointingTrainer(Trainer):
         self._globalstep_last_logged = unlogged.last_step
         if self._ranks.world.is_first:  # the counts are of all ranks, the loss is their mean
             self._real_tokens, self._examples = [unlogged.tokens], [unlogged.examples]
+            self._computed_tokens = unlogged.computed_tokens
+        self._clipped = unlogged.clipped
+        if self._noise is not None:
+            self._noise.steps.extend(unlogged.noise)
         self._reporter.seconds = unlogged.seconds
         self._rewards = [torch.tensor(unlogged.rewards, dtype=torch.double)] if unlogged.rewards else []
 
@@ -116,8 +139,18 @@ class CheckpointingTrainer(Trainer):
             self._refuse_if_disk_is_short()
             self._before_save()
         step, best = self.state.global_step, self.state.best_global_step
-        counts, seconds = self._counts(), self._reporter.seconds
-        since = (mean(float(self._tr_loss)), self._globalstep_last_logged, *counts, seconds, self._reward_sums())
+        tokens, examples, computed = self._counts()
+        unlogged = Unlogged(
+            mean(float(self._tr_loss)),
+            self._globalstep_last_logged,
+            tokens,
+            examples,
+            self._reporter.seconds,
+            self._reward_sums(),
+            computed,
+            self._clipped_steps(),
+            () if self._noise is None else tuple(self._noise.read()),
+        )
         self._saving_to = self._run.checkpoints / ".partial"
         if self._ranks.world.is_first:
             shutil.rmtree(self._saving_to, ignore_errors=True)
@@ -126,7 +159,7 @@ class CheckpointingTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             wait_for_all()
             if self._ranks.world.is_first:
-                self._seal(self._saving_to / f"checkpoint-{step}", Unlogged(*since), best)
+                self._seal(self._saving_to / f"checkpoint-{step}", unlogged, best)
             wait_for_all()
         except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap what the disk said
             free = free_bytes(self._run.checkpoints)

@@ -32,6 +32,7 @@ from fastft.errors import OutOfMemoryError, Problem, TrainingError, Where
 from fastft.planning.plan import Plan
 from fastft.runs.directory import RunDir
 from fastft.runs.held_out import Answers, Evaluation, MicroBatch, Untrained
+from fastft.runs.noise import noise_in_words
 from fastft.runs.result import Trained
 
 # How libraries report that memory ran out: torch, CUDA and Triton; cuBLAS; torch on a processor.
@@ -97,6 +98,9 @@ def train(
             return _trained(trainer, before, Evaluation(None, None), finished=False)
         trainer.refuse_if_poisoned()
         trainer.refuse_if_ranks_differ()
+        scale, step_examples = trainer.noise_scale, plan.schedule.examples_per_optimizer_step
+        if scale is not None and step_examples is not None:
+            hooks.stage(noise_in_words(scale, step_examples))
         after = _evaluate(trainer, tokenizer, material, hooks, "after training")
         return _trained(trainer, before, after, finished=True)
     except RuntimeError as error:

@@ -93,8 +93,16 @@ def _line(metrics: StepMetrics, left: str) -> str:
     return (
         f"step {metrics.step}/{metrics.total_steps}  epoch {metrics.epoch:.2f}  loss {metrics.loss:.4f}  "
         f"lr {metrics.learning_rate:.2e}{norm}  {metrics.tokens_per_second:.0f} tokens/s  "
-        f"{metrics.samples_per_second:.2f} samples/s  memory {size(metrics.memory_bytes)}  left {left}"
+        f"{metrics.samples_per_second:.2f} samples/s{_more(metrics)}  memory {size(metrics.memory_bytes)}  left {left}"
     )
+
+
+def _more(metrics: StepMetrics) -> str:
+    """Padding, clipped steps and noise scale, where there are any."""
+    parts = "" if metrics.padding_share is None else f"  padding {metrics.padding_share:.0%}"
+    if metrics.clipped:
+        parts += f"  clipped {metrics.clipped}"
+    return parts if metrics.noise_scale is None else f"{parts}  noise scale {metrics.noise_scale[0]:.0f}"
 
 
 def _panel(metrics: StepMetrics, losses: Sequence[float]) -> Table:
@@ -107,6 +115,8 @@ def _panel(metrics: StepMetrics, losses: Sequence[float]) -> Table:
         **({"margin": f"{metrics.rewards['margin']:.3f}"} if metrics.rewards else {}),
         "tokens/s": f"{metrics.tokens_per_second:.0f}",
         "samples/s": f"{metrics.samples_per_second:.2f}",
+        **({} if metrics.padding_share is None else {"padding": f"{metrics.padding_share:.0%}"}),
+        **({} if metrics.noise_scale is None else {"noise scale": f"{metrics.noise_scale[0]:.0f}"}),
         "memory": size(metrics.memory_bytes),
         "epoch": f"{metrics.epoch:.2f}",
     }

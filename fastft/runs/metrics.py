@@ -21,7 +21,9 @@ class StepMetrics:
 
     `tokens` are real ones, padding not counted. `loss` is the mean over trained tokens. `memory_bytes`: peak memory of
     the GPU, or of the process on a CPU. `rewards`: of preferences, the means of `chosen`, `rejected` and `margin`, and
-    `accuracy`, the share of rows whose margin is above 0.
+    `accuracy`, the share of rows whose margin is above 0. `computed_tokens` are with padding, 0 in lines of older runs.
+    `clipped`: optimizer steps whose gradient was longer than `max_grad_norm`. `noise_scale`: in examples, the gradient
+    noise scale of the last optimizer steps with the ends of its interval of 95 % (estimate, low, high).
     """
 
     step: int
@@ -35,6 +37,14 @@ class StepMetrics:
     seconds: float
     memory_bytes: int
     rewards: dict[str, float] = dataclasses.field(default_factory=dict)
+    computed_tokens: int = 0
+    clipped: int = 0
+    noise_scale: tuple[float, float, float] | None = None
+
+    @property
+    def padding_share(self) -> float | None:
+        """Padding among the computed tokens, 0 to 1; None where it was not counted."""
+        return max(0.0, 1 - self.tokens / self.computed_tokens) if self.computed_tokens else None
 
     @property
     def tokens_per_second(self) -> float:
@@ -48,7 +58,8 @@ class StepMetrics:
         rates = {"tokens_per_second": self.tokens_per_second, "samples_per_second": self.samples_per_second}
         line = dataclasses.asdict(self)
         rewards = {"rewards": line.pop("rewards")} if self.rewards else {}
-        return {"event": "step", **line, **{key: round(rate, 2) for key, rate in rates.items()}, **rewards}
+        shares = {"padding_share": None if self.padding_share is None else round(self.padding_share, 4)}
+        return {"event": "step", **line, **{key: round(rate, 2) for key, rate in rates.items()}, **shares, **rewards}
 
 
 @dataclass(frozen=True)
