@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated
 
 import typer
@@ -18,6 +17,19 @@ app = typer.Typer(
 )
 
 
+def _take_local_rank(rank: int | None) -> None:
+    if rank is not None:
+        from fastft.probe.world import take_local_rank
+
+        take_local_rank(rank)
+
+
+# deepspeed and torch.distributed.launch write it in front of a program's arguments, people behind them.
+LocalRank = Annotated[
+    int | None, typer.Option("--local_rank", "--local-rank", hidden=True, min=0, callback=_take_local_rank)
+]
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         print(f"fastft {__version__}")
@@ -26,11 +38,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _top(
-    version: Annotated[  # noqa: ARG001 -- its callback prints it
+    version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
-    local_rank: Annotated[int | None, typer.Option("--local_rank", "--local-rank", hidden=True)] = None,
+    local_rank: LocalRank = None,
 ) -> None:
     """Fine-tune language models fast, from one TOML recipe."""
-    if local_rank is not None:  # deepspeed's launcher says it here too, in front of the command
-        os.environ.setdefault("LOCAL_RANK", str(local_rank))

@@ -65,3 +65,31 @@ def reproduce(
     from fastft.commands.reproduce import reproduce_in_terminal
 
     reproduce_in_terminal(run, tolerance)
+
+
+@app.command()
+def watch(
+    run: RunFolder,
+    once: Annotated[bool, typer.Option("--once", help="Show where it is now, and end.")] = False,
+) -> None:
+    """Follow a running run from another terminal; end when it ends."""
+    from fastft.commands.watch import watch_in_terminal
+
+    watch_in_terminal(run, once=once)
+
+
+@app.command()
+def clean(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of the runs.", callback=looked_up)] = Path(
+        "runs"
+    ),
+    unused_days: Annotated[
+        float, typer.Option("--unused-days", min=0, help="Caches that were not read for so many days.")
+    ] = 30,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove without a question.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove checkpoints of finished runs and stale caches, after showing what and how much."""
+    from fastft.commands.clean import clean_in_terminal
+
+    clean_in_terminal(folder, unused_days, yes=yes, as_json=as_json)

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastft.data.added_tokens import tokenizer_of
 from fastft.data.held_out import held_out_rows
 from fastft.data.hygiene import examine
-from fastft.data.tokenizer import load_tokenizer
 from fastft.errors import MachineError
 from fastft.planning.check import check
 from fastft.probe.base_model import find_base_model
@@ -45,6 +45,8 @@ def _tokenizer(loaded: LoadedRecipe) -> Tokenizer | None:
     try:
         where, pickled = loaded.where("model.id"), not wanted.use_safetensors
         model = find_base_model(wanted.id, wanted.revision, loaded.folder, where, pickled=pickled)
-        return load_tokenizer(model.folder).tokenizer if model.is_here and model.folder is not None else None
+        if not model.is_here or model.folder is None:
+            return None
+        return tokenizer_of(loaded.recipe.data, model.folder, loaded.where).tokenizer
     except MachineError:
         return None

@@ -12,7 +12,6 @@ from rich.console import Console
 from fastft.console import say
 from fastft.data.preview import PreviewRow
 from fastft.data.preview import preview as preview_row
-from fastft.data.tokenizer import load_tokenizer
 from fastft.errors import Problem, UsageError, Where
 from fastft.planning.check import check
 from fastft.recipe.loader import LoadedRecipe, load
@@ -37,7 +36,7 @@ def preview(loaded: LoadedRecipe, count: int, row: int | None) -> list[PreviewRo
         wrong = f"there is no row {row}"
         raise UsageError(Problem(Where("--row"), "", wrong, f"write 1 to {len(train.rows)}"))
     chosen = [row - 1] if row is not None else range(min(count, len(train.rows)))
-    tokenizer = load_tokenizer(folder).tokenizer
+    tokenizer = prepared.renderer.tokenizer.tokenizer
     dropped = {entry.where: entry.tokens - entry.kept_tokens for entry in train.overlong}
     encoded = [train.rows[index] for index in chosen]
     shown = [preview_row(text, tokenizer, dropped.get(row.where, 0)) for row in encoded for text in row.texts]

@@ -18,7 +18,7 @@ from fastft.planning.check import check
 from fastft.planning.facts import find_facts
 from fastft.planning.plan import make_plan
 from fastft.probe.hub import fetch
-from fastft.probe.world import find_world
+from fastft.probe.world import find_world, libraries_see
 from fastft.recipe.loader import LoadedRecipe, load
 from fastft.report.result import print_result
 from fastft.runs.directory import RunDir, create_run_dir, differences, find_run, newest_run, next_run_dir, run_name
@@ -38,7 +38,7 @@ def run(recipe: Path, overrides: Sequence[str], runs_dir: Path, start: Start, co
         FastftError: anything that a user can fix, before or during training.
         Interrupted: the run was asked to stop; the same command continues.
     """
-    with Ranks(find_world()) as ranks:
+    with Ranks(find_world()) as ranks, libraries_see(ranks.world):
         return _run(recipe, overrides, runs_dir, start, console if ranks.world.is_first else Console(quiet=True), ranks)
 
 

@@ -256,7 +256,7 @@ def _refuse_control_tokens(example: Example, facts: TokenizerFacts) -> None:
 def _refuse_forged(text: str, example: Example, facts: TokenizerFacts, field: str) -> None:
     if not _contains_any(text, facts.special_letters) or not _contains_any(text, facts.special_openings):
         return
-    forged = first_of(text, tuple(facts.special_tokens), 0)
+    forged = first_of(text, tuple(facts.special_tokens.difference(facts.added)), 0)
     if forged is not None:
         wrong = f"the text contains {text[forged[0] : forged[1]]}, which this tokenizer reads as a control token"
         raise DataError(Problem(example.where, field, wrong, "remove it, or write it with a space inside"))

@@ -33,8 +33,10 @@ class TokenizerFacts:
     special_tokens: frozenset[str]
     # Whether the tokenizer itself puts bos_token before a plain text.
     adds_bos: bool
-    # SHA-256 of tokenizer.json.
+    # SHA-256 of tokenizer.json, and of the tokens that the recipe adds.
     sha256: str
+    # The tokens that the recipe adds, special ones among them: messages may contain these.
+    added: tuple[str, ...] = ()
 
     def id_of(self, token: str) -> int | None:
         """The id of a token of the vocabulary, or None."""

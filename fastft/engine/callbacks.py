@@ -15,6 +15,7 @@ from fastft.runs.divergence import Alarm, DivergenceWatch
 from fastft.runs.metrics import EvaluationMetrics, StepMetrics
 
 if TYPE_CHECKING:
+    from fastft.engine.reporting import Reporters
     from fastft.engine.trainer import RunTrainer
 
 
@@ -22,9 +23,13 @@ class StepReporter(TrainerCallback):
     """Reports each logged step, and the figures of each evaluation."""
 
     def __init__(
-        self, trainer: RunTrainer, step: Callable[[StepMetrics], None], evaluation: Callable[[EvaluationMetrics], None]
+        self,
+        trainer: RunTrainer,
+        reporters: Reporters,
+        step: Callable[[StepMetrics], None],
+        evaluation: Callable[[EvaluationMetrics], None],
     ) -> None:
-        self._trainer, self._step, self._evaluation = trainer, step, evaluation
+        self._trainer, self._reporters, self._step, self._evaluation = trainer, reporters, step, evaluation
         self.seconds = 0.0
         """In optimizer steps since the last line."""
         self._began = time.perf_counter()
@@ -48,24 +53,25 @@ class StepReporter(TrainerCallback):
             return
         norm = logs.get("grad_norm")
         tokens, examples, computed = self._trainer.take_counts()
-        self._step(
-            StepMetrics(
-                step=state.global_step,
-                total_steps=state.max_steps,
-                epoch=float(logs.get("epoch", state.epoch or 0.0)),
-                loss=float(logs["loss"]),
-                learning_rate=float(logs["learning_rate"]),
-                grad_norm=None if norm is None else float(norm),
-                tokens=tokens,
-                examples=examples,
-                seconds=self.seconds,
-                memory_bytes=peak_memory(),
-                rewards=self._trainer.take_rewards(),
-                computed_tokens=computed,
-                clipped=self._trainer.take_clipped(),
-                noise_scale=self._trainer.noise_scale,
-            )
+        line = StepMetrics(
+            step=state.global_step,
+            total_steps=state.max_steps,
+            epoch=float(logs.get("epoch", state.epoch or 0.0)),
+            loss=float(logs["loss"]),
+            learning_rate=float(logs["learning_rate"]),
+            grad_norm=None if norm is None else float(norm),
+            tokens=tokens,
+            examples=examples,
+            seconds=self.seconds,
+            memory_bytes=peak_memory(),
+            rewards=self._trainer.take_rewards(),
+            computed_tokens=computed,
+            clipped=self._trainer.take_clipped(),
+            noise_scale=self._trainer.noise_scale,
         )
+        self._step(line)
+        if state.is_world_process_zero:
+            self._reporters.step(line)
         self.seconds = 0.0
 
 
@@ -86,11 +92,12 @@ class NumberGuard(TrainerCallback):
 class StopOnRequest(TrainerCallback):
     """Saves and stops after the step in which `asked` becomes true on any rank, within an evaluation at once.
 
-    The resumed run makes an evaluation that is due (`RunTrainer.completed`): it may take minutes.
+    The resumed run makes an evaluation that is due (`RunTrainer.completed`): it may take minutes. After `last_step`,
+    where that is not 0, it evaluates, saves and stops.
     """
 
-    def __init__(self, trainer: RunTrainer, asked: Callable[[], bool]) -> None:
-        self._trainer, self._asked = trainer, asked
+    def __init__(self, trainer: RunTrainer, asked: Callable[[], bool], last_step: int) -> None:
+        self._trainer, self._asked, self._last_step = trainer, asked, last_step
         self._training = False
         self.stopped = False
 
@@ -111,7 +118,10 @@ class StopOnRequest(TrainerCallback):
             raise KeyboardInterrupt
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if state.global_step < state.max_steps and any_rank(self._asked()):
+        if state.global_step == self._last_step and state.global_step < state.max_steps:
+            self.stopped = control.should_save = control.should_training_stop = True
+            control.should_evaluate = self._trainer.eval_dataset is not None
+        elif state.global_step < state.max_steps and any_rank(self._asked()):
             self.stopped = control.should_save = control.should_training_stop = True
             control.should_evaluate = self._trainer.is_evaluation_due_now()
 
@@ -138,7 +148,9 @@ class Resumption(TrainerCallback):
 class Watch(TrainerCallback):
     """Says at once when a run gets worse, with the step, its rows and the likely cause; stops it when asked to."""
 
-    def __init__(self, trainer: RunTrainer, untrained: float | None, stops_at: str, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, trainer: RunTrainer, untrained: float | None, stops_at: str, say: Callable[[int, str], None]
+    ) -> None:
         self._trainer, self._stops_at, self._say = trainer, stops_at, say
         self._watch = DivergenceWatch(untrained)
 
@@ -158,7 +170,7 @@ class Watch(TrainerCallback):
         if self._stops_at == "always" or (self._stops_at == "blow-up" and alarm.blew_up):
             instead = f'{likely}; train.stop_on_divergence = "never" goes on'
             raise TrainingError(Problem(Where(f"training, step {step}"), "train.stop_on_divergence", words, instead))
-        self._say(f"step {step}: {words}; {likely}")
+        self._say(step, f"{words}; {likely}")
 
     def _alarm(self, line: Mapping[str, Any]) -> Alarm | None:
         if "eval_loss" in line:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
+import re
 import resource
 import sys
+from pathlib import Path
 
 import torch
 
@@ -31,3 +35,52 @@ def free_memory() -> None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
+
+
+def limit_memory(limit_bytes: int, device_bytes: int) -> None:
+    """Let this process hold at most `limit_bytes`, of the GPU's `device_bytes` or of main memory.
+
+    More is refused, as when there is no more: torch then says that memory ran out. What is held already stays. In main
+    memory only Linux can: elsewhere such a limit does not count memory that is mapped.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit_bytes / device_bytes))
+    elif sys.platform == "linux":
+        # RLIMIT_DATA counts all that may be written, weights that are mapped from a file and never written included.
+        held, counted = status_bytes("VmRSS"), status_bytes("VmData")
+        _, most = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (counted + max(0, limit_bytes - held), most))
+
+
+def lift_limit() -> None:
+    """Undo `limit_memory`, to load another model."""
+    if torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    elif sys.platform == "linux":
+        _, most = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+
+
+def begin_peak() -> None:
+    """Begin a new peak (`peak_held`); where the system cannot, it stays that of the whole process: never too low."""
+    free_memory()
+    if sys.platform == "linux" and not torch.cuda.is_available():
+        with contextlib.suppress(AttributeError):  # another C library than glibc
+            ctypes.CDLL(None).malloc_trim(0)  # what was freed would count as held
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def peak_held() -> int:
+    """Peak bytes since `begin_peak`; of a GPU with all that its memory allocator and the driver hold."""
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        return int(total - free)
+    return status_bytes("VmHWM") if sys.platform == "linux" else peak_memory()
+
+
+def status_bytes(name: str) -> int:
+    """A size in /proc/self/status, which Linux alone has."""
+    text = Path("/proc/self/status").read_text(encoding="utf-8")
+    found = re.search(rf"^{name}:\s*(\d+) kB", text, re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0

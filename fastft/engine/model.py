@@ -10,6 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from fastft.engine.adapter_precision import compute_in_bfloat16
+from fastft.engine.added_tokens import add_tokens
+from fastft.engine.fsdp import split_model
 from fastft.engine.memory import free_memory
 from fastft.engine.sharding import sharded_loading, splits_weights, whole_weights
 from fastft.errors import Problem, TrainingError, Where
@@ -63,11 +65,12 @@ def _load(plan: Plan) -> tuple[Any, Any]:
     _refuse_other_weights(plan, model)
     if is_in_4bit(model) and model.device.type == "cpu":
         _keep_4_bits_right(plan, model)
+    add_tokens(plan, model, tokenizer)
     rounded = is_rounded_on_cpu(model)
     model = backend.attach(plan.calls, model)
     if rounded and plan.calls.adapter is not None and plan.task == "sft":
         compute_in_bfloat16(model)
-    return model, tokenizer
+    return split_model(plan.calls, model), tokenizer
 
 
 def _refuse_other_weights(plan: Plan, model: Any) -> None:
@@ -165,10 +168,12 @@ def save_weights(model: Model, tokenizer: Tokenizer, plan: Plan, run: RunDir, ga
                 model.to(torch.bfloat16)
             else:
                 gathered = {name: weight.to(torch.bfloat16) for name, weight in gathered.items()}
-            model.save_pretrained(stage, safe_serialization=True, state_dict=gathered)
+            # PEFT would write an embedding that grew, and is trained in full, three times.
+            once = {"save_embedding_layers": False} if adapted and plan.calls.tokens else {}
+            model.save_pretrained(stage, safe_serialization=True, state_dict=gathered, **once)
             tokenizer.save_pretrained(stage)
             if adapted:
-                _prove_adapter(model, stage, final, gathered)
+                _prove_adapter(model, stage, final, gathered, once)
     except OSError as error:
         wrong = f"the weights could not be written: {error}"
         raise TrainingError(Problem(Where(str(final)), "", wrong, "free some space, then use --resume")) from error
@@ -180,11 +185,13 @@ def _model_path(plan: Plan) -> str:
     return str(load.get("model_name") or load["pretrained_model_name_or_path"])
 
 
-def _prove_adapter(model: Model, folder: Path, final: Path, gathered: Weights | None) -> None:
+def _prove_adapter(
+    model: Model, folder: Path, final: Path, gathered: Weights | None, settings: dict[str, bool]
+) -> None:
     """Compare the adapter on disk with the one in memory: an empty or unchanged file must not pass for a result."""
     from peft import get_peft_model_state_dict
 
-    expected = get_peft_model_state_dict(model, gathered)
+    expected = get_peft_model_state_dict(model, gathered, **settings)
     file = folder / "adapter_model.safetensors"
     written = load_file(file) if file.is_file() else {}
     same = expected.keys() == written.keys() and all(

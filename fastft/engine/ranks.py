@@ -23,7 +23,6 @@ def join_group(world: World) -> None:
     """
     if world.size == 1 or dist.is_initialized():
         return
-    os.environ |= world.variables()
     if torch.cuda.is_available():
         if world.local_rank >= torch.cuda.device_count():
             wrong = f"{world.local_size} processes on this host, and {torch.cuda.device_count()} GPUs"

@@ -17,6 +17,7 @@ from trl import SFTConfig
 
 from fastft.data.cache import as_arrow
 from fastft.data.general import GENERAL_TOKENS
+from fastft.data.prepare import Prepared
 from fastft.data.render import Prompt
 from fastft.data.rows import Rows
 from fastft.engine.callbacks import EarlyStopping, Watch
@@ -26,17 +27,26 @@ from fastft.engine.model import Model, Tokenizer
 from fastft.engine.random_state import RandomState
 from fastft.engine.ranks import any_rank, refuse_another_group, wait_for_all
 from fastft.engine.tasks.classification import ClassificationTrainer, Task, make_label_trainer
+from fastft.engine.tasks.classifier import pad_id_of
 from fastft.engine.tasks.preference import Preference, PreferenceTrainer, make_preference_trainer
 from fastft.engine.trainer import Hooks, RowOrder, RunTrainer, SftTrainer
 from fastft.errors import OutOfMemoryError, Problem, TrainingError, Where
 from fastft.planning.plan import Plan
+from fastft.planning.schedule import rows_per_step
+from fastft.recipe.model import Recipe
 from fastft.runs.directory import RunDir
 from fastft.runs.held_out import Answers, Evaluation, MicroBatch, Untrained
 from fastft.runs.noise import noise_in_words
 from fastft.runs.result import Trained
 
-# How libraries report that memory ran out: torch, CUDA and Triton; cuBLAS; torch on a processor.
-OUT_OF_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")
+# How libraries report that memory ran out: torch, CUDA and Triton; cuBLAS; torch on a processor; the C library; oneDNN.
+OUT_OF_MEMORY = (
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "could not create a primitive",
+)
 
 
 @dataclass(frozen=True)
@@ -57,6 +67,36 @@ class Material:
     task: Task | Preference | None = None
     """Of a classification or of preferences; None where answers are learnt."""
     general: Sequence[Prompt] = ()
+
+
+def material_of(recipe: Recipe, rows: Prepared, plan: Plan, tokenizer: Tokenizer, processes: int) -> Material:
+    """All rows of a recipe and its task, without prompts."""
+    own, longest = recipe.preferred, recipe.model.max_seq_length
+    task: Task | Preference | None = None if own is None else Preference(own, longest, rows.folder)
+    if rows.labels is not None:
+        task = Task(rows.labels, recipe.classification, pad_id_of(tokenizer))
+    return Material(
+        train=rows.train.rows,
+        eval=None if rows.eval is None else rows.eval.rows,
+        prompts=(),
+        stop_ids=(),
+        max_new_tokens=recipe.eval.max_new_tokens,
+        early_stopping_patience=recipe.train.early_stopping_patience,
+        stop_on_divergence=recipe.train.stop_on_divergence,
+        task=task,
+        step_rows=rows_per_step(
+            recipe.train,
+            plan.schedule.per_device_train_batch_size,
+            plan.schedule.gradient_accumulation_steps or 1,
+            processes,
+            packing=plan.choices.packing.value,
+        ),
+    )
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether that is how a library says that memory ran out."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def train(
@@ -83,7 +123,7 @@ def train(
         def measure() -> None:
             before = _before(trainer, tokenizer, material, run, hooks)
             begin.restore()
-            trainer.add_callback(Watch(trainer, before.eval_loss, material.stop_on_divergence, hooks.note))
+            trainer.add_callback(Watch(trainer, before.eval_loss, material.stop_on_divergence, hooks.warned))
 
         trainer.before_training(measure)
         if checkpoint is not None:
@@ -95,6 +135,7 @@ def train(
             trainer.train_from(checkpoint)
         before = _before(trainer, tokenizer, material, run, hooks)
         if trainer.stopped:
+            trainer.reporters.close()
             return _trained(trainer, before, Evaluation(None, None), finished=False)
         trainer.refuse_if_poisoned()
         trainer.refuse_if_ranks_differ()
@@ -102,9 +143,10 @@ def train(
         if scale is not None and step_examples is not None:
             hooks.stage(noise_in_words(scale, step_examples))
         after = _evaluate(trainer, tokenizer, material, hooks, "after training")
+        trainer.reporters.close()
         return _trained(trainer, before, after, finished=True)
     except RuntimeError as error:
-        if not any(words in str(error) for words in OUT_OF_MEMORY):
+        if not ran_out_of_memory(error):
             raise
         traceback.print_exc()
         said = " ".join(str(error).split())[:200]
@@ -251,6 +293,8 @@ def _evaluate(trainer: RunTrainer, tokenizer: Tokenizer, material: Material, hoo
 
     if material.prompts:
         answers = answered(material.prompts, material.max_new_tokens, "held-out prompts")
+        if answers is not None and hooks.ranks.world.is_first:
+            trainer.reporters.report({"eval_exact_match": answers.exact / len(material.prompts)})
         if material.general:
             general = answered(material.general, GENERAL_TOKENS, "general questions")
     classes = trainer.figures if isinstance(trainer, ClassificationTrainer) and loss is not None else None

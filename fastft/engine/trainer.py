@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import Sampler
 
 from fastft.data.encode import NO_LOSS
+from fastft.engine import fsdp
 from fastft.engine.callbacks import (
     NumberGuard,
     Resumption,
@@ -24,6 +25,7 @@ from fastft.engine.counting import CountingTrainer
 from fastft.engine.noise_scale import LEAST_MICRO_BATCHES, MOST_WEIGHTS, NoiseMeter, noise_scale
 from fastft.engine.random_state import RandomState
 from fastft.engine.ranks import all_equal
+from fastft.engine.reporting import Reporters
 from fastft.engine.sampler import (
     DealtSampler,
     EpochSampler,
@@ -58,6 +60,10 @@ class Hooks:
     ranks: Ranks = field(default_factory=Ranks)
     before_save: Callable[[], None] = lambda: None
     """What a checkpoint must wait for."""
+    warned: Callable[[int, str], None] = lambda *_: None
+    """Takes the step, and what the run says about itself after it."""
+    last_step: int = 0
+    """The optimizer step after which the run evaluates, saves and stops, to be continued; 0: none."""
 
 
 @dataclass(frozen=True)
@@ -104,9 +110,10 @@ class RunTrainer(CheckpointingTrainer):
                     weight.data = weight.data.float()
         self._noise = self._noise_meter()
         self._before_evaluation: RandomState | None = None
-        self._reporter = StepReporter(self, hooks.step, hooks.evaluated)
-        self._stop = StopOnRequest(self, hooks.stop_asked)
-        for callback in (self._reporter, NumberGuard(self), self._stop, Resumption(self)):
+        self.reporters = Reporters(self, run.path)
+        self._reporter = StepReporter(self, self.reporters, hooks.step, hooks.evaluated)
+        self._stop = StopOnRequest(self, hooks.stop_asked, hooks.last_step)
+        for callback in (self.reporters, self._reporter, NumberGuard(self), self._stop, Resumption(self)):
             self.add_callback(callback)
 
     def _noise_meter(self) -> NoiseMeter | None:
@@ -125,7 +132,7 @@ class RunTrainer(CheckpointingTrainer):
     @property
     def splits_weights(self) -> bool:
         """Whether no rank holds the whole model."""
-        return zero_stage_of(self) == 3
+        return zero_stage_of(self) == 3 or fsdp.is_split(self.model)
 
     @property
     def stopped(self) -> bool:
@@ -161,6 +168,8 @@ class RunTrainer(CheckpointingTrainer):
         if not is_without_loss(inputs):
             self._count(inputs)
             self._computed_tokens += self._computed(inputs)
+        if fsdp.is_split(self.model):
+            fsdp.share_later(self.model, now=self.accelerator.sync_gradients)
         units = 0 if self._noise is None else self._loss_units(inputs)
         loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
         if self._noise is not None:
@@ -180,7 +189,7 @@ class RunTrainer(CheckpointingTrainer):
         return self._examples[-1]
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
-        self._grad_norm = super()._get_grad_norm(*args, **kwargs)
+        self._grad_norm = fsdp.whole(super()._get_grad_norm(*args, **kwargs))
         if self._grad_norm is not None:
             self._norms.append(self._grad_norm)
         return self._grad_norm
@@ -274,7 +283,7 @@ class RunTrainer(CheckpointingTrainer):
     def train_from(self, checkpoint: Path | None) -> None:
         """Train to the end, or until somebody asks to stop; from `checkpoint` or from the start."""
         self._checkpoint = checkpoint
-        if self._ranks.world.size > 1 and not self.is_sharded:
+        if self._ranks.world.size > 1 and not self.is_sharded and not fsdp.is_split(self.model):
             # After an evaluation accelerate takes the model for prepared, and would not share its gradients: each rank
             # would train a model of its own (accelerate 1.15, prepare_model).
             self.model._is_accelerate_prepared = False

@@ -107,11 +107,13 @@ def rehearse(
     source: str | None = None,
     chat_template: str | None = None,
     prompts: tuple[str, ...] = (),
+    tokenizer: Path | None = None,
 ) -> dict[str, int]:
     """The bytes of each artefact that is not there yet, after proving that all are possible; writes nothing.
 
     Before training there is no adapter: then only the base is checked, with the `chat_template` of training, and that
-    llama.cpp makes the ids of training from the rendered `prompts`. `source`, what the artefacts are made of, is None.
+    llama.cpp makes the ids of training from the rendered `prompts`, with the tokenizer in `tokenizer` where that is not
+    the base's own. `source`, what the artefacts are made of, is None.
 
     Raises:
         FastftError: with one problem for everything that would fail: architecture, tokenizer, quantizer, names, disk,
@@ -124,7 +126,7 @@ def rehearse(
     for kind in job.kinds:
         try:
             if not is_kept(job, kind, source):
-                sizes[kind] = _estimate(job, kind, adapter, chat_template, prompts)
+                sizes[kind] = _estimate(job, kind, adapter, chat_template, prompts, tokenizer)
         except FastftError as error:
             failed = type(error)
             problems += [problem for problem in error.problems if problem not in problems]
@@ -258,7 +260,14 @@ def stop_texts(job: Job) -> tuple[str, ...]:
     return tuple(vocabulary.tokens[token].decode() for token in stops)
 
 
-def _estimate(job: Job, kind: str, adapter: Path | None, chat_template: str | None, prompts: tuple[str, ...]) -> int:
+def _estimate(
+    job: Job,
+    kind: str,
+    adapter: Path | None,
+    chat_template: str | None,
+    prompts: tuple[str, ...],
+    tokenizer: Path | None,
+) -> int:
     if kind == MERGED:
         return estimate_merged_bytes(job.base, adapter)
     if kind not in FOLDER_FORMATS and job.llama_cpp is not None:
@@ -268,7 +277,7 @@ def _estimate(job: Job, kind: str, adapter: Path | None, chat_template: str | No
         return estimate_merged_4bit_bytes(job.base, adapter)
     if kind == ADAPTER:
         return _folder_bytes(adapter) if adapter is not None else 0
-    return estimate_gguf_bytes(job.base, adapter, kind, chat_template, prompts)
+    return estimate_gguf_bytes(job.base, adapter, kind, chat_template, prompts, tokenizer)
 
 
 def _folder_bytes(folder: Path) -> int:

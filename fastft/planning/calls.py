@@ -11,6 +11,7 @@ from typing import Any
 
 from fastft.planning.batching import Mode
 from fastft.planning.choices import Choices
+from fastft.planning.trained import full_layers
 from fastft.recipe.model import Recipe
 from fastft.recipe.optimizers import OPTIMIZERS
 
@@ -28,16 +29,20 @@ class Call:
 
 @dataclass(frozen=True)
 class Calls:
-    """The upstream calls of a run. `adapter`: None with full fine-tuning."""
+    """The upstream calls of a run. `adapter`: None with full fine-tuning. `tokens`: none where no token is added."""
 
     load: Call
     adapter: Call | None
     trainer: Call
+    tokens: tuple[Call, ...] = ()
+    shard: Call | None = None
+    """Splitting the model among the ranks, once for each layer and once for the rest."""
 
     @property
     def in_order(self) -> tuple[Call, ...]:
         """Those that are made, in the order in which they are made."""
-        return tuple(call for call in (self.load, self.adapter, self.trainer) if call is not None)
+        calls = (self.load, *self.tokens, self.adapter, self.shard, self.trainer)
+        return tuple(call for call in calls if call is not None)
 
 
 def load_call(recipe: Recipe, model_path: str, choices: Choices, labels: tuple[str, ...] = ()) -> Call:
@@ -93,9 +98,23 @@ def load_call(recipe: Recipe, model_path: str, choices: Choices, labels: tuple[s
     )
 
 
-def adapter_call(recipe: Recipe, choices: Choices) -> Call:
-    """Attaching the adapter: Unsloth's `get_peft_model`, or PEFT's `LoraConfig` for its own."""
+def token_calls(recipe: Recipe) -> tuple[Call, ...]:
+    """Adding tokens to the tokenizer, in the order of their ids; embedding and output layer grow with it."""
+    lists = ((recipe.data.add_tokens, False), (recipe.data.add_special_tokens, True))
+    return tuple(
+        Call("transformers.PreTrainedTokenizerBase.add_tokens", {"new_tokens": list(texts), "special_tokens": special})
+        for texts, special in lists
+        if texts
+    )
+
+
+def adapter_call(recipe: Recipe, choices: Choices, *, tied: bool = False) -> Call:
+    """Attaching the adapter: Unsloth's `get_peft_model`, or PEFT's `LoraConfig` for its own.
+
+    `tied`: whether the output layer is the embedding itself; it stays so where tokens are added.
+    """
     lora = recipe.lora
+    tie: dict[str, Any] = {"ensure_weight_tying": True} if tied and recipe.adds_tokens else {}
     shared: dict[str, Any] = {
         "r": lora.r,
         "lora_alpha": lora.lora_alpha,
@@ -104,7 +123,8 @@ def adapter_call(recipe: Recipe, choices: Choices) -> Call:
         "bias": lora.bias,
         "use_rslora": lora.use_rslora,
         **({"use_dora": True} if lora.use_dora else {}),
-        "modules_to_save": list(lora.modules_to_save) or None,
+        "modules_to_save": list(full_layers(recipe).names(tied=tied)) or None,
+        **tie,
     }
     if choices.engine.value == "unsloth":
         extra = {
@@ -116,6 +136,13 @@ def adapter_call(recipe: Recipe, choices: Choices) -> Call:
         shared["modules_to_save"] = list(dict.fromkeys([*lora.modules_to_save, "score"]))
         return Call("peft.LoraConfig", {**shared, "task_type": "SEQ_CLS"})
     return Call("peft.LoraConfig", {**shared, "task_type": "CAUSAL_LM"})
+
+
+def shard_call(recipe: Recipe) -> Call | None:
+    """Splitting the model with FSDP2; None where it is not."""
+    if recipe.train.fsdp is None:
+        return None
+    return Call("torch.distributed.fsdp.fully_shard", {"reshard_after_forward": True})
 
 
 def trainer_call(

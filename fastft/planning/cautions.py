@@ -26,6 +26,7 @@ LORA_EXAMPLES = 32
 FEW_EXAMPLES = 4
 MANY_EPOCHS = 4
 SMALL_DATA = 10_000
+SHOWN_TOKENS = 5
 BATCH_KEYS = ("train.effective_batch_size", "train.gradient_accumulation_steps", "train.per_device_train_batch_size")
 # The same without their section, with what they are where a recipe says nothing.
 OPEN_BATCH = {
@@ -193,6 +194,13 @@ def _data(sight: Sight) -> Iterator[Caution]:
         yield Caution("model.max_seq_length", says, "what is cut is not learnt", "the rows themselves")
     for note in rows.notes:
         yield Caution("data.ignore", note, "what has no effect is not learnt", "the rows themselves")
+    if rows.unused_tokens:
+        shown = ", ".join(rows.unused_tokens[:SHOWN_TOKENS])
+        says = f"no training row holds {len(rows.unused_tokens)} of the added tokens: {shown}"
+        field = (
+            "data.add_tokens" if set(rows.unused_tokens) & set(recipe.data.add_tokens) else "data.add_special_tokens"
+        )
+        yield Caution(field, says, "its embedding stays the mean that it began with", "the rows themselves")
     if rows.split_rows:
         says = f"{rows.split_rows:,} conversations become a row an answer, with {rows.extra_tokens:,} tokens more"
         reason = 'the template writes earlier turns unlike it asks; data.train_on = "last" trains last answers alone'

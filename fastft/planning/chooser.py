@@ -7,6 +7,7 @@ rows of each step are sorted into its micro-batches, which saves most of the pad
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,13 +16,14 @@ from typing import Any
 
 from fastft.planning.batching import BATCHES, MEASURED_ROWS, Mode, Padding, describe, measure, packed_rows
 from fastft.planning.choices import Choice, Choices, can_flatten, choose_packing, make_choices, written_batch
-from fastft.planning.disk import count_trained_weights
 from fastft.planning.facts import Facts
 from fastft.planning.fitting import TARGET_SHARE, fit_checkpointing, memory_settings
 from fastft.planning.memory import forecast_memory
+from fastft.planning.probes import Probe, SetUp, probes_key, set_up_of
 from fastft.planning.processor import choose_attention, choose_weights
 from fastft.planning.throughput import Share, kind_of
 from fastft.planning.timing import Rate, device_rate, seconds_per_epoch
+from fastft.planning.trained import adapter_weights, full_layers
 from fastft.planning.work import work_per_token
 from fastft.probe.architecture import Architecture, architecture_of
 from fastft.probe.device import GIB
@@ -62,11 +64,12 @@ class Settled:
 
 @dataclass(frozen=True)
 class _SetUp:
-    """One possible set-up, its peak with the longest rows, and the seconds of an epoch by the forecast."""
+    """One possible set-up, its peak with the longest rows, and the seconds of an epoch, forecast or measured."""
 
     settled: Settled
     peak_bytes: int
     seconds: float
+    is_measured: bool = False
 
     @property
     def preference(self) -> tuple[bool, ...]:
@@ -88,6 +91,30 @@ class _SetUp:
         return " ".join((rows, *(name for name, is_on in on.items() if is_on)))
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """A set-up that is possible, as it is forecast: tokens of all rows a second, padding not counted, and its peak."""
+
+    set_up: SetUp
+    tokens_per_second: float
+    peak_bytes: int
+    fits: bool
+
+
+def candidates(recipe: Recipe, facts: Facts, engine: Choice[str], model: Architecture) -> list[Candidate]:
+    """Every possible set-up of what `recipe` leaves open, by the forecast alone, the fastest first."""
+    packed = _packed(recipe, facts, engine) if recipe.train.packing is not False else None
+    ranking = _Ranking(recipe, dataclasses.replace(facts, probes={}), model, packed, engine.value)
+    tokens, limit = sum(ranking.lengths), TARGET_SHARE * facts.device.memory_bytes
+    found = []
+    for answers in _options(recipe, facts, packed):
+        each = ranking.rate(_settled(recipe, facts, engine, answers, packed))
+        rate, fits = tokens / each.seconds, each.peak_bytes <= limit
+        found.append(Candidate(set_up_of(each.settled.choices), rate, each.peak_bytes, fits))
+    unlike = {each.set_up: each for each in found}
+    return sorted(unlike.values(), key=lambda each: -each.tokens_per_second)
+
+
 def settle(recipe: Recipe, facts: Facts, engine: Choice[str], model: Architecture | None) -> Settled:
     """The fastest set-up that fits into 90 % of the device's memory; where none does, the one that needs least."""
     is_open = {key for key, section in WRITTEN.items() if getattr(getattr(recipe, section), key) == "auto"}
@@ -102,19 +129,25 @@ def settle(recipe: Recipe, facts: Facts, engine: Choice[str], model: Architectur
             unknown,
             choices=_explained(unknown.choices, None, is_open, reason, off),
         )
-    ranking = _Ranking(recipe, facts, model, packed)
+    ranking = _Ranking(recipe, facts, model, packed, engine.value)
     options = _options(recipe, facts, packed)
     found = [ranking.rate(_settled(recipe, facts, engine, answers, packed)) for answers in options]
-    fitting = [each for each in found if each.peak_bytes <= TARGET_SHARE * facts.device.memory_bytes]
-    ordered = _order(fitting, large_first=facts.device.is_gpu)
-    best = ordered[0] if fitting else min(found, key=lambda each: each.peak_bytes)
-    runner_up = ordered[1] if len(ordered) > 1 else None
-    reason = _reason(best, runner_up, len(found), len(fitting), facts)
+    best, runner_up, reason = _chosen(found, facts)
     second = None if runner_up is None else runner_up.settled.choices
     choices = _explained(best.settled.choices, second, is_open, reason, off)
     if "gradient_checkpointing" in is_open:
         choices = ranking.with_checkpointing(choices)
     return replace(best.settled, choices=choices, table=ranking.table)
+
+
+def _chosen(found: Sequence[_SetUp], facts: Facts) -> tuple[_SetUp, _SetUp | None, str]:
+    """(the set-up that is taken, the second best, why): among measured ones that fit where there are any."""
+    fitting = [each for each in found if each.peak_bytes <= TARGET_SHARE * facts.device.memory_bytes]
+    ranked = [each for each in fitting if each.is_measured] or fitting
+    ordered = _order(ranked, large_first=facts.device.is_gpu)
+    best = ordered[0] if ordered else min(found, key=lambda each: each.peak_bytes)
+    runner_up = ordered[1] if len(ordered) > 1 else None
+    return best, runner_up, _reason(best, runner_up, len(found), len(ranked), facts)
 
 
 def _order(fitting: Sequence[_SetUp], *, large_first: bool) -> list[_SetUp]:
@@ -134,6 +167,8 @@ def _reason(best: _SetUp, runner_up: _SetUp | None, possible: int, fitting: int,
     if not fitting:
         return f"none of {possible} set-ups fits into {TARGET_SHARE:.0%} of memory; this one needs least, {memory}"
     text = f"the forecast's best of {fitting} set-ups that fit ({memory})"
+    if best.is_measured:
+        text = f"the fastest of {fitting} that `fastft tune` measured here ({memory})"
     if runner_up is None:
         return text
     return f"{text}; next {runner_up.words}, {best.seconds / runner_up.seconds:.2f} times as fast"
@@ -294,8 +329,12 @@ def _settled(
 class _Ranking:
     """The peak and the time of set-ups of one recipe."""
 
-    def __init__(self, recipe: Recipe, facts: Facts, model: Architecture, packed: Sequence[int] | None) -> None:
+    def __init__(
+        self, recipe: Recipe, facts: Facts, model: Architecture, packed: Sequence[int] | None, engine: str
+    ) -> None:
         self.recipe, self.facts, self.model = recipe, facts, model
+        key = probes_key(recipe, facts, engine, model)
+        self.probes: dict[SetUp, Probe] = {probe.set_up: probe for probe in facts.probes.get(key or "", ())}
         lengths, capacity = facts.lengths, recipe.row_tokens
         self.lengths = lengths or [capacity] * (facts.train_examples or 1)
         self.error = facts.rows.estimate.error if facts.rows and facts.rows.estimate else 0.0
@@ -318,7 +357,13 @@ class _Ranking:
 
     def rate(self, settled: Settled) -> _SetUp:
         """The peak of the longest rows, and the seconds of an epoch."""
-        return _SetUp(settled, self._peak_bytes(settled.choices), self._seconds(settled))
+        probe = self.probes.get(set_up_of(settled.choices))
+        if probe is not None and probe.tokens_per_second and probe.peak_bytes:
+            return _SetUp(settled, probe.peak_bytes, sum(self.lengths) / probe.tokens_per_second, is_measured=True)
+        forecast = self._peak_bytes(settled.choices)
+        if probe is not None and probe.out_of_memory:
+            forecast = max(forecast, probe.limit_bytes)
+        return _SetUp(settled, forecast, self._seconds(settled))
 
     def with_checkpointing(self, choices: Choices) -> Choices:
         """`choices` with the reason for or against keeping activations."""
@@ -379,13 +424,15 @@ class _Ranking:
             tokens,
             (),
             facts.product(model, choices.dtype.value),
+            dtype=choices.dtype.value,
         )
         span = describe(self.lengths).mean_span / self.recipe.texts_per_row
         if choices.packing.value and not _can_flatten_here(self.facts, choices.engine):
             span = 2.0 * self.recipe.row_tokens  # the whole row, masked
         work = work_per_token(
             model,
-            adapter_weights=count_trained_weights(settled.recipe, model),
+            adapter_weights=adapter_weights(settled.recipe, model),
+            trains_head=full_layers(settled.recipe).has_head,
             full_finetuning=self.recipe.model.full_finetuning,
             recomputes=choices.recomputes,
             span=span,

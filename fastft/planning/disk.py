@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fastft.planning.trained import count_trained_weights
 from fastft.probe.architecture import Architecture
 from fastft.probe.base_model import BaseModel
 from fastft.recipe.export_formats import FOLDER_FORMATS, GGUF
@@ -44,13 +45,6 @@ class Disk:
     def download_fits(self) -> bool:
         """Whether a cache of its own has room for the base model."""
         return self.free_cache_bytes is None or (self.download_bytes or 0) <= self.free_cache_bytes
-
-
-def count_trained_weights(recipe: Recipe, architecture: Architecture) -> int:
-    """The number of trained weights: of the adapter, or with full fine-tuning all."""
-    if recipe.model.full_finetuning:
-        return architecture.weights
-    return architecture.adapter_weights(recipe.lora.r, recipe.lora.target_modules)
 
 
 def _download(model: BaseModel, architecture: Architecture | None) -> int | None:

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastft.data.added_tokens import unused_tokens
 from fastft.data.sources import count_training_rows, evaluation_source
 from fastft.data.unused import unused_notes
 from fastft.files.atomic import free_bytes, may_write, on_one_disk
 from fastft.files.cache import cache_folder
 from fastft.planning.measured import Measured, measured_shares, throughput_file
+from fastft.planning.probes import Probe, kept_probes, probes_file
 from fastft.planning.products import Product, Products, kept_products, products_file, products_key
 from fastft.probe.architecture import Architecture, architecture_of
 from fastft.probe.base_model import BaseModel, find_base_model, hub_cache
@@ -43,7 +45,8 @@ class RowFacts:
     """What is known of the training rows after tokenizing, and of the tokenizer.
 
     `lengths`: tokens of each training row, of a pair twice those of its longer text, as they are computed.
-    `padded_tokens`: how many of them only fill up the shorter text. `trained_tokens`: those that carry loss.
+    `padded_tokens`: how many of them only fill up the shorter text. `unused_tokens`: added ones that no row holds.
+    `trained_tokens`: those that carry loss.
     `lost_rows`, `lost_tokens`: what max_seq_length costs, by `overlong` ("drop", "truncate", ...); `longest`: tokens of
     the longest row before that.
     `notes`: what the rows say and has no effect.
@@ -69,6 +72,7 @@ class RowFacts:
     estimate: Estimate | None = None
     labels: tuple[str, ...] = ()
     padded_tokens: int = 0
+    unused_tokens: tuple[str, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -84,7 +88,8 @@ class Facts:
     once they are tokenized or estimated, else None and `rows_missing` says why. `free_disk_bytes`: free space where
     runs are written; `free_cache_bytes`: where base models are kept, None if that is the same disk. `read_only`: the
     folder of the runs where nothing may be written there, else None. `measured`: the
-    rates of earlier runs here; `products`: what processors were measured to multiply. `processes`: how many this run is
+    rates of earlier runs here; `products`: what processors were measured to multiply; `probes`: what `fastft tune`
+    measured. `processes`: how many this run is
     made of, one a GPU (see probe/world.py). `deepspeed`: the text of the configuration file that the recipe names.
     """
 
@@ -99,6 +104,7 @@ class Facts:
     processes: int = 1
     measured: Measured = field(default_factory=dict)
     products: Mapping[str, Products] = field(default_factory=dict)
+    probes: Mapping[str, tuple[Probe, ...]] = field(default_factory=dict)
     free_cache_bytes: int | None = None
     deepspeed: str | None = None
     read_only: str | None = None
@@ -146,6 +152,7 @@ def find_facts(loaded: LoadedRecipe, runs_dir: Path) -> Facts:
         measured=measured_shares(throughput_file()),
         deepspeed=_deepspeed_text(loaded),
         products=kept_products(products_file()),
+        probes=kept_probes(probes_file()),
     )
 
 
@@ -178,6 +185,7 @@ def with_rows(facts: Facts, recipe: Recipe, prepared: Prepared) -> Facts:
         labels=() if prepared.labels is None else prepared.labels.names,
         padded_tokens=sum(lengths) - train.rows.tokens,
         written_date=None if prepared.template is None else prepared.template.written_date,
+        unused_tokens=unused_tokens(tokenizer, train.rows),
     )
     return replace(facts, train_examples=len(lengths), eval_examples=rows.eval_rows, rows=rows)
 

@@ -15,6 +15,7 @@ from fastft.planning.memory import (
     forecast_memory,
     most_tokens,
 )
+from fastft.planning.trained import full_layers
 from fastft.probe.architecture import Architecture
 from fastft.probe.device import GIB, Device
 from fastft.recipe.model import Recipe
@@ -130,6 +131,7 @@ def memory_settings(recipe: Recipe, device: Device, choices: Choices) -> MemoryS
         head_bytes=PLAIN_HEAD_BYTES if device.is_gpu else CPU_HEAD_BYTES,
         keeps_attention=not device.is_gpu,
         texts_per_row=recipe.texts_per_row,
+        full_layers=full_layers(recipe),
         holds_gradients=(choices.gradient_accumulation_steps.value or 1) > 1,
         **({} if device.is_gpu else {"framework_bytes": CPU_FRAMEWORK_BYTES}),
     )

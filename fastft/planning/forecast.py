@@ -19,7 +19,6 @@ from fastft.planning.batching import (
     recommend,
 )
 from fastft.planning.choices import Choices, can_flatten, choose_packing
-from fastft.planning.disk import count_trained_weights
 from fastft.planning.facts import Facts
 from fastft.planning.fitting import MemoryForecast, UnknownMemory, find_fitting, memory_settings
 from fastft.planning.measured import rate_key
@@ -27,6 +26,7 @@ from fastft.planning.memory import forecast_memory
 from fastft.planning.schedule import Schedule, UnknownSchedule
 from fastft.planning.throughput import kind_of
 from fastft.planning.timing import Interval, Rate, Time, UnknownTime, device_rate, download_seconds, seconds_per_epoch
+from fastft.planning.trained import adapter_weights, full_layers
 from fastft.planning.work import Work, work_per_token
 from fastft.probe.architecture import Architecture
 from fastft.recipe.model import Recipe
@@ -53,12 +53,14 @@ def make_forecast(
     key = rate_key(recipe, facts, choices, model, mode)
     kind, measured = kind_of(recipe, choices), facts.measured.get(key, ())
     product = facts.product(model, choices.dtype.value)
-    rate = device_rate(facts.device, model, kind, choices.engine.value, batch * row_tokens, measured, product)
+    engine, dtype = choices.engine.value, choices.dtype.value
+    rate = device_rate(facts.device, model, kind, engine, batch * row_tokens, measured, product, dtype=dtype)
     tokens, work = sum(facts.lengths or ()), None
     if model is not None:
         work = work_per_token(
             model,
-            adapter_weights=count_trained_weights(recipe, model),
+            adapter_weights=adapter_weights(recipe, model),
+            trains_head=full_layers(recipe).has_head,
             full_finetuning=recipe.model.full_finetuning,
             recomputes=choices.recomputes,
             span=(describe(facts.lengths).mean_span if facts.lengths else recipe.row_tokens) / recipe.texts_per_row,

@@ -6,6 +6,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Literal
 
+from fastft.planning.trained import NO_LAYERS, FullLayers
 from fastft.probe.architecture import Architecture
 from fastft.recipe.optimizers import OPTIMIZERS
 
@@ -36,6 +37,7 @@ class MemorySettings:
     activations inside a layer are recomputed by fused kernels (Unsloth) or kept as plain operations leave them.
     `keeps_attention`: whether attention is computed as a whole matrix, heads x length numbers a token, and kept.
     `texts_per_row`: 2 where a row is a pair, whose texts attend each to itself alone.
+    `full_layers`: those that are trained in full beside the adapter.
     `holds_gradients`: gradients of an earlier micro-batch are there while the next one runs. Without accumulation they
     take the room that activations leave.
     """
@@ -56,6 +58,13 @@ class MemorySettings:
     holds_gradients: bool = True
     framework_bytes: int = GPU_FRAMEWORK_BYTES
     texts_per_row: int = 1
+    full_layers: FullLayers = NO_LAYERS
+
+    def trained_weights(self, model: Architecture) -> int:
+        """The number of weights that get a gradient and the optimizer's state."""
+        if self.full_finetuning:
+            return model.weights
+        return model.adapter_weights(self.rank, self.targets) + self.full_layers.weights(model)
 
 
 @dataclass(frozen=True)
@@ -107,7 +116,7 @@ def forecast_memory(
     logits = max(0.0, tokens * (head - layers) + _fused_logits(model, settings, tokens))
     size = settings.weight_bytes
     head_size = 4 if settings.keeps_head_in_float32 and settings.load_in_4bit else size
-    trained = model.weights if settings.full_finetuning else model.adapter_weights(settings.rank, settings.targets)
+    trained = settings.trained_weights(model)
     gradients = settings.trained_bytes * trained
     return PeakMemory(
         base_weights_bytes=round((NF4_BYTES_PER_WEIGHT if settings.load_in_4bit else size) * model.body_weights),

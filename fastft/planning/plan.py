@@ -9,7 +9,7 @@ from typing import Any
 
 from fastft.errors import Problem
 from fastft.planning.batching import Batching, Mode, UnknownBatching
-from fastft.planning.calls import Calls, adapter_call, load_call, trainer_call
+from fastft.planning.calls import Calls, adapter_call, load_call, shard_call, token_calls, trainer_call
 from fastft.planning.cautions import Caution, Sight, find_cautions
 from fastft.planning.choices import Choices, choose_engine
 from fastft.planning.chooser import PINNED, pinned, settle, with_origin, with_values
@@ -18,10 +18,12 @@ from fastft.planning.facts import Estimate, Facts
 from fastft.planning.fitting import MemoryForecast, UnknownMemory
 from fastft.planning.forecast import make_forecast
 from fastft.planning.obstacles import find_obstacles
+from fastft.planning.probes import SetUp, set_up_of
 from fastft.planning.schedule import Schedule, UnknownSchedule, make_schedule, unknown_schedule
 from fastft.planning.sharding import deepspeed_config
 from fastft.planning.timing import Time, UnknownTime
 from fastft.probe.architecture import architecture_of
+from fastft.probe.base_model import BaseModel
 from fastft.probe.software import TESTED, release
 from fastft.recipe.loader import LoadedRecipe
 from fastft.recipe.model import TrainSection
@@ -55,6 +57,11 @@ class Plan:
     def chosen(self) -> Mapping[str, object]:
         """The values of what a recipe may leave open, as `make_plan` takes them in `began`."""
         return {key: getattr(self.choices, key).value for key in PINNED}
+
+    @property
+    def set_up(self) -> SetUp:
+        """What a recipe may leave open, as it is decided."""
+        return set_up_of(self.choices)
 
     def as_json(self) -> dict[str, Any]:
         """The plan as plain values, in the order in which it is read."""
@@ -178,7 +185,9 @@ def _calls(loaded: LoadedRecipe, facts: Facts, choices: Choices, mode: Mode, run
     transformers = release(facts.installed.get("transformers", TESTED["transformers"]))
     return Calls(
         load=load_call(recipe, model_path, choices, facts.labels),
-        adapter=None if recipe.model.full_finetuning else adapter_call(recipe, choices),
+        adapter=None if recipe.model.full_finetuning else adapter_call(recipe, choices, tied=_ties(base)),
+        tokens=token_calls(recipe),
+        shard=shard_call(recipe),
         trainer=trainer_call(
             recipe,
             f"{run_dir}/checkpoints",
@@ -189,3 +198,9 @@ def _calls(loaded: LoadedRecipe, facts: Facts, choices: Choices, mode: Mode, run
             ranks_on_cpu=facts.processes > 1 and not facts.device.is_gpu,
         ),
     )
+
+
+def _ties(base: BaseModel) -> bool:
+    """Whether the output layer of `base` is its embedding; by transformers' default where its sizes are unknown."""
+    model = architecture_of(base.id, base.config)
+    return bool(base.config.get("tie_word_embeddings", True)) if model is None else model.ties_embeddings

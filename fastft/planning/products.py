@@ -59,6 +59,13 @@ def keep_products(path: Path, key: str, products: Products) -> None:
     write_record(path, KeptProducts({**known, key: dict(products)}))
 
 
+def forget_products(path: Path, key: str) -> None:
+    """Take a measurement out of the file at `path`, so that the next run measures again."""
+    known = kept_products(path)
+    if key in known:
+        write_record(path, KeptProducts({name: dict(each) for name, each in known.items() if name != key}))
+
+
 def products_key(device: Device, model: Architecture, installed: Mapping[str, str]) -> str:
     """What two measurements must have in common to be one."""
     sizes = f"{model.layers}x{model.hidden}x{model.inner}"

@@ -41,10 +41,12 @@ def work_per_token(
     recomputes: bool,
     span: float,
     has_head: bool = True,
+    trains_head: bool = False,
 ) -> Work:
     """Operations for one token that attends to `span` / 2 others on average (causal).
 
-    `has_head`: whether each token gets logits of the vocabulary; a classifier has a row a label instead.
+    `has_head`: whether each token gets logits of the vocabulary; a classifier has a row a label instead. `trains_head`:
+    whether the output layer is trained in full beside an adapter, two operations a weight for its gradient.
     Forward: two operations a weight, 2 T q for scores and values in each layer over half the span. Backward with LoRA:
     only input gradients of the frozen base (2 a weight) and both of the adapter (4 a weight); with full fine-tuning 4 a
     weight; attention twice its forward. Checkpointing computes the layers' forward pass once more; the output layer is
@@ -56,6 +58,7 @@ def work_per_token(
     attention = 2.0 * span * model.query_width * model.layers
     forward = 2.0 * (base + adapter) + attention
     backward = (4.0 if full_finetuning else 2.0) * base + 4.0 * adapter + 2 * attention
+    backward += 2.0 * model.embedding_weights if trains_head else 0.0
     recompute = 2.0 * (model.body_weights + adapter) + attention if recomputes else 0.0
     return Work(forward, backward, recompute, attention * (4 if recomputes else 3))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import zlib
@@ -35,12 +36,29 @@ OUTER = (
         "OMPI_COMM_WORLD_LOCAL_SIZE",
     ),
     Launcher("mpiexec", "PMI_SIZE", "PMI_RANK", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+    Launcher(
+        "mpirun_rsh",
+        "MV2_COMM_WORLD_SIZE",
+        "MV2_COMM_WORLD_RANK",
+        "MV2_COMM_WORLD_LOCAL_RANK",
+        "MV2_COMM_WORLD_LOCAL_SIZE",
+    ),
     Launcher("srun", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
 )
 # What deepspeed calls LOCAL_WORLD_SIZE.
 DEEPSPEED_LOCAL_SIZE = "LOCAL_SIZE"
-# What accelerate asks the trainer for beside DDP.
-OTHER_ENGINES = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
+# What accelerate asks the trainer for beside DDP, of one process too.
+OTHER_ENGINES = (
+    "ACCELERATE_USE_FSDP",
+    "ACCELERATE_USE_DEEPSPEED",
+    "ACCELERATE_USE_MEGATRON_LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG",
+)
+# Settings of accelerate that would change what the plan says, behind its back, and what to write instead.
+OTHER_SETTINGS = {
+    "ACCELERATE_MIXED_PRECISION": "write train.bf16 or train.fp16 in the recipe, and start with --mixed_precision no",
+    "ACCELERATE_DYNAMO_BACKEND": "take --dynamo_backend out: the plan compiles nothing",
+}
 VARIABLES = tuple(launcher.size for launcher in (TORCH, *OUTER))
 
 
@@ -88,19 +106,21 @@ def find_world(variables: Mapping[str, str] | None = None) -> World:
         MachineError: a variable is no number, two launchers disagree, or one says too little.
     """
     env = os.environ if variables is None else variables
+    _refuse_settings(env)
     size = _number(env, TORCH.size, least=1)
-    outer = [launcher for launcher in OUTER if (_number(env, launcher.size, least=1) or 1) > 1]
+    outer = [launcher for launcher in OUTER if _sized(env, launcher) > 1]
+    _refuse_rank_without_size(env, size is not None or bool(outer))
     if size is None:
         if not outer:
             return World()
-        return _checked(env, outer[0], _sized(env, outer[0]))
-    for launcher in outer:
-        _refuse_other_size(env, launcher, size)
+        launcher, size = outer[0], _sized(env, outer[0])
+    else:
+        launcher = outer[0] if outer and not env.get(TORCH.rank, "").strip() else TORCH
+    for other in outer:
+        _refuse_other_size(env, launcher, other, size)
     if size == 1:
-        if _number(env, TORCH.rank):
-            _refuse(TORCH.rank, f"is rank {env[TORCH.rank]} of a WORLD_SIZE of 1", env[TORCH.rank])
+        _refuse_part_of_one(env)
         return World()
-    launcher = TORCH if TORCH.rank in env or not outer else outer[0]
     return _checked(env, launcher, size)
 
 
@@ -108,23 +128,64 @@ def _sized(env: Mapping[str, str], launcher: Launcher) -> int:
     return _number(env, launcher.size, least=1) or 1
 
 
-def _refuse_other_size(env: Mapping[str, str], launcher: Launcher, size: int) -> None:
+def _refuse_settings(env: Mapping[str, str]) -> None:
+    for name in OTHER_ENGINES:
+        if env.get(name, "").strip().lower() in ("1", "true", "yes", "y", "on", "t"):
+            wrong = "asks for another way to share the work than DDP, the one that accelerate may start here"
+            instead = "take it out of the configuration of accelerate; `fastft launch --engine zero2` shares a model"
+            raise MachineError(Problem(Where(name), "", wrong, instead))
+    for name, instead in OTHER_SETTINGS.items():
+        text = env.get(name, "").strip()
+        if text.lower() not in ("", "no"):
+            raise MachineError(Problem(Where(name), "", "changes what the plan says", instead, text))
+
+
+def _refuse_rank_without_size(env: Mapping[str, str], is_sized: bool) -> None:
+    """Stop a process that is one of several whose number nobody says: it would train alone, and so would the others."""
+    for name in () if is_sized else (TORCH.rank, TORCH.local_rank):
+        if (rank := _number(env, name)) is not None:
+            _refuse(name, "is set, and WORLD_SIZE does not say of how many processes", str(rank))
+    for launcher in OUTER:
+        rank, size = _number(env, launcher.rank), _number(env, launcher.size, least=1)
+        # Slurm sets SLURM_PROCID=0 in a batch script too, beside which nothing runs.
+        if size is None and (rank or (rank == 0 and launcher.name != "srun")):
+            _refuse(launcher.rank, f"is set, and {launcher.size} does not say of how many", env[launcher.rank])
+        if size == 1 and (rank or _number(env, launcher.local_rank)):
+            _refuse(launcher.size, f"is 1, and {launcher.rank} says rank {rank}", env[launcher.size])
+        here = env.get(launcher.local_size, "").strip()
+        if size == 1 and here not in ("", "1"):
+            _refuse(launcher.size, f"is 1, and {launcher.local_size} says {here}", env[launcher.size])
+
+
+def _refuse_part_of_one(env: Mapping[str, str]) -> None:
+    """Stop a process that some variable takes for one of several, and WORLD_SIZE for all of one."""
+    for name in (TORCH.rank, TORCH.local_rank):
+        if _number(env, name):
+            _refuse(name, f"is rank {env[name].strip()} of a WORLD_SIZE of 1", env[name])
+    for name in (TORCH.local_size, DEEPSPEED_LOCAL_SIZE):
+        if (_number(env, name, least=1) or 1) > 1:
+            _refuse(name, "is more than the WORLD_SIZE of 1", env[name])
+
+
+def _refuse_other_size(env: Mapping[str, str], launcher: Launcher, other: Launcher, size: int) -> None:
     """Tasks of mpirun or srun may each start a torchrun, whose world then is larger, never smaller."""
-    tasks = _sized(env, launcher)
-    nested = "TORCHELASTIC_RUN_ID" in env
-    if tasks == size or (nested and size > tasks and size % tasks == 0):
-        return
-    wrong = f"{launcher.name} started {tasks} processes ({launcher.size}), and WORLD_SIZE says {size}"
-    instead = "unset WORLD_SIZE, or start the processes with one launcher"
-    raise MachineError(Problem(Where("WORLD_SIZE"), "", wrong, instead))
+    tasks, nested = _sized(env, other), "TORCHELASTIC_RUN_ID" in env
+    if nested and size >= tasks and size % tasks == 0:
+        return  # torchrun numbers its processes as it likes
+    said, instead = launcher.size, "start the processes with one launcher"
+    if TORCH.size in env:
+        said, instead = TORCH.size, f"unset WORLD_SIZE, or {instead}"
+    if tasks != size:
+        wrong = f"{other.name} started {tasks} processes ({other.size}), and {said} says {size}"
+        raise MachineError(Problem(Where(said), "", wrong, instead))
+    ranks = _number(env, launcher.rank), _number(env, other.rank)
+    if None not in ranks and ranks[0] != ranks[1]:
+        wrong = f"{launcher.rank} says rank {ranks[0]}, and {other.rank} rank {ranks[1]}"
+        raise MachineError(Problem(Where(launcher.rank), "", wrong, "start the processes with one launcher"))
 
 
 def _checked(env: Mapping[str, str], launcher: Launcher, size: int) -> World:
     """The world of `size` processes, with the ranks that `launcher` gave."""
-    for name in OTHER_ENGINES:
-        if env.get(name, "").strip().lower() in ("1", "true", "yes"):
-            wrong = "asks for another way to share the work than DDP, the one that is proven here"
-            raise MachineError(Problem(Where(name), "", wrong, "take it out of the configuration of accelerate"))
     rank = _number(env, launcher.rank)
     if rank is None:
         wrong = f"{launcher.size} says {size} processes, and {launcher.rank} does not say which one this is"
@@ -206,6 +267,38 @@ def world_size() -> int:
         MachineError: the variables of a launcher are wrong.
     """
     return find_world().size
+
+
+def take_local_rank(rank: int) -> None:
+    """Take the `--local_rank` that deepspeed and torch.distributed.launch add to the command.
+
+    Raises:
+        MachineError: LOCAL_RANK says another one.
+    """
+    known = os.environ.get(TORCH.local_rank, "").strip()
+    if known not in ("", str(rank)):
+        _refuse(TORCH.local_rank, f"is not the --local_rank={rank} of the command", known)
+    os.environ[TORCH.local_rank] = str(rank)
+
+
+@contextlib.contextmanager
+def libraries_see(world: World) -> Iterator[None]:
+    """Within: the variables that torch and accelerate read say `world`; afterwards they are as they were.
+
+    Of one process they say nothing: with a LOCAL_RANK that a launcher of one process set, accelerate makes a group.
+    """
+    names = (*World().variables(), *OTHER_ENGINES, *OTHER_SETTINGS)
+    before = {name: os.environ[name] for name in names if name in os.environ}
+    for name in World().variables() if world.size == 1 else ():
+        os.environ.pop(name, None)
+    if world.size > 1:
+        os.environ |= world.variables()
+    try:
+        yield
+    finally:
+        for name in names:
+            os.environ.pop(name, None)
+        os.environ |= before
 
 
 def _number(env: Mapping[str, str], name: str, least: int = 0) -> int | None:

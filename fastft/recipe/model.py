@@ -295,6 +295,18 @@ class DataSection(Section):
     trained, whatever value it passes itself.
     Upstream: tokenizer.apply_chat_template(chat_template_kwargs)"""
 
+    add_tokens: Names = ()
+    """New tokens of the vocabulary, such as `add_tokens = ["<think>", "</think>"]`: each becomes one id wherever its
+    text stands. Its row of the embedding and of the output layer begins as the mean of the pieces that its text was
+    before. Both layers are then trained in full and saved with the adapter: they take memory and disk, as `fastft plan`
+    shows. In answers such a token is text like any other. One that the tokenizer has already is refused.
+    Upstream: tokenizer.add_tokens(), model.resize_token_embeddings(), lora.modules_to_save"""
+
+    add_special_tokens: Names = ()
+    """The same for control tokens: programs that show answers without control tokens leave them out, and a GGUF file
+    marks them as such. Messages may contain those of this list, and still none of the tokenizer's own.
+    Upstream: tokenizer.add_tokens(special_tokens=True)"""
+
     train_on: Literal["assistant", "last", "all"] = "assistant"
     """Which tokens carry loss. "assistant": the assistant's answers and the token that ends each of them, in every
     turn. "last": only the last answer, and the row ends there. "all": every token, prompts too.
@@ -601,6 +613,16 @@ class TrainSection(Section):
     weights too; or a configuration of your own (`.json`, relative to the recipe), with "auto" for what the recipe says.
     Upstream: SFTConfig(deepspeed=)"""
 
+    fsdp: Literal["full_shard"] | None = None
+    """"full_shard": the processes of a run share weights, gradients and the optimizer's state with PyTorch's FSDP2, as
+    "zero3" of train.deepspeed does; any number of processes continues the run.
+    Upstream: torch.distributed.fsdp.fully_shard; SFTConfig(fsdp=) names the older FSDP too"""
+
+    @property
+    def shares_model(self) -> bool:
+        """Whether processes share more than rows."""
+        return self.deepspeed is not None or self.fsdp is not None
+
     @property
     def examples_per_step(self) -> int | None:
         """Examples of an optimizer step that batch and accumulation keep; None where they are written instead."""
@@ -771,6 +793,11 @@ class Recipe(Section):
     train: TrainSection = TrainSection()
     eval: EvalSection = EvalSection()
     export: ExportSection = ExportSection()
+
+    @property
+    def adds_tokens(self) -> bool:
+        """Whether the vocabulary grows."""
+        return bool(self.data.add_tokens or self.data.add_special_tokens)
 
     @property
     def labelled(self) -> ClassificationSection | None:

@@ -20,6 +20,7 @@ from fastft.recipe.needs import needs
 from fastft.recipe.preference_rules import preference
 from fastft.recipe.quantizations import QUANTIZATIONS
 from fastft.recipe.reporters import REPORTERS
+from fastft.recipe.token_rules import added_tokens
 from fastft.recipe.violation import Given, Violation
 
 
@@ -69,6 +70,12 @@ def _precision(recipe: Recipe, given: Given) -> Iterator[Violation]:
     if recipe.model.engine == "transformers" and train.gradient_checkpointing == "unsloth" and field in given:
         wrong = 'plain transformers has no "unsloth" checkpointing'
         yield Violation(field, wrong, "write true or false", ("model.engine",))
+
+
+def _sharing(recipe: Recipe, _: Given) -> Iterator[Violation]:
+    if recipe.train.deepspeed is not None and recipe.train.fsdp is not None:
+        wrong = "shares the model in another way than train.deepspeed"
+        yield Violation("train.fsdp", wrong, "keep one of them", ("train.deepspeed",))
 
 
 def _batch(recipe: Recipe, _: Given) -> Iterator[Violation]:
@@ -228,6 +235,7 @@ _RULES: tuple[Callable[[Recipe, Given], Iterator[Violation]], ...] = (
     _data,
     _precision,
     _batch,
+    _sharing,
     _schedule,
     _evaluation,
     _answers,
@@ -236,5 +244,6 @@ _RULES: tuple[Callable[[Recipe, Given], Iterator[Violation]], ...] = (
     _export,
     classification,
     preference,
+    added_tokens,
     needs,
 )

@@ -51,7 +51,7 @@ def charts(history: History, planned: Planned | None) -> Markup:
         "share of the computed tokens, in %",
         "Tokens that only fill rows up to the longest one of their micro-batch. Packing, or smaller micro-batches, have"
         " less of it.",
-        lambda step: None if step.padding_share is None else 100 * step.padding_share,
+        lambda step: None if step.padding is None else 100 * step.padding,
     )
     of(
         "gradient noise scale",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fastft.runs.directory import RunDir
 from fastft.runs.history import read_history
+from fastft.runs.leftovers import size_of
 from fastft.runs.result import Result
 from fastft.runs.state import State, state_of
 
@@ -56,7 +57,7 @@ def _listed(run: RunDir) -> Listed:
         loss_before=before,
         loss_after=after,
         seconds=round(sum(step.seconds for step in history.steps), 1),
-        size_bytes=sum(path.lstat().st_size for path in run.path.rglob("*") if not path.is_dir()),
+        size_bytes=size_of(run.path),
         exports=_exports(run, result),
     )
 

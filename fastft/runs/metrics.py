@@ -19,11 +19,12 @@ from fastft.files.records import fault, read_bytes
 class StepMetrics:
     """One logged optimizer step; counts are of the steps since the line before.
 
-    `tokens` are real ones, padding not counted. `loss` is the mean over trained tokens. `memory_bytes`: peak memory of
-    the GPU, or of the process on a CPU. `rewards`: of preferences, the means of `chosen`, `rejected` and `margin`, and
-    `accuracy`, the share of rows whose margin is above 0. `computed_tokens` are with padding, 0 in lines of older runs.
-    `clipped`: optimizer steps whose gradient was longer than `max_grad_norm`. `noise_scale`: in examples, the gradient
-    noise scale of the last optimizer steps with the ends of its interval of 95 % (estimate, low, high).
+    `tokens` are real ones, padding not counted; `computed_tokens` count it, 0 where an older fastft wrote the line.
+    `loss` is the mean over trained tokens. `memory_bytes`: peak memory of the GPU, or of the process on a CPU.
+    `rewards`: of preferences, the means of `chosen`, `rejected` and `margin`, and `accuracy`, the share of rows whose
+    margin is above 0. `clipped`: optimizer steps whose gradient was longer than `max_grad_norm`. `noise_scale`: in
+    examples, the gradient noise scale of the last optimizer steps with the ends of its interval of 95 % (estimate, low,
+    high).
     """
 
     step: int
@@ -42,11 +43,6 @@ class StepMetrics:
     noise_scale: tuple[float, float, float] | None = None
 
     @property
-    def padding_share(self) -> float | None:
-        """Padding among the computed tokens, 0 to 1; None where it was not counted."""
-        return max(0.0, 1 - self.tokens / self.computed_tokens) if self.computed_tokens else None
-
-    @property
     def tokens_per_second(self) -> float:
         return self.tokens / self.seconds if self.seconds else 0.0
 
@@ -54,11 +50,16 @@ class StepMetrics:
     def samples_per_second(self) -> float:
         return self.examples / self.seconds if self.seconds else 0.0
 
+    @property
+    def padding(self) -> float | None:
+        """The share of padding among the computed tokens; None where it is not known."""
+        return 1 - self.tokens / self.computed_tokens if self.computed_tokens else None
+
     def as_json(self) -> dict[str, Any]:
         rates = {"tokens_per_second": self.tokens_per_second, "samples_per_second": self.samples_per_second}
         line = dataclasses.asdict(self)
         rewards = {"rewards": line.pop("rewards")} if self.rewards else {}
-        shares = {"padding_share": None if self.padding_share is None else round(self.padding_share, 4)}
+        shares = {"padding_share": None if self.padding is None else round(self.padding, 4)}
         return {"event": "step", **line, **{key: round(rate, 2) for key, rate in rates.items()}, **shares, **rewards}
 
 
@@ -79,10 +80,22 @@ class EvaluationMetrics:
 
 
 @dataclass(frozen=True)
+class Warned:
+    """Something that the run said about itself after optimizer step `step`: a loss that rises and stays, and so on."""
+
+    event: str = dataclasses.field(default="warning", init=False)
+    step: int
+    text: str
+
+    def as_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
 class _Event:
     """What every line has."""
 
-    event: Literal["step", "evaluation", "out_of_memory"]
+    event: Literal["step", "evaluation", "out_of_memory", "warning"]
     step: int
 
 
@@ -102,6 +115,9 @@ class OutOfMemory:
         return dataclasses.asdict(self)
 
 
+Event = StepMetrics | EvaluationMetrics | OutOfMemory | Warned
+
+
 @dataclass(frozen=True)
 class Totals:
     """Sums over all attempts of a run. `tokens`: real ones that were trained; `seconds` in optimizer steps."""
@@ -118,6 +134,7 @@ class History:
     steps: tuple[StepMetrics, ...]
     evaluations: tuple[EvaluationMetrics, ...]
     out_of_memory: tuple[OutOfMemory, ...]
+    warnings: tuple[Warned, ...] = ()
 
     @property
     def totals(self) -> Totals:
@@ -132,7 +149,7 @@ class MetricsFile:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def append(self, event: StepMetrics | EvaluationMetrics | OutOfMemory) -> None:
+    def append(self, event: Event) -> None:
         """Append the line of an event."""
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(event.as_json()) + "\n")
@@ -159,25 +176,41 @@ class MetricsFile:
         Raises:
             MachineError: one is damaged.
         """
+        events = self.events(content)
+        return History(
+            tuple(each for each in events if isinstance(each, StepMetrics)),
+            tuple(each for each in events if isinstance(each, EvaluationMetrics)),
+            tuple(each for each in events if isinstance(each, OutOfMemory)),
+            tuple(each for each in events if isinstance(each, Warned)),
+        )
+
+    def events(self, content: bytes, first: int = 1) -> list[Event]:
+        """The whole lines in `content`, in their order; `first`: the number of the first line, for messages.
+
+        Raises:
+            MachineError: one is damaged.
+        """
         from pydantic import TypeAdapter
 
         event, step, numbers = TypeAdapter(_Event), TypeAdapter(StepMetrics), TypeAdapter(dict[str, float])
-        retry = TypeAdapter(OutOfMemory)
-        steps, evaluations, retries = [], [], []
-        for number, text in enumerate(content.split(b"\n")[:-1], start=1):
+        retry, warning = TypeAdapter(OutOfMemory), TypeAdapter(Warned)
+        found: list[Event] = []
+        for number, text in enumerate(content.split(b"\n")[:-1], start=first):
             try:
                 line = event.validate_json(text, strict=True)
                 if line.event == "step":
-                    steps.append(step.validate_json(text, strict=True))
+                    found.append(step.validate_json(text, strict=True))
                 elif line.event == "evaluation":
                     values = json.loads(text)
                     figures = {key: value for key, value in values.items() if key not in ("event", "step")}
-                    evaluations.append(EvaluationMetrics(line.step, numbers.validate_python(figures, strict=True)))
+                    found.append(EvaluationMetrics(line.step, numbers.validate_python(figures, strict=True)))
+                elif line.event == "warning":
+                    found.append(warning.validate_json(text, strict=True))
                 else:
-                    retries.append(retry.validate_json(text, strict=True))
+                    found.append(retry.validate_json(text, strict=True))
             except ValueError as error:
                 raise fault(Path(f"{self._path}:{number}"), f"is damaged: {_first_words(error)}") from error
-        return History(tuple(steps), tuple(evaluations), tuple(retries))
+        return found
 
     def restore(self, content: bytes) -> None:
         """Make the file what it was, with lines that a resumed run writes again or that are damaged removed."""

@@ -110,7 +110,13 @@ class Ranks:
     def __enter__(self) -> Self:
         if self.world.size > 1:
             self._stderr = os.dup(2)  # the log takes number 2 later
-            self._join()
+            try:
+                self._join()
+            except BaseException:
+                self._state.over = True
+                if self._hub is not None:
+                    self._hub.close()
+                raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:

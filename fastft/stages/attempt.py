@@ -26,11 +26,9 @@ from fastft.errors import (
 )
 from fastft.files.records import write_checked, write_record
 from fastft.files.seal import file_sha256
-from fastft.planning.batching import Batching
 from fastft.planning.facts import Facts
-from fastft.planning.measured import keep_share, rate_key, throughput_file
+from fastft.planning.measured import keep_rate
 from fastft.planning.plan import Plan, make_plan, with_less_memory
-from fastft.planning.schedule import rows_per_step
 from fastft.planning.timing import Time
 from fastft.probe.architecture import architecture_of
 from fastft.recipe.loader import LoadedRecipe
@@ -40,11 +38,12 @@ from fastft.runs.classification import Classifier
 from fastft.runs.directory import RunDir, locked, new_attempt
 from fastft.runs.history import rewind
 from fastft.runs.measured import with_measures
-from fastft.runs.metrics import MetricsFile, OutOfMemory, StepMetrics, Totals
+from fastft.runs.metrics import MetricsFile, OutOfMemory, Totals
 from fastft.runs.ranks import Ranks
 from fastft.runs.result import ExportedFile, Result, SavedWeights, Trained, make_result
 from fastft.stages.ending import reported
 from fastft.stages.faults import explain
+from fastft.stages.journal import Journal
 from fastft.stages.ready import Attempt, Ready, begin, prepare_run
 from fastft.stages.stopping import Stopping
 
@@ -61,7 +60,7 @@ class Start:
 
     `resume`: return a finished run instead of a new one. `fresh`: always begin a new run. `run`: continue this folder.
     `accepted_drift`: keys of the manifest that may have changed since the run began. `like`: a run that a new one
-    repeats, with the same manifest.
+    repeats, with the same manifest. `until`: the share of the optimizer steps after which it stops, to be continued.
     """
 
     resume: bool = False
@@ -69,6 +68,7 @@ class Start:
     run: Path | None = None
     accepted_drift: tuple[str, ...] = ()
     like: Path | None = None
+    until: float | None = None
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,9 @@ def run_attempt(
             view.stage(note)
         if ranks.world.size > 1:
             view.stage(f"{ranks.world.size} processes met at {ranks.world.address}")
-        attempt = Attempt(loaded, facts, engine, run, view, stopping, start.accepted_drift, ranks, start.like)
+        attempt = Attempt(
+            loaded, facts, engine, run, view, stopping, start.accepted_drift, ranks, start.like, start.until
+        )
         log = Path(ranks.share("log", lambda: str(new_attempt(run))))
         report = reported(run, log.parent, view.note) if first else contextlib.nullcontext()
         log = log if first else log.with_name(f"rank-{ranks.world.rank}.log")
@@ -228,15 +230,13 @@ def _train(attempt: Attempt, ready: Ready, checkpoint: Path | None) -> tuple[Out
 def _train_once(
     attempt: Attempt, ready: Ready, plan: Plan, checkpoint: Path | None
 ) -> tuple[Outcome | None, Model, Tokenizer]:
-    ranks = attempt.ranks
+    ranks, last_step = attempt.ranks, attempt.last_step(plan)
+    _end_at(attempt, last_step, checkpoint)
     attempt.stage(f"starting {plan.engine} on {plan.device}")
     from fastft.engine.model import gather_weights, load_model, save_weights, trained_weights
     from fastft.engine.ranks import join_group, leave_group
     from fastft.engine.sharding import forget_sharding
-    from fastft.engine.tasks.classification import Task
-    from fastft.engine.tasks.classifier import pad_id_of
-    from fastft.engine.tasks.preference import Preference
-    from fastft.engine.train import Material, train
+    from fastft.engine.train import material_of, train
     from fastft.engine.trainer import Hooks
 
     join_group(ranks.world)
@@ -246,54 +246,36 @@ def _train_once(
     model, tokenizer = load_model(plan, None if template is None else template.source)
     trained_count, total = trained_weights(model)
     attempt.stage(f"training {trained_count:,} of {total:,} weights ({100 * trained_count / total:.2f} %)")
-    metrics = MetricsFile(attempt.run.metrics)
+    journal = Journal(attempt.run, attempt.view, ranks.world.is_first)
     if checkpoint is not None:
         before, now = ranks_of(checkpoint), ranks.world.size
         changed = "" if before == now else f" with {now} process{'es' * (now > 1)}, {before} before: the same batches"
         attempt.view.note(f"continuing from step {step_of(checkpoint)}{changed}")
 
-    def show(line: StepMetrics) -> None:
-        if not ranks.world.is_first:
-            return
-        if not attempt.run.recipe.is_file():  # saving would make the folder anew, without what was in it
-            raise FileNotFoundError(attempt.run.path)
-        metrics.append(line)
-        attempt.view.step(line)
-
-    labels, own, longest = ready.rows.labels, recipe.preferred, recipe.model.max_seq_length
-    preferred = None if own is None else Preference(own, longest, ready.rows.folder)
-    material = Material(
-        train=ready.rows.train.rows,
-        eval=None if ready.rows.eval is None else ready.rows.eval.rows,
+    material = material_of(recipe, ready.rows, plan, tokenizer, ranks.world.size)
+    material = dataclasses.replace(
+        material,
         prompts=ready.prompts,
         general=ready.general.prompts,
         stop_ids=ready.held_out.end_ids,
         max_new_tokens=recipe.eval.max_new_tokens,
-        early_stopping_patience=recipe.train.early_stopping_patience,
-        stop_on_divergence=recipe.train.stop_on_divergence,
-        task=preferred if labels is None else Task(labels, recipe.classification, pad_id_of(tokenizer)),
-        step_rows=rows_per_step(
-            recipe.train,
-            plan.schedule.per_device_train_batch_size,
-            plan.schedule.gradient_accumulation_steps or 1,
-            ranks.world.size,
-            packing=plan.choices.packing.value,
-        ),
     )
     hooks = Hooks(
         attempt.view.stage,
         attempt.view.note,
-        show,
-        metrics.append if ranks.world.is_first else lambda _: None,
+        journal.step,
+        journal.evaluated,
         lambda: attempt.stopping.asked is not None,
         ranks,
         attempt.settle,
+        journal.warned,
+        last_step,
     )
     with contextlib.ExitStack() as until_saved:
         until_saved.enter_context(attempt.stopping.deferred())
         trained = train(plan, model, tokenizer, material, attempt.run, hooks, checkpoint)
         if not trained.finished:
-            raise attempt.interrupted(attempt.run.path, saved=True)
+            raise attempt.interrupted(attempt.run.path, saved=True, step=trained.steps)
         if trained.steps in dict(checkpoints(attempt.run)):
             until_saved.close()  # a stop loses nothing from here on
             attempt.stage("saving the weights")
@@ -304,10 +286,16 @@ def _train_once(
             return None, model, tokenizer
         attempt.settle()
         folder = save_weights(model, tokenizer, plan, attempt.run, gathered)
-        if labels is not None:
+        if ready.rows.labels is not None:
             write_record(folder / Classifier.FILE, attempt.run.require(Classifier))
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return Outcome(plan, trained, SavedWeights(trained_count, total, str(folder), size)), model, tokenizer
+
+
+def _end_at(attempt: Attempt, last_step: int, checkpoint: Path | None) -> None:
+    """End here where the run has come as far as this attempt may go."""
+    if last_step and checkpoint is not None and step_of(checkpoint) >= last_step:
+        raise attempt.interrupted(attempt.run.path, saved=True, step=step_of(checkpoint))
 
 
 def _with_less_memory(
@@ -333,16 +321,15 @@ def _with_less_memory(
 
 def _keep_throughput(attempt: Attempt, ready: Ready, plan: Plan, totals: Totals) -> None:
     """Keep the rate of this run for the next plan of such a run; a lost figure is no reason to lose a run."""
-    recipe, batching, time = attempt.loaded.recipe, plan.batching, plan.time
-    if not isinstance(time, Time) or not isinstance(batching, Batching) or plan.schedule.devices > 1:
+    recipe, time = attempt.loaded.recipe, plan.time
+    if not isinstance(time, Time) or plan.schedule.devices > 1:
         return
     # With max_steps the tokens of the planned epochs are near those that were trained, not equal to them.
     if abs(totals.tokens - time.tokens) > 0.05 * time.tokens or totals.out_of_memory:
         return
     architecture = architecture_of(recipe.model.id, ready.facts.base_model.config)
-    key = rate_key(recipe, ready.facts, plan.choices, architecture, batching.active)
     with contextlib.suppress(OSError):
-        keep_share(throughput_file(), key, time, batching.padding, totals.seconds)
+        keep_rate(recipe, ready.facts, plan, architecture, totals.seconds)
 
 
 def _export_again(attempt: Attempt, ready: Ready, result: Result) -> Job:

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fastft.console import Say, library_output_to
+from fastft.data.added_tokens import tokenizer_of
 from fastft.data.prepare import Prepared, prepare
 from fastft.data.sentencepiece_model import write_fast_tokenizer
-from fastft.data.tokenizer import load_tokenizer
 from fastft.errors import MachineError, Problem, Where
 from fastft.files.cache import cache_folder
 from fastft.files.seal import sealed_folder
@@ -56,7 +56,7 @@ def prepare_rows(
     recipe = loaded.recipe
     return prepare(
         recipe.data,
-        load_tokenizer(folder),
+        tokenizer_of(recipe.data, folder, loaded.where),
         max_seq_length=recipe.model.max_seq_length,
         seed=recipe.train.seed,
         recipe_dir=loaded.folder,

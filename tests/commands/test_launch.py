@@ -50,11 +50,24 @@ def test_one_host_of_a_file_needs_no_ssh(tmp_path: Path) -> None:
     assert "--node-rank=1 --master-addr=node1 --master-port=29500" in str(only)
 
 
+def test_each_engine_is_a_key_of_the_recipe(
+    write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe()
+    for engine, override in {
+        "fsdp2": "'train.fsdp=\"full_shard\"'",
+        "zero3": "'train.deepspeed=\"zero3\"'",
+        "ddp": "",
+    }.items():
+        launch_in_terminal(recipe, [], request(processes=2, engine=engine), dry_run=True)
+        assert capsys.readouterr().out.strip().endswith(f"{recipe}" + (f" --set {override}" if override else ""))
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"engine": "zero9"}, r"--engine: is no way .* \(got zero9\); write ddp"),
-        ({"engine": "fsdp2"}, r"--engine: FSDP2 is forecast alone: its checkpoints .* \(got fsdp2\); write zero3"),
+        ({"engine": "fsdp"}, r"--engine: is no way .* \(got fsdp\); write ddp, fsdp2, zero1"),
         ({"nodes": 2}, "--nnodes: 2 hosts need --node-rank and --master too"),
         ({"nodes": 2, "node": 2, "master": "a"}, "--node-rank: is no host of 2"),
     ],
@@ -83,7 +96,16 @@ def test_a_host_file_that_is_wrong(tmp_path: Path, text: str, words: str) -> Non
         read_hostfile(path)
 
 
-def test_deepspeed_says_the_local_rank_in_front_of_the_command() -> None:
-    command = [sys.executable, "-m", "fastft", "--local_rank=1", "launch", "--help"]
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--local_rank=1", "launch", "--help"],
+        ["--local-rank=1", "run", "--help"],
+        ["run", "--local_rank=1", "--help"],
+        ["run", "--local-rank", "1", "--help"],
+    ],
+)
+def test_launchers_say_the_local_rank_on_the_command_line(arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "fastft", *arguments]
 
-    assert "--engine" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "--set" in subprocess.run(command, capture_output=True, text=True, check=True).stdout

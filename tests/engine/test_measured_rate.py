@@ -18,7 +18,7 @@ def test_the_next_plan_knows_what_this_machine_reached(
 ) -> None:
     kept = tmp_path / "throughput.json"
     products = tmp_path / "products.json"
-    for module in ("fastft.planning.facts", "fastft.stages.attempt"):
+    for module in ("fastft.planning.facts", "fastft.planning.measured"):
         monkeypatch.setattr(f"{module}.throughput_file", lambda: kept)
     for module in ("fastft.planning.facts", "fastft.stages.ready"):
         monkeypatch.setattr(f"{module}.products_file", lambda: products)

@@ -21,8 +21,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fastft.commands.run import run as run_pipeline
+from fastft.data.added_tokens import tokenizer_of
 from fastft.data.prepare import Prepared, prepare
-from fastft.data.tokenizer import load_tokenizer
 from fastft.engine.model import load_model
 from fastft.engine.selftest.made_up import CHATML, SPECIAL
 from fastft.engine.train import Material, make_trainer
@@ -215,8 +215,8 @@ def make_parts(recipe: Path) -> Parts:
     runs = recipe.parent / "runs"
     facts = find_facts(loaded, runs)
     assert facts.base_model.folder is not None
-    tokenizer = load_tokenizer(facts.base_model.folder)
     section = loaded.recipe
+    tokenizer = tokenizer_of(section.data, facts.base_model.folder, loaded.where)
     prepared = prepare(
         section.data,
         tokenizer,

@@ -168,3 +168,14 @@ def test_gpus_that_no_process_uses_are_told(recipe: Make, processes: int, idle: 
     found = cautions(sound(recipe), TWO_GPUS, processes)
 
     assert any("1 of 2 GPUs stay idle" in caution.says for caution in found) is idle
+
+
+def test_an_added_token_that_no_row_holds_is_told(recipe: Make) -> None:
+    loaded = sound(recipe, 'data.add_tokens=["<think>"]', 'data.add_special_tokens=["<call>"]')
+
+    fields = [
+        [one.field for one in cautions(loaded, unused_tokens=unused) if "of the added tokens" in one.says]
+        for unused in ((), ("<call>",), ("<think>", "<call>"))
+    ]
+
+    assert fields == [[], ["data.add_special_tokens"], ["data.add_tokens"]]

@@ -102,3 +102,12 @@ def test_a_run_keeps_its_type_on_a_processor_and_takes_that_of_a_gpu(recipe: Mak
     on_gpu = plan(loaded, A100, began=exact)
     assert on_gpu.choices.dtype.value == "bfloat16"
     assert on_gpu.obstacles == ()
+
+
+def test_a_micro_batch_costs_the_same_seconds_and_so_more_tokens_in_bfloat16(recipe: Make) -> None:
+    loaded, mixed = recipe("", SMALL), (30, 60, 120, 250)
+
+    rounded = plan(loaded, lengths=mixed, times=2.5).choices
+    exact = plan(recipe("", SMALL, "model.dtype=float32"), lengths=mixed, times=2.5).choices
+
+    assert rounded.per_device_train_batch_size.value > exact.per_device_train_batch_size.value

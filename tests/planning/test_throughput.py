@@ -12,8 +12,17 @@ import pytest
 from fastft.planning.batching import Batching
 from fastft.planning.devices import SHEETS, named_device
 from fastft.planning.facts import Estimate, Facts
-from fastft.planning.measured import KEPT_RUNS, keep_share, measured_shares, rate_key
+from fastft.planning.measured import (
+    KEPT_RUNS,
+    keep_rate,
+    keep_share,
+    measured_shares,
+    rate_key,
+    share_of,
+    throughput_file,
+)
 from fastft.planning.plan import Plan, make_plan
+from fastft.planning.products import Product, keep_products, kept_products, products_file, products_key
 from fastft.planning.throughput import MODELS, PUBLISHED, Published, published_share
 from fastft.planning.timing import Time
 from fastft.probe.architecture import KNOWN, architecture_of
@@ -103,7 +112,7 @@ def test_what_this_machine_reached_replaces_what_others_published(recipe: Make, 
     key = rate_key(loaded.recipe, found, made.choices, architecture_of(LLAMA, {}), "packing")
     took = time.seconds.likely * 1.4
 
-    keep_share(path, key, time, made.batching.padding, took)
+    keep_share(path, key, share_of(time, made.batching.padding, took))
     again = time_of(plan(recipe, dataclasses.replace(found, measured=measured_shares(path))))
     other_card = time_of(plan(recipe, facts("h100", measured=measured_shares(path))))
 
@@ -113,19 +122,44 @@ def test_what_this_machine_reached_replaces_what_others_published(recipe: Make, 
     assert "measured here" not in other_card.rate.assumption
 
 
-def test_the_newest_runs_are_kept_and_short_ones_are_not(recipe: Make, tmp_path: Path) -> None:
-    path, made = tmp_path / "throughput.json", plan(recipe, facts())
-    time = time_of(made)
-    assert isinstance(made.batching, Batching)
+def test_the_newest_runs_are_kept_and_short_ones_are_not(
+    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    loaded, found = recipe("", *SETTINGS), facts()
+    made, model = plan(recipe, found), architecture_of(LLAMA, {})
+    likely = time_of(made).seconds.likely
 
-    keep_share(path, "a key", time, made.batching.padding, 30.0)
-    assert measured_shares(path) == {}
+    keep_rate(loaded.recipe, found, made, model, 30.0)
+    assert measured_shares(throughput_file()) == {}
     for number in range(KEPT_RUNS + 2):
-        keep_share(path, "a key", time, made.batching.padding, time.seconds.likely * (1 + number))
+        keep_rate(loaded.recipe, found, made, model, likely * (1 + number))
 
-    shares = measured_shares(path)["a key"]
+    [shares] = measured_shares(throughput_file()).values()
     assert len(shares) == KEPT_RUNS
     assert list(shares) == sorted(shares, reverse=True)
+
+
+def test_a_processor_that_was_measured_while_it_was_busy_is_measured_again(
+    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    loaded, model = recipe("", *SETTINGS[:1], "train.num_train_epochs=20"), KNOWN["llama-3.1-8b"]
+    found = dataclasses.replace(facts(), device=CPU)
+    key, busy = products_key(CPU, model, found.installed), {"float32": Product(100e9, 0.0)}
+    keep_products(products_file(), key, busy)
+    keep_products(products_file(), "another", busy)
+    found = dataclasses.replace(found, products=kept_products(products_file()))
+    made = make_plan(loaded, found, "runs/x")
+    likely = time_of(made).seconds.likely
+
+    keep_rate(loaded.recipe, found, made, model, likely)
+    assert kept_products(products_file()).keys() == {key, "another"}
+    keep_rate(loaded.recipe, found, made, model, likely / 4)
+
+    assert kept_products(products_file()).keys() == {"another"}
+    [shares] = measured_shares(throughput_file()).values()
+    assert len(shares) == 1
 
 
 def test_a_run_that_stood_still_is_no_rate_of_zero(recipe: Make, tmp_path: Path) -> None:
@@ -137,7 +171,7 @@ def test_a_run_that_stood_still_is_no_rate_of_zero(recipe: Make, tmp_path: Path)
     key = rate_key(loaded.recipe, found, made.choices, architecture_of(LLAMA, {}), "packing")
     took = time.seconds.likely * 1e6
 
-    keep_share(path, key, time, made.batching.padding, took)
+    keep_share(path, key, share_of(time, made.batching.padding, took))
     again = time_of(plan(recipe, dataclasses.replace(found, measured=measured_shares(path))))
 
     assert again.seconds.likely == pytest.approx(took, rel=0.01)

@@ -16,12 +16,15 @@ from fastft.errors import MachineError
 from fastft.probe.world import (
     DEEPSPEED_LOCAL_SIZE,
     OTHER_ENGINES,
+    OTHER_SETTINGS,
     OUTER,
     TORCH,
     VARIABLES,
     World,
     find_world,
     first_node,
+    libraries_see,
+    take_local_rank,
     world_size,
     wrong_ranks,
 )
@@ -58,7 +61,7 @@ DEEPSPEED = {**MEET, "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_S
 WORLDS: dict[str, tuple[dict[str, str], tuple[int, int, int, int, str]]] = {
     "no launcher": ({}, ONE),
     "a size of one": ({"WORLD_SIZE": "1"}, ONE),
-    "torchrun of one": ({**TORCHRUN, "WORLD_SIZE": "1", "RANK": "0"}, ONE),
+    "torchrun of one": ({**TORCHRUN, "WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}, ONE),
     "a size with spaces": ({"WORLD_SIZE": " 1 "}, ONE),
     "an empty size": ({"WORLD_SIZE": ""}, ONE),
     "torchrun": (TORCHRUN, (1, 4, 1, 2, "127.0.0.1")),
@@ -70,6 +73,11 @@ WORLDS: dict[str, tuple[dict[str, str], tuple[int, int, int, int, str]]] = {
     "mpirun": (MPIRUN, (1, 2, 1, 2, "127.0.0.1")),
     "mpiexec": (MPIEXEC, (1, 2, 0, 1, "127.0.0.1")),
     "torchrun on each node of srun": ({**SRUN, **TORCHRUN, "SLURM_STEP_NUM_TASKS": "2"}, (1, 4, 1, 2, "127.0.0.1")),
+    "accelerate": (
+        {**TORCHRUN, "ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "NO"},
+        (1, 4, 1, 2, "127.0.0.1"),
+    ),
+    "deepspeed of one": ({**DEEPSPEED, "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_SIZE": "1"}, ONE),
     "a batch script without srun": ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, ONE),
 }
 WRONG: dict[str, tuple[dict[str, str], str]] = {
@@ -94,7 +102,24 @@ WRONG: dict[str, tuple[dict[str, str], str]] = {
     "mpirun without its rank": ({**MPIRUN, "OMPI_COMM_WORLD_RANK": ""}, "does not say which one this is"),
     "srun without its rank": ({**SRUN, "SLURM_PROCID": ""}, "does not say which one this is"),
     "srun on unknown nodes": ({**SRUN, "SLURM_STEP_NODELIST": ""}, "the processes are on several hosts"),
+    "a rank and no size": ({**MEET, "RANK": "0"}, "WORLD_SIZE does not say of how many processes"),
+    "a local rank and no size": ({**MEET, "LOCAL_RANK": "1"}, "WORLD_SIZE does not say of how many processes"),
+    "a local rank of one": ({"WORLD_SIZE": "1", "LOCAL_RANK": "1"}, "is rank 1 of a WORLD_SIZE of 1"),
+    "two here of one": ({"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "2"}, "is more than the WORLD_SIZE of 1"),
+    "mpirun without its size": (
+        {**MPIRUN, "OMPI_COMM_WORLD_SIZE": ""},
+        "OMPI_COMM_WORLD_SIZE does not say of how many",
+    ),
+    "mpirun of one and a rank beyond": (
+        {**MPIRUN, "OMPI_COMM_WORLD_SIZE": "1"},
+        "is 1, and OMPI_COMM_WORLD_RANK says rank 1",
+    ),
+    "mpirun within srun": ({**SRUN, **MPIRUN}, "srun started 4 processes .* OMPI_COMM_WORLD_SIZE says 2"),
+    "mpirun and another rank": ({**MPIRUN, **MEET, "WORLD_SIZE": "2", "RANK": "0"}, "RANK says rank 0, and OMPI"),
     "FSDP of accelerate": ({**TORCHRUN, "ACCELERATE_USE_FSDP": "true"}, "another way to share the work than DDP"),
+    "FSDP of accelerate alone": ({"ACCELERATE_USE_FSDP": "true"}, "another way to share the work than DDP"),
+    "bfloat16 of accelerate": ({"ACCELERATE_MIXED_PRECISION": "bf16"}, r"changes what the plan says \(got bf16\)"),
+    "a compiler of accelerate": ({**TORCHRUN, "ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "changes what the plan says"),
     "DeepSpeed of accelerate": ({**TORCHRUN, "ACCELERATE_USE_DEEPSPEED": "1"}, "another way to share the work"),
     "a huge size": ({"WORLD_SIZE": "99999999"}, "is not a number of processes"),
     "a size in other digits": ({"WORLD_SIZE": "\u0662"}, "is not a number of processes"),
@@ -106,7 +131,14 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     for launcher in (TORCH, *OUTER):
         for name in (launcher.size, launcher.rank, launcher.local_rank, launcher.local_size):
             monkeypatch.delenv(name, raising=False)
-    for name in (*OTHER_ENGINES, DEEPSPEED_LOCAL_SIZE, "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID"):
+    for name in (
+        *OTHER_ENGINES,
+        *OTHER_SETTINGS,
+        DEEPSPEED_LOCAL_SIZE,
+        "MASTER_ADDR",
+        "MASTER_PORT",
+        "TORCHELASTIC_RUN_ID",
+    ):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -132,6 +164,39 @@ def test_what_does_not_fit_together_is_refused_and_makes_no_folder(
 
     assert refused.value.exit_code == 4
     assert not (tmp_path / "runs").exists()
+
+
+def test_libraries_see_the_world_while_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in SRUN.items():
+        monkeypatch.setenv(name, value)
+    before = dict(os.environ)
+
+    with libraries_see(find_world()):
+        os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"  # as Unsloth does
+        assert {name: os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")} == {
+            "RANK": "3",
+            "WORLD_SIZE": "4",
+            "LOCAL_RANK": "1",
+            "LOCAL_WORLD_SIZE": "2",
+        }
+    assert dict(os.environ) == before
+
+
+def test_a_launcher_of_one_process_makes_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {**DEEPSPEED, "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+
+    with libraries_see(find_world()):
+        assert not {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"} & os.environ.keys()
+
+
+def test_a_local_rank_on_the_command_line_is_that_of_the_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "")
+    take_local_rank(1)
+    assert os.environ["LOCAL_RANK"] == "1"
+
+    with pytest.raises(MachineError, match=r"LOCAL_RANK: is not the --local_rank=0 of the command \(got 1\)"):
+        take_local_rank(0)
 
 
 def test_every_task_of_srun_derives_the_same_port() -> None:

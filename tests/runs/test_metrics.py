@@ -37,9 +37,9 @@ def test_padding_is_what_was_computed_beside_the_real_tokens(tmp_path: Path) -> 
     )
     old = StepMetrics(1, 2, 0.5, 1.0, 1e-4, None, tokens=300, examples=4, seconds=2.0, memory_bytes=0)
 
-    assert step.padding_share == 0.25
+    assert step.padding == 0.25
     assert step.as_json()["padding_share"] == 0.25
-    assert old.padding_share is None
+    assert old.padding is None
     file = MetricsFile(tmp_path / "metrics.jsonl")
     file.append(step)
     file.append(old)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastft.console import BytesWritten, ignore_bytes
+from fastft.data.tokenizer import load_tokenizer
 from fastft.errors import MachineError, Problem, Where
 from fastft.exports.gguf import kernels
 from fastft.exports.gguf.agreement import agree
@@ -143,10 +144,12 @@ def estimate_gguf_bytes(
     quantization: str,
     chat_template: str | None = None,
     prompts: tuple[str, ...] = (),
+    tokenizer: Path | None = None,
 ) -> int:
     """The bytes that `write_gguf` will write; raises what it would raise for architecture, tokenizer and adapter.
 
-    llama.cpp must also read the rendered `prompts` as training does.
+    llama.cpp must also read the rendered `prompts` as training does. `tokenizer`: a folder with the tokenizer of
+    training where it is not that of adapter or base; it may have more tokens than the base has rows.
     """
     import gguf
 
@@ -154,8 +157,9 @@ def estimate_gguf_bytes(
     shared_library()
     with TrainedWeights(base, adapter) as trained:
         architecture = find_architecture(trained.config, base / "config.json")
-        source = tokenizer_folder(base, adapter)
-        rows = trained.shapes[EMBEDDING][0]
+        source, rows = tokenizer or tokenizer_folder(base, adapter), trained.shapes[EMBEDDING][0]
+        if tokenizer is not None:
+            rows = max(rows, load_tokenizer(tokenizer).tokenizer.get_vocab_size())
         vocabulary = read_vocabulary(source, base, rows, architecture.name, chat_template)
         vocabulary = agree(vocabulary, source, architecture.name, prompts)
         _describe(gguf.GGUFWriter(None, architecture.name), trained, architecture)
