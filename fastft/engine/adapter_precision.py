@@ -20,3 +20,14 @@ def compute_in_bfloat16(model: Any) -> None:
         if isinstance(layer, BaseTunerLayer):
             layer.cast_input_dtype_enabled = False
             layer.forward = torch.autocast("cpu", dtype=torch.bfloat16)(layer.forward)
+    model.get_output_embeddings().register_forward_pre_hook(_in_one_piece)
+
+
+def _in_one_piece(_: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+    """The last positions of a batch of prompts as a tensor of their own.
+
+    torch 2.13 multiplies a slice by frozen bfloat16 weights row by row, with the weights copied for each row: 2.2 GiB
+    and 8 s for 50 prompts of a vocabulary of 49,152 tokens, instead of 0.1 s (aten/src/ATen/native/LinearAlgebra.cpp,
+    should_fold).
+    """
+    return (inputs[0].contiguous(),)

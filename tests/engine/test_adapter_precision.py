@@ -57,12 +57,16 @@ def test_it_generates_and_evaluates_outside_of_training() -> None:
     compute_in_bfloat16(model)
     ids = torch.randint(1, 97, (2, 8))
 
+    pieces: list[bool] = []
+    model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: pieces.append(inputs[0].is_contiguous()))
+
     model.eval()
     with torch.inference_mode():
         made = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, do_sample=False)
         logits = model(input_ids=ids).logits
 
     assert made.shape[1] > ids.shape[1]
+    assert pieces == [True] * len(pieces)
     # Not copied to float32: those of a vocabulary of 49,152 tokens would take a tenth of a step.
     assert logits.dtype == torch.bfloat16
     assert {weight.dtype for weight in model.parameters() if weight.requires_grad} == {torch.float32}
