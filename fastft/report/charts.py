@@ -69,14 +69,26 @@ def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
     return made
 
 
-def line_chart(title: str, x_label: str, y_label: str, lines: Sequence[Line], marks: Sequence[Mark] = ()) -> Markup:
-    """A chart of `lines` over x from 0 on; points that are not finite leave a gap."""
+def line_chart(
+    title: str,
+    x_label: str,
+    y_label: str,
+    lines: Sequence[Line],
+    marks: Sequence[Mark] = (),
+    *,
+    powers: bool = False,
+) -> Markup:
+    """A chart of `lines` over x from 0 on; points that are not finite leave a gap.
+
+    `powers`: x is the logarithm to the base of 10 of what is shown, and its ticks are powers of 10.
+    """
     drawn = [point for line in lines for point in line.points if math.isfinite(point[1])]
     if not drawn:
         return element("p", f"{title}: no figures.")
-    x_axis = _Axis.over([0.0, *(x for x, _ in drawn)], LEFT, WIDTH - RIGHT, whole=True)
+    begin = [] if powers else [0.0]
+    x_axis = _Axis.over([*begin, *(x for x, _ in drawn)], LEFT, WIDTH - RIGHT, whole=True)
     y_axis = _Axis.over([y for _, y in drawn], HEIGHT - BOTTOM, TOP)
-    parts = [element("title", title), *_grid(x_axis, y_axis, x_label, y_label)]
+    parts = [element("title", title), *_grid(x_axis, y_axis, x_label, y_label, powers=powers)]
     shown = [mark for mark in marks if x_axis.low <= mark.x <= x_axis.high]
     for mark in shown:
         x = f"{x_axis.place(mark.x):.1f}"
@@ -123,7 +135,7 @@ def _nice(step: float) -> float:
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= step * (1 - 1e-9))
 
 
-def _grid(x_axis: _Axis, y_axis: _Axis, x_label: str, y_label: str) -> list[Markup]:
+def _grid(x_axis: _Axis, y_axis: _Axis, x_label: str, y_label: str, *, powers: bool) -> list[Markup]:
     bottom = HEIGHT - BOTTOM
     parts = []
     for tick in y_axis.ticks:
@@ -133,7 +145,8 @@ def _grid(x_axis: _Axis, y_axis: _Axis, x_label: str, y_label: str) -> list[Mark
     for tick in x_axis.ticks:
         x = f"{x_axis.place(tick):.1f}"
         parts.append(element("line", x1=x, x2=x, y1=bottom, y2=bottom + 4, class_="axis"))
-        parts.append(element("text", number(tick), x=x, y=bottom + 16, text_anchor="middle"))
+        shown = f"1e{tick:.0f}" if powers else number(tick)
+        parts.append(element("text", shown, x=x, y=bottom + 16, text_anchor="middle"))
     parts.append(element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=bottom, y2=bottom, class_="axis"))
     parts.append(element("text", x_label, x=(LEFT + WIDTH - RIGHT) / 2, y=HEIGHT - 6, text_anchor="middle"))
     middle = (TOP + bottom) / 2

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from fastft.files.atomic import write_text
 from fastft.files.records import parse_object, read_bytes, read_record
+from fastft.planning.learning_rates import RangeTest
 from fastft.recipe.reference import fields, reference, toml
 from fastft.report.answers import answers_section, cut
 from fastft.report.charts import number
@@ -52,6 +53,7 @@ class Records:
     manifest: Manifest | None
     history: History
     result: Result | None
+    range_test: RangeTest | None = None
 
 
 def write_page(run: RunDir, out: Path | None = None, *, state: tuple[State, str] | None = None) -> Path:
@@ -67,7 +69,7 @@ def write_page(run: RunDir, out: Path | None = None, *, state: tuple[State, str]
     read = run.read
     history = read_history(run)
     planned = read_record(run.plan, Planned)
-    records = Records(run, *known, read(Settings), planned, read(Manifest), history, run.result)
+    records = Records(run, *known, read(Settings), planned, read(Manifest), history, run.result, read(RangeTest))
     path = out or run.path / FILE
     write_text(path, page(records))
     return path
@@ -79,7 +81,7 @@ def page(records: Records) -> str:
     sections = {
         "Figures": _figures(records),
         "Recipe": _recipe(records),
-        "Curves": charts(records.history, records.planned),
+        "Curves": charts(records.history, records.planned, records.range_test),
         "Data": _data(records),
         "Before and after": _before_and_after(records.result),
         "Forecast and actual": _forecast(records.result),
