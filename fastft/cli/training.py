@@ -33,6 +33,16 @@ def run(
         list[str] | None,
         typer.Option("--accept-drift", metavar="KEY", help="Continue although this changed: packages.torch, device."),
     ] = None,
+    until: Annotated[
+        float | None,
+        typer.Option(
+            "--until",
+            metavar="SHARE",
+            min=0.0001,
+            max=1,
+            help="Evaluate, save and stop after this share of the steps: 0.5.",
+        ),
+    ] = None,
     tune: Annotated[
         bool, typer.Option("--tune", help="Measure first what the recipe leaves open, once on this machine.")
     ] = False,
@@ -51,7 +61,7 @@ def run(
 
         tune_first(recipe, overrides or [])
     run = Path(resume) if resume not in (None, NEWEST) else None
-    start = Start(resume is not None, fresh, run, tuple(accept_drift or ()))
+    start = Start(resume is not None, fresh, run, tuple(accept_drift or ()), until=until)
     run_in_terminal(recipe, overrides or [], runs_dir, start, as_json=as_json)
 
 
@@ -107,3 +117,33 @@ def launch(
     arguments = (*(("--runs-dir", str(runs_dir)) if runs_dir != Path("runs") else ()), *(("--fresh",) if fresh else ()))
     request = LaunchRequest(nproc, hostfile, nnodes, node_rank, master, engine, arguments)
     raise typer.Exit(launch_in_terminal(recipe, overrides or [], request, dry_run=dry_run))
+
+
+@app.command()
+def sweep(
+    recipe: RecipePath,
+    overrides: Annotated[
+        list[str],
+        typer.Option(
+            "--set",
+            metavar="KEY=V1,V2",
+            help="The values of a key, or a range to draw from: lora.r=8,16 or KEY=1e-5..1e-3",
+        ),
+    ],
+    runs_dir: RunsDir = Path("runs"),
+    max_runs: Annotated[
+        int | None, typer.Option("--max-runs", metavar="N", min=1, help="N of the combinations, at random.")
+    ] = None,
+    stop_early: Annotated[
+        bool,
+        typer.Option("--stop-early", help="Only the better half by held-out loss goes on at 1/4 and 1/2 of the steps."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a recipe with several values, in one folder; the same command continues.
+
+    Ends with a page that compares the runs, and the best recipe as a file.
+    """
+    from fastft.commands.sweep import SweepRequest, sweep_in_terminal
+
+    sweep_in_terminal(recipe, SweepRequest(tuple(overrides), max_runs, stop_early, runs_dir), as_json=as_json)

@@ -84,11 +84,12 @@ class NumberGuard(TrainerCallback):
 class StopOnRequest(TrainerCallback):
     """Saves and stops after the step in which `asked` becomes true on any rank, within an evaluation at once.
 
-    The resumed run makes an evaluation that is due (`RunTrainer.completed`): it may take minutes.
+    The resumed run makes an evaluation that is due (`RunTrainer.completed`): it may take minutes. After `last_step`,
+    where that is not 0, it evaluates, saves and stops.
     """
 
-    def __init__(self, trainer: RunTrainer, asked: Callable[[], bool]) -> None:
-        self._trainer, self._asked = trainer, asked
+    def __init__(self, trainer: RunTrainer, asked: Callable[[], bool], last_step: int) -> None:
+        self._trainer, self._asked, self._last_step = trainer, asked, last_step
         self._training = False
         self.stopped = False
 
@@ -109,7 +110,10 @@ class StopOnRequest(TrainerCallback):
             raise KeyboardInterrupt
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if state.global_step < state.max_steps and any_rank(self._asked()):
+        if state.global_step == self._last_step and state.global_step < state.max_steps:
+            self.stopped = control.should_save = control.should_training_stop = True
+            control.should_evaluate = self._trainer.eval_dataset is not None
+        elif state.global_step < state.max_steps and any_rank(self._asked()):
             self.stopped = control.should_save = control.should_training_stop = True
             control.should_evaluate = self._trainer.is_evaluation_due_now()
 

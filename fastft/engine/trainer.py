@@ -58,6 +58,8 @@ class Hooks:
     """What a checkpoint must wait for."""
     warned: Callable[[int, str], None] = lambda *_: None
     """Takes the step, and what the run says about itself after it."""
+    last_step: int = 0
+    """The optimizer step after which the run evaluates, saves and stops, to be continued; 0: none."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class RunTrainer(CheckpointingTrainer):
                     weight.data = weight.data.float()
         self._before_evaluation: RandomState | None = None
         self._reporter = StepReporter(self, hooks.step, hooks.evaluated)
-        self._stop = StopOnRequest(self, hooks.stop_asked)
+        self._stop = StopOnRequest(self, hooks.stop_asked, hooks.last_step)
         for callback in (self._reporter, NumberGuard(self), self._stop, Resumption(self)):
             self.add_callback(callback)
 

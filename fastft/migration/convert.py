@@ -16,6 +16,7 @@ from fastft.migration.tools import TOOLS
 from fastft.migration.yaml_text import read_yaml
 from fastft.recipe.loader import check_text
 from fastft.recipe.reference import fields, sections
+from fastft.recipe.written import as_toml
 
 # Notebooks hold pictures.
 MOST_BYTES = 32 * 2**20
@@ -218,9 +219,9 @@ def _section_lines(section: str, settings: Settings, comments: Mapping[str, str]
     lines = ["", f"[{section}]"] if plain or section in ("model", "data") else []
     for field in plain:
         comment = f"  # {_plain(comments[field])}" if field in comments else ""
-        lines.append(f"{field.split('.')[1]} = {_toml(settings[field])}{comment}")
+        lines.append(f"{field.split('.')[1]} = {as_toml(settings[field])}{comment}")
     for entry in settings["data.sources"] if "data.sources" in chosen else ():
-        lines += ["", "[[data.sources]]", *(f"{name} = {_toml(value)}" for name, value in entry.items())]
+        lines += ["", "[[data.sources]]", *(f"{name} = {as_toml(value)}" for name, value in entry.items())]
     return lines
 
 
@@ -235,13 +236,3 @@ def _shown(entry: Placed) -> str:
 def _plain(text: str) -> str:
     """Text that cannot end a comment."""
     return "".join(letter if letter.isprintable() else " " for letter in text)
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{json.dumps(str(name))} = {_toml(entry)}" for name, entry in value.items()) + " }"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_toml(entry) for entry in value) + "]"
-    if isinstance(value, float):
-        return repr(value) if value != int(value) or abs(value) >= 1e15 else f"{value:.1f}"
-    return json.dumps(value, ensure_ascii=True).replace("\x7f", "\\u007f")

@@ -61,10 +61,17 @@ def print_comparison(console: Console, made: Comparison, price: float | None) ->
 def comparison_page(made: Comparison, price: float | None) -> str:
     """The same as one HTML file that loads nothing, with the curves over trained tokens."""
     word = made.pairs[0].word.replace(" ", "-") if len(made.pairs) == 1 else "running"
-    head = ("", *(run.name for run in made.runs))
-    parts = [element("h1", f"{made.verdict}.", class_=f"verdict {word}")]
+    head = [element("h1", f"{made.verdict}.", class_=f"verdict {word}")]
     if len(made.pairs) > 1:
-        parts += [element("p", f"{pair}.") for pair in made.pairs] + [element("p", MANY, class_="soft")]
+        head += [element("p", f"{pair}.") for pair in made.pairs] + [element("p", MANY, class_="soft")]
+    title = " and ".join(run.path.resolve().name for run in made.runs)
+    return whole_page(title, [*head, *comparison_sections(made, price)])
+
+
+def comparison_sections(made: Comparison, price: float | None) -> list[Markup]:
+    """What each run took, what differs, the curves, and each run beside the first."""
+    head = ("", *(run.name for run in made.runs))
+    parts = []
     rows = [(name, *values) for name, values in _runs(made, price).items()]
     parts.append(element("section", element("h2", "Runs"), table(head, rows)))
     for title, values in _differences(made).items():
@@ -72,16 +79,19 @@ def comparison_page(made: Comparison, price: float | None) -> str:
         content = table(head, cells) if cells else element("p", "Nothing.")
         parts.append(element("section", element("h2", title), content))
     parts.append(element("section", element("h2", "Curves"), _curves(made)))
-    parts += [_pair_section(pair) for pair in made.pairs]
-    title = " and ".join(run.path.resolve().name for run in made.runs)
-    whole = element(
+    return parts + [_pair_section(pair) for pair in made.pairs]
+
+
+def whole_page(title: str, parts: list[Markup]) -> str:
+    """A page of these parts that loads nothing."""
+    head = element(
         "head",
         Markup('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
         Markup(f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'),
         element("title", f"{title}: fastft"),
         element("style", Markup(STYLE)),
     )
-    return f"<!doctype html>\n{element('html', whole, element('body', *parts), lang='en')}\n"
+    return f"<!doctype html>\n{element('html', head, element('body', *parts), lang='en')}\n"
 
 
 def as_json(made: Comparison, price: float | None) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class Start:
 
     `resume`: return a finished run instead of a new one. `fresh`: always begin a new run. `run`: continue this folder.
     `accepted_drift`: keys of the manifest that may have changed since the run began. `like`: a run that a new one
-    repeats, with the same manifest.
+    repeats, with the same manifest. `until`: the share of the optimizer steps after which it stops, to be continued.
     """
 
     resume: bool = False
@@ -68,6 +68,7 @@ class Start:
     run: Path | None = None
     accepted_drift: tuple[str, ...] = ()
     like: Path | None = None
+    until: float | None = None
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,9 @@ def run_attempt(
             view.stage(note)
         if ranks.world.size > 1:
             view.stage(f"{ranks.world.size} processes met at {ranks.world.address}")
-        attempt = Attempt(loaded, facts, engine, run, view, stopping, start.accepted_drift, ranks, start.like)
+        attempt = Attempt(
+            loaded, facts, engine, run, view, stopping, start.accepted_drift, ranks, start.like, start.until
+        )
         log = Path(ranks.share("log", lambda: str(new_attempt(run))))
         report = reported(run, log.parent, view.note) if first else contextlib.nullcontext()
         log = log if first else log.with_name(f"rank-{ranks.world.rank}.log")
@@ -228,7 +231,8 @@ def _train(attempt: Attempt, ready: Ready, checkpoint: Path | None) -> tuple[Out
 def _train_once(
     attempt: Attempt, ready: Ready, plan: Plan, checkpoint: Path | None
 ) -> tuple[Outcome | None, Model, Tokenizer]:
-    ranks = attempt.ranks
+    ranks, last_step = attempt.ranks, attempt.last_step(plan)
+    _end_at(attempt, last_step, checkpoint)
     attempt.stage(f"starting {plan.engine} on {plan.device}")
     from fastft.engine.model import gather_weights, load_model, save_weights, trained_weights
     from fastft.engine.ranks import join_group, leave_group
@@ -266,12 +270,13 @@ def _train_once(
         ranks,
         attempt.settle,
         journal.warned,
+        last_step,
     )
     with contextlib.ExitStack() as until_saved:
         until_saved.enter_context(attempt.stopping.deferred())
         trained = train(plan, model, tokenizer, material, attempt.run, hooks, checkpoint)
         if not trained.finished:
-            raise attempt.interrupted(attempt.run.path, saved=True)
+            raise attempt.interrupted(attempt.run.path, saved=True, step=trained.steps)
         if trained.steps in dict(checkpoints(attempt.run)):
             until_saved.close()  # a stop loses nothing from here on
             attempt.stage("saving the weights")
@@ -286,6 +291,12 @@ def _train_once(
             write_record(folder / Classifier.FILE, attempt.run.require(Classifier))
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return Outcome(plan, trained, SavedWeights(trained_count, total, str(folder), size)), model, tokenizer
+
+
+def _end_at(attempt: Attempt, last_step: int, checkpoint: Path | None) -> None:
+    """End here where the run has come as far as this attempt may go."""
+    if last_step and checkpoint is not None and step_of(checkpoint) >= last_step:
+        raise attempt.interrupted(attempt.run.path, saved=True, step=step_of(checkpoint))
 
 
 def _with_less_memory(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import tempfile
 import time
 from collections.abc import Callable
@@ -66,6 +67,8 @@ class Attempt:
     ranks: Ranks
     like: Path | None = None
     """A run whose data, base and versions this one must have."""
+    until: float | None = None
+    """The share of the optimizer steps after which the attempt ends; the run is continued later."""
     beside: list[Beside] = dataclasses.field(default_factory=list)
     """What a checkpoint, and the end of the run, must wait for."""
 
@@ -80,8 +83,16 @@ class Attempt:
             raise KeyboardInterrupt
         self.view.stage(text)
 
-    def interrupted(self, where: Path, *, saved: bool) -> Interrupted:
-        """The error of an attempt that was asked to stop."""
+    def last_step(self, plan: Plan) -> int:
+        """The optimizer step of this attempt's end where it is not that of the run; 0 elsewhere."""
+        steps = plan.schedule.optimizer_steps
+        return 0 if self.until is None or steps is None else min(steps, max(1, math.ceil(self.until * steps)))
+
+    def interrupted(self, where: Path, *, saved: bool, step: int = 0) -> Interrupted:
+        """The error of an attempt that was asked to stop, by a signal or after `step`."""
+        if self.until is not None and self.stopping.asked is None:
+            wrong = f"stopped after optimizer step {step}, as --until asks"
+            return Interrupted(Problem(Where(str(where)), "", wrong, "the same command without it continues"))
         other = "the keyboard" if self.ranks.world.size == 1 else "a signal to another process"
         name = self.stopping.asked.name if self.stopping.asked else other
         wrong = f"stopped by {name}" + (" after a checkpoint" if saved else " before a checkpoint could be written")
