@@ -64,7 +64,7 @@ def test_memory_that_runs_out_ends_the_probe_alone(model: Path, tmp_path: Path) 
 
 
 def test_a_learning_rate_is_found_and_its_curve_is_in_the_report(model: Path, tmp_path: Path) -> None:
-    changes = {"train.learning_rate": 1e-4, "model.engine": "transformers"}
+    changes = {"train.learning_rate": 1e-4}
     recipe = write_recipe(tmp_path, model, changes)
     said: list[str] = []
 
