@@ -14,7 +14,7 @@ from fastft.planning.check import check
 from fastft.probe.device import find_device
 from fastft.probe.software import installed
 from fastft.recipe.loader import load
-from fastft.recipe.shardings import SHARDINGS
+from fastft.recipe.shardings import FSDP2, SHARDINGS
 from fastft.stages.launch import Node, read_hostfile, run_nodes, torchrun
 
 
@@ -53,19 +53,15 @@ def engine_override(engine: str | None) -> list[str]:
     """What --engine sets in the recipe; nothing for DDP, which needs no key.
 
     Raises:
-        UsageError: there is no such engine, or none that is offered.
+        UsageError: there is no such engine.
     """
     row = SHARDINGS.get(engine or "ddp")
     if row is None and not str(engine).endswith(".json"):
-        runs = [name for name, row in SHARDINGS.items() if not row.refused]
-        wrong, instead = (
-            "is no way to share the work",
-            f"write {', '.join(runs)} or a DeepSpeed configuration FILE.json",
-        )
+        wrong = "is no way to share the work"
+        instead = f"write {', '.join(SHARDINGS)} or a DeepSpeed configuration FILE.json"
         raise UsageError(Problem(Where("--engine"), "", wrong, instead, engine))
-    if row is not None and row.refused:
-        instead = "write zero3, which splits weights, gradients and the optimizer's state too"
-        raise UsageError(Problem(Where("--engine"), "", row.refused, instead, engine))
+    if row is not None and row.name == FSDP2:
+        return ['train.fsdp="full_shard"']
     if row is not None:
         return [f'train.deepspeed="{row.name}"'] if row.zero_stage else []
     return [f"train.deepspeed={json.dumps(str(Path(str(engine)).absolute()))}"]

@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import Trainer, TrainerState
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
+from fastft.engine import fsdp
 from fastft.engine.callbacks import EarlyStopping, StepReporter, evaluations_without_gain
 from fastft.engine.ranks import mean, total, wait_for_all
+from fastft.engine.sharding import whole_weights
 from fastft.errors import Problem, TrainingError, Where
 from fastft.files.atomic import free_bytes
 from fastft.files.records import read_record, write_record
@@ -106,6 +110,47 @@ class CheckpointingTrainer(Trainer):
             self._computed_tokens = unlogged.computed_tokens
         self._reporter.seconds = unlogged.seconds
         self._rewards = [torch.tensor(unlogged.rewards, dtype=torch.double)] if unlogged.rewards else []
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As the trainer's; of a model that FSDP2 splits the trained weights, gathered from all ranks."""
+        if not fsdp.is_split(self.model):
+            super().save_model(output_dir, _internal_call)
+            return
+        weights = whole_weights(self.model, trained_alone=isinstance(self.model, PeftModel))
+        if self.args.should_save:
+            self._save(output_dir, state_dict=weights)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not fsdp.is_split(self.model):
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = fsdp.optimizer_state(self.optimizer)
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if fsdp.is_split(self.model):
+            fsdp.load_weights(self.model, Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if fsdp.is_split(self.model):
+            fsdp.load_weights(self.model, Path(str(self.state.best_model_checkpoint)))
+        else:
+            super()._load_best_model()
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not fsdp.is_split(self.model):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        state, schedule = (
+            torch.load(Path(checkpoint) / name, map_location="cpu", weights_only=True)
+            for name in (OPTIMIZER_NAME, SCHEDULER_NAME)
+        )
+        fsdp.load_optimizer_state(self.optimizer, state)
+        self.lr_scheduler.load_state_dict(schedule)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """None in checkpoints: a card is written with the weights that are handed over."""

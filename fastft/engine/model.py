@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from fastft.engine.added_tokens import add_tokens
+from fastft.engine.fsdp import split_model
 from fastft.engine.memory import free_memory
 from fastft.engine.sharding import sharded_loading, splits_weights, whole_weights
 from fastft.errors import Problem, TrainingError, Where
@@ -64,7 +65,7 @@ def _load(plan: Plan) -> tuple[Any, Any]:
     if is_in_4bit(model) and model.device.type == "cpu":
         _keep_4_bits_right(plan, model)
     add_tokens(plan, model, tokenizer)
-    return backend.attach(plan.calls, model), tokenizer
+    return split_model(plan.calls, backend.attach(plan.calls, model)), tokenizer
 
 
 def _refuse_other_weights(plan: Plan, model: Any) -> None:

@@ -1,4 +1,4 @@
-"""A model whose weights or optimizer state are split among the ranks by DeepSpeed's ZeRO."""
+"""A model whose weights or optimizer state are split among the ranks, by DeepSpeed's ZeRO or FSDP2."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 
+from fastft.engine import fsdp
 from fastft.errors import Problem, TrainingError, Where
 from fastft.planning.plan import Plan
 
@@ -28,7 +30,7 @@ def zero_stage_of(trainer: Any) -> int:
 
 def splits_weights(plan: Plan) -> bool:
     """Whether no rank holds the whole model."""
-    return zero_stage(plan) == 3
+    return zero_stage(plan) == 3 or plan.calls.shard is not None
 
 
 @contextlib.contextmanager
@@ -69,6 +71,9 @@ def refuse_if_whole(trainer: Any) -> None:
 
 def own_part(weight: Any) -> torch.Tensor:
     """What this rank holds of a weight: all of it, unless it is split."""
+    if isinstance(weight, DTensor):
+        local: torch.Tensor = weight.to_local()
+        return local
     part: torch.Tensor = getattr(weight, "ds_tensor", weight)
     return part
 
@@ -97,7 +102,7 @@ def _gathered(weight: Any) -> Iterator[torch.Tensor]:
         with deepspeed.zero.GatheredParameters([weight]):
             yield weight
     else:
-        yield weight
+        yield fsdp.whole(weight)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.utils.data import Sampler
 
+from fastft.engine import fsdp
 from fastft.engine.callbacks import (
     NumberGuard,
     Resumption,
@@ -22,6 +23,7 @@ from fastft.engine.checkpointing import CheckpointingTrainer
 from fastft.engine.counting import CountingTrainer
 from fastft.engine.random_state import RandomState
 from fastft.engine.ranks import all_equal
+from fastft.engine.reporting import Reporters
 from fastft.engine.sampler import (
     DealtSampler,
     EpochSampler,
@@ -105,15 +107,16 @@ class RunTrainer(CheckpointingTrainer):
                 if weight.requires_grad:
                     weight.data = weight.data.float()
         self._before_evaluation: RandomState | None = None
-        self._reporter = StepReporter(self, hooks.step, hooks.evaluated)
+        self.reporters = Reporters(self, run.path)
+        self._reporter = StepReporter(self, self.reporters, hooks.step, hooks.evaluated)
         self._stop = StopOnRequest(self, hooks.stop_asked, hooks.last_step)
-        for callback in (self._reporter, NumberGuard(self), self._stop, Resumption(self)):
+        for callback in (self.reporters, self._reporter, NumberGuard(self), self._stop, Resumption(self)):
             self.add_callback(callback)
 
     @property
     def splits_weights(self) -> bool:
         """Whether no rank holds the whole model."""
-        return zero_stage_of(self) == 3
+        return zero_stage_of(self) == 3 or fsdp.is_split(self.model)
 
     @property
     def stopped(self) -> bool:
@@ -149,12 +152,14 @@ class RunTrainer(CheckpointingTrainer):
         if not is_without_loss(inputs):
             self._count(inputs)
             self._computed_tokens += inputs["input_ids"].numel()
+        if fsdp.is_split(self.model):
+            fsdp.share_later(self.model, now=self.accelerator.sync_gradients)
         loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
         self._loss = loss if self._loss is None else self._loss + loss
         return loss
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
-        self._grad_norm = super()._get_grad_norm(*args, **kwargs)
+        self._grad_norm = fsdp.whole(super()._get_grad_norm(*args, **kwargs))
         return self._grad_norm
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -246,7 +251,7 @@ class RunTrainer(CheckpointingTrainer):
     def train_from(self, checkpoint: Path | None) -> None:
         """Train to the end, or until somebody asks to stop; from `checkpoint` or from the start."""
         self._checkpoint = checkpoint
-        if self._ranks.world.size > 1 and not self.is_sharded:
+        if self._ranks.world.size > 1 and not self.is_sharded and not fsdp.is_split(self.model):
             # After an evaluation accelerate takes the model for prepared, and would not share its gradients: each rank
             # would train a model of its own (accelerate 1.15, prepare_model).
             self.model._is_accelerate_prepared = False

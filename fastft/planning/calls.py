@@ -35,11 +35,14 @@ class Calls:
     adapter: Call | None
     trainer: Call
     tokens: tuple[Call, ...] = ()
+    shard: Call | None = None
+    """Splitting the model among the ranks, once for each layer and once for the rest."""
 
     @property
     def in_order(self) -> tuple[Call, ...]:
         """Those that are made, in the order in which they are made."""
-        return tuple(call for call in (self.load, *self.tokens, self.adapter, self.trainer) if call is not None)
+        calls = (self.load, *self.tokens, self.adapter, self.shard, self.trainer)
+        return tuple(call for call in calls if call is not None)
 
 
 def load_call(recipe: Recipe, model_path: str, choices: Choices, labels: tuple[str, ...] = ()) -> Call:
@@ -132,6 +135,13 @@ def adapter_call(recipe: Recipe, choices: Choices, *, tied: bool = False) -> Cal
         shared["modules_to_save"] = list(dict.fromkeys([*lora.modules_to_save, "score"]))
         return Call("peft.LoraConfig", {**shared, "task_type": "SEQ_CLS"})
     return Call("peft.LoraConfig", {**shared, "task_type": "CAUSAL_LM"})
+
+
+def shard_call(recipe: Recipe) -> Call | None:
+    """Splitting the model with FSDP2; None where it is not."""
+    if recipe.train.fsdp is None:
+        return None
+    return Call("torch.distributed.fsdp.fully_shard", {"reshard_after_forward": True})
 
 
 def trainer_call(

@@ -64,7 +64,7 @@ def choose_engine(recipe: Recipe, installed: Mapping[str, str], *, ranks_on_cpu:
     asked = recipe.model.engine
     if asked != "auto":
         return Choice(asked, "asked for by model.engine")
-    if recipe.train.deepspeed is not None:
+    if recipe.train.shares_model:
         return Choice("transformers", "the model is shared among processes: Unsloth shares rows alone")
     if recipe.task == "classification":
         return Choice("transformers", "classification: Unsloth's trainer and its fused loss are of language models")
@@ -176,9 +176,9 @@ def choose_dtype(recipe: Recipe, device: Device, bf16: bool, fp16: bool) -> Choi
 def choose_optimizer(recipe: Recipe, device: Device) -> Choice[str]:
     """The optimizer that really runs: on a processor, the default is the same AdamW in its fastest form."""
     asked = OPTIMIZERS[recipe.train.optim]
-    if recipe.train.deepspeed is not None and "optim" not in recipe.train.model_fields_set:
+    if recipe.train.shares_model and "optim" not in recipe.train.model_fields_set:
         return Choice("adamw_torch", "its state is split among processes, number by number")
-    if device.is_gpu or recipe.train.deepspeed is not None:
+    if device.is_gpu or recipe.train.shares_model:
         return Choice(asked.name, "as train.optim says")
     if asked.on_cpu is not None and not asked.packages:
         return Choice(asked.on_cpu, "the fused form of the same sums")

@@ -9,7 +9,7 @@ from typing import Any
 
 from fastft.errors import Problem
 from fastft.planning.batching import Batching, Mode, UnknownBatching
-from fastft.planning.calls import Calls, adapter_call, load_call, token_calls, trainer_call
+from fastft.planning.calls import Calls, adapter_call, load_call, shard_call, token_calls, trainer_call
 from fastft.planning.cautions import Caution, Sight, find_cautions
 from fastft.planning.choices import Choices, choose_engine
 from fastft.planning.chooser import WRITTEN, pinned, settle, with_origin, with_values
@@ -184,6 +184,7 @@ def _calls(loaded: LoadedRecipe, facts: Facts, choices: Choices, mode: Mode, run
         load=load_call(recipe, model_path, choices, facts.labels),
         adapter=None if recipe.model.full_finetuning else adapter_call(recipe, choices, tied=_ties(base)),
         tokens=token_calls(recipe),
+        shard=shard_call(recipe),
         trainer=trainer_call(
             recipe,
             f"{run_dir}/checkpoints",

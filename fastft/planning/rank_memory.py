@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fastft.planning.memory import NF4_BYTES_PER_WEIGHT, MemorySettings, PeakMemory
 from fastft.probe.architecture import Architecture
-from fastft.recipe.shardings import Sharding
+from fastft.recipe.shardings import FSDP2, Sharding
 
 # deepspeed/runtime/zero/config.py, 0.19: max_live_parameters, reduce_bucket_size. In weights.
 LIVE_WEIGHTS, BUCKET_WEIGHTS = 10**9, 5 * 10**8
@@ -86,7 +86,7 @@ def rank_memory(
     # With several ranks no gradient takes the room that activations leave: they are reduced while others are computed.
     whole = States(weights, gradients if ranks > 1 else peak.gradients_bytes, optimizer)
     own = whole.split(sharding, ranks)
-    if sharding.name == "fsdp2" and accumulates:
+    if sharding.name == FSDP2 and accumulates:
         own = States(own.weights_bytes, whole.gradients_bytes, own.optimizer_bytes)
     buffers = 0.0 if ranks == 1 else _buffers_bytes(model, settings, sharding, trained)
     return RankMemory(

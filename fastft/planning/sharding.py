@@ -118,14 +118,16 @@ def _section(sections: dict[str, Any], name: str) -> dict[str, Any]:
 
 def sharding_obstacles(loaded: LoadedRecipe, facts: Facts, choices: Choices) -> Iterator[Problem]:
     """What stops this machine from sharing the model as the recipe says."""
+    if not loaded.recipe.train.shares_model:
+        return
     config, field = deepspeed_config(loaded.recipe, facts, choices), "train.deepspeed"
     if config is None:
-        return
+        field = "train.fsdp"
     if facts.processes == 1:
         wrong = "shares the model among several processes, and this is one"
         yield loaded.problem(field, wrong, "start them with `fastft launch`, or take the line away")
-    if "transformers" in facts.installed and "deepspeed" not in facts.installed:
-        yield loaded.problem(field, "DeepSpeed is not installed", 'run: pip install "fastft[deepspeed]"')
+    if config is not None and "transformers" in facts.installed and "deepspeed" not in facts.installed:
+        yield loaded.problem("train.deepspeed", "DeepSpeed is not installed", 'run: pip install "fastft[deepspeed]"')
     if choices.engine.value == "unsloth":
         wrong = "Unsloth holds the whole model in each process: it shares rows alone"
         instead = f'write "transformers" or "auto", or take {field} away'
@@ -133,8 +135,24 @@ def sharding_obstacles(loaded: LoadedRecipe, facts: Facts, choices: Choices) -> 
     if choices.optim.value not in ELEMENTWISE:
         wrong = "is not split among processes"
         yield loaded.problem("train.optim", wrong, f"write one of {', '.join(ELEMENTWISE)}")
+    if config is None:
+        yield from _not_in_fsdp(loaded)
+        return
     yield from _impossible_parts(loaded, facts, config)
     yield from _other_numbers(loaded, facts, choices)
+
+
+def _not_in_fsdp(loaded: LoadedRecipe) -> Iterator[Problem]:
+    """What torch's FSDP2 cannot split, or what is not proven with it."""
+    if loaded.recipe.model.load_in_4bit is True:
+        instead = 'write false, or train.deepspeed = "zero2" instead of train.fsdp'
+        yield loaded.problem("model.load_in_4bit", "4-bit weights are not split among processes", instead)
+    if loaded.recipe.train.torch_compile:
+        wrong = "a split model is not compiled"
+        yield loaded.problem("train.torch_compile", wrong, "write false, or take train.fsdp away")
+    if loaded.recipe.train.fp16 is True:
+        wrong = "the loss scale of float16 is not shared by FSDP2's ranks"
+        yield loaded.problem("train.fp16", wrong, "write bf16 = true, or take train.fsdp away")
 
 
 def _impossible_parts(loaded: LoadedRecipe, facts: Facts, config: Mapping[str, Any]) -> Iterator[Problem]:

@@ -612,6 +612,16 @@ class TrainSection(Section):
     weights too; or a configuration of your own (`.json`, relative to the recipe), with "auto" for what the recipe says.
     Upstream: SFTConfig(deepspeed=)"""
 
+    fsdp: Literal["full_shard"] | None = None
+    """"full_shard": the processes of a run share weights, gradients and the optimizer's state with PyTorch's FSDP2, as
+    "zero3" of train.deepspeed does; any number of processes continues the run.
+    Upstream: torch.distributed.fsdp.fully_shard; SFTConfig(fsdp=) names the older FSDP too"""
+
+    @property
+    def shares_model(self) -> bool:
+        """Whether processes share more than rows."""
+        return self.deepspeed is not None or self.fsdp is not None
+
     @property
     def examples_per_step(self) -> int | None:
         """Examples of an optimizer step that batch and accumulation keep; None where they are written instead."""

@@ -72,6 +72,12 @@ def _precision(recipe: Recipe, given: Given) -> Iterator[Violation]:
         yield Violation(field, wrong, "write true or false", ("model.engine",))
 
 
+def _sharing(recipe: Recipe, _: Given) -> Iterator[Violation]:
+    if recipe.train.deepspeed is not None and recipe.train.fsdp is not None:
+        wrong = "shares the model in another way than train.deepspeed"
+        yield Violation("train.fsdp", wrong, "keep one of them", ("train.deepspeed",))
+
+
 def _batch(recipe: Recipe, _: Given) -> Iterator[Violation]:
     train = recipe.train
     size, batch = train.effective_batch_size, train.per_device_train_batch_size
@@ -229,6 +235,7 @@ _RULES: tuple[Callable[[Recipe, Given], Iterator[Violation]], ...] = (
     _data,
     _precision,
     _batch,
+    _sharing,
     _schedule,
     _evaluation,
     _answers,

@@ -21,24 +21,15 @@ class Sharding:
     """Each rank keeps its part of all weights, frozen ones too; a layer is gathered when it computes."""
     reduces_every_micro_batch: bool = False
     """Gradients are reduced after each micro-batch, not only after the last one of an optimizer step."""
-    refused: str = ""
-    """Why no run is shared this way, which is then a forecast alone."""
 
 
+FSDP2 = "fsdp2"
 # ZeRO: Rajbhandari et al. 2020, figure 1. DeepSpeed reduces at the end of accumulation only where gradients are not
 # split (deepspeed/runtime/engine.py, allreduce_gradients). The Trainer defers the reduction of DDP and FSDP2
 # (accelerate/accelerator.py, no_sync): until then FSDP2 keeps gradients whole.
 _ROWS = (
     Sharding("ddp"),
-    # Without a GPU accelerate 1.15 makes DDP of it (state.py); made to apply there, it trains the same losses, and PEFT
-    # 0.21 fails to save the adapter (utils/other.py, id_tensor_storage of a DTensor).
-    Sharding(
-        "fsdp2",
-        splits_optimizer=True,
-        splits_gradients=True,
-        splits_weights=True,
-        refused="FSDP2 is forecast alone: its checkpoints could not be written and read back",
-    ),
+    Sharding(FSDP2, splits_optimizer=True, splits_gradients=True, splits_weights=True),
     Sharding("zero1", 1, splits_optimizer=True),
     Sharding("zero2", 2, splits_optimizer=True, splits_gradients=True, reduces_every_micro_batch=True),
     Sharding(

@@ -50,11 +50,24 @@ def test_one_host_of_a_file_needs_no_ssh(tmp_path: Path) -> None:
     assert "--node-rank=1 --master-addr=node1 --master-port=29500" in str(only)
 
 
+def test_each_engine_is_a_key_of_the_recipe(
+    write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe()
+    for engine, override in {
+        "fsdp2": "'train.fsdp=\"full_shard\"'",
+        "zero3": "'train.deepspeed=\"zero3\"'",
+        "ddp": "",
+    }.items():
+        launch_in_terminal(recipe, [], request(processes=2, engine=engine), dry_run=True)
+        assert capsys.readouterr().out.strip().endswith(f"{recipe}" + (f" --set {override}" if override else ""))
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"engine": "zero9"}, r"--engine: is no way .* \(got zero9\); write ddp"),
-        ({"engine": "fsdp2"}, r"--engine: FSDP2 is forecast alone: its checkpoints .* \(got fsdp2\); write zero3"),
+        ({"engine": "fsdp"}, r"--engine: is no way .* \(got fsdp\); write ddp, fsdp2, zero1"),
         ({"nodes": 2}, "--nnodes: 2 hosts need --node-rank and --master too"),
         ({"nodes": 2, "node": 2, "master": "a"}, "--node-rank: is no host of 2"),
     ],

@@ -20,6 +20,7 @@ import torch
 import trl
 import unsloth
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from torch.distributed.fsdp import fully_shard
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
@@ -31,7 +32,7 @@ from transformers import (
 )
 from transformers.training_args import OptimizerNames
 
-from fastft.planning.calls import Call
+from fastft.planning.calls import Call, shard_call
 from fastft.planning.facts import Facts
 from fastft.planning.plan import make_plan
 from fastft.probe.base_model import BaseModel
@@ -170,6 +171,14 @@ def test_every_keyword_of_a_plan_is_known_upstream(recipe: Path, engine: str, de
         if key not in known_parameters(call.name, device)
     ]
     assert unknown == []
+
+
+def test_every_keyword_of_splitting_a_model_is_known_to_torch() -> None:
+    call = shard_call(load(RECIPES[0], ['train.fsdp="full_shard"']).recipe)
+
+    assert call is not None
+    assert call.name == f"{fully_shard.__module__}.{fully_shard.__name__}"
+    assert call.kwargs.keys() <= inspect.signature(fully_shard).parameters.keys()
 
 
 @pytest.mark.parametrize("keyword", PASSED_ON)
