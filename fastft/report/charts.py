@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fastft.report.html import Markup, element
 
@@ -93,10 +93,9 @@ def line_chart(
     drawn = [point for line in lines for point in line.points if math.isfinite(point[1])]
     if not drawn:
         return element("p", f"{title}: no figures.")
-    begin = [] if powers else [0.0]
-    x_axis = _Axis.over([*begin, *(x for x, _ in drawn)], LEFT, WIDTH - RIGHT, whole=True)
+    x_axis = _Axis.along([x for x, _ in drawn], powers=powers)
     y_axis = _Axis.over([y for _, y in drawn], HEIGHT - BOTTOM, TOP)
-    parts = [element("title", title), *_grid(x_axis, y_axis, x_label, y_label, powers=powers)]
+    parts = [element("title", title), *_grid(x_axis, y_axis, x_label, y_label)]
     shown = [mark for mark in marks if x_axis.low <= mark.x <= x_axis.high]
     for mark in shown:
         x = f"{x_axis.place(mark.x):.1f}"
@@ -128,13 +127,20 @@ def bar_chart(title: str, x_label: str, y_label: str, bars: Sequence[tuple[float
 
 @dataclass(frozen=True)
 class _Axis:
-    """The values from `low` to `high` at the places from `start` to `end`, and the ticks."""
+    """The values from `low` to `high` at the places from `start` to `end`, and the ticks; `powers`: see `line_chart`."""
 
     low: float
     high: float
     start: float
     end: float
     ticks: tuple[float, ...]
+    powers: bool = False
+
+    @classmethod
+    def along(cls, values: Sequence[float], *, powers: bool) -> _Axis:
+        """The x axis: from 0 on, or over powers of 10."""
+        begin = [] if powers else [0.0]
+        return replace(cls.over([*begin, *values], LEFT, WIDTH - RIGHT, whole=True), powers=powers)
 
     @classmethod
     def over(cls, values: Sequence[float], start: float, end: float, *, whole: bool = False) -> _Axis:
@@ -161,7 +167,7 @@ def _nice(step: float) -> float:
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= step * (1 - 1e-9))
 
 
-def _grid(x_axis: _Axis, y_axis: _Axis, x_label: str, y_label: str, *, powers: bool) -> list[Markup]:
+def _grid(x_axis: _Axis, y_axis: _Axis, x_label: str, y_label: str) -> list[Markup]:
     bottom = HEIGHT - BOTTOM
     parts = []
     for tick in y_axis.ticks:
@@ -171,7 +177,7 @@ def _grid(x_axis: _Axis, y_axis: _Axis, x_label: str, y_label: str, *, powers: b
     for tick in x_axis.ticks:
         x = f"{x_axis.place(tick):.1f}"
         parts.append(element("line", x1=x, x2=x, y1=bottom, y2=bottom + 4, class_="axis"))
-        shown = f"1e{tick:.0f}" if powers else number(tick)
+        shown = f"1e{tick:.0f}" if x_axis.powers else number(tick)
         parts.append(element("text", shown, x=x, y=bottom + 16, text_anchor="middle"))
     parts.append(element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=bottom, y2=bottom, class_="axis"))
     parts.append(element("text", x_label, x=(LEFT + WIDTH - RIGHT) / 2, y=HEIGHT - 6, text_anchor="middle"))
