@@ -127,7 +127,7 @@ def bar_chart(title: str, x_label: str, y_label: str, bars: Sequence[tuple[float
 
 @dataclass(frozen=True)
 class _Axis:
-    """The values from `low` to `high` at the places from `start` to `end`, and the ticks; `powers`: see `line_chart`."""
+    """The values from `low` to `high` at the places from `start` to `end`, with ticks; `powers`: see `line_chart`."""
 
     low: float
     high: float
