@@ -95,6 +95,10 @@ def serve(
         ),
     ],
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="On 127.0.0.1.")] = 8080,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option("--lora", metavar="NAME=PATH", help="An adapter on this base; more than one may be given."),
+    ] = None,
     context_tokens: ContextTokens = None,
     api_key: Annotated[
         str | None, typer.Option("--api-key", metavar="KEY", envvar="LLAMA_API_KEY", help="Clients must send it.")
@@ -106,7 +110,8 @@ def serve(
 ) -> None:
     """Serve a GGUF file on 127.0.0.1, as OpenAI's API does; exports one first where there is none."""
     require(NEEDED_TO_CHAT, "fastft serve")
-    from fastft.commands.serve import serve_until_stopped
+    from fastft.commands.serve import ServeRequest, serve_until_stopped
     from fastft.inference.proxy import Access
 
-    serve_until_stopped(path, port, context_tokens, Access(tuple(allow_origin or ()), api_key))
+    access = Access(tuple(allow_origin or ()), api_key)
+    serve_until_stopped(path, ServeRequest(port, context_tokens, access, tuple(lora or ())))
