@@ -14,6 +14,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -61,8 +62,38 @@ def write_silently(_: str) -> AbstractContextManager[BytesWritten]:
     return contextlib.nullcontext(ignore_bytes)
 
 
+@dataclass
+class _Verbosity:
+    quiet: bool = False
+    verbose: bool = False
+
+
+_verbosity = _Verbosity()
+
+
+def set_verbosity(*, quiet: bool, verbose: bool) -> None:
+    """`quiet`: results, warnings and errors alone, no progress. `verbose`: errors with their traceback."""
+    _verbosity.quiet, _verbosity.verbose = quiet, verbose
+
+
+def is_quiet() -> bool:
+    """Whether no progress is shown."""
+    return _verbosity.quiet
+
+
+def is_verbose() -> bool:
+    """Whether errors are shown with their traceback."""
+    return _verbosity.verbose
+
+
 def say(text: str) -> None:
-    """Print one line of progress to standard error, which keeps standard output for results."""
+    """Print one line of progress to standard error, which keeps standard output for results; --quiet leaves it out."""
+    if not is_quiet():
+        warn(text)
+
+
+def warn(text: str) -> None:
+    """Print one line to standard error that --quiet keeps."""
     print(f"• {redact(text)}", file=sys.stderr, flush=True)
 
 
@@ -157,7 +188,20 @@ def redact_file(path: Path) -> None:
 
 
 # What terminals of other encodings show for the signs of our pages; "?" for all else that they lack.
-_SIGNS = {"█": "#", "░": ".", "◂": "<", "•": "*", "±": "+-", "…": "...", "×": "x", "→": "->", "─": "-", "│": "|"}
+_SIGNS = {
+    "█": "#",
+    "░": ".",
+    "◂": "<",
+    "•": "*",
+    "±": "+-",
+    "…": "...",
+    "×": "x",
+    "→": "->",
+    "─": "-",
+    "│": "|",
+    "⟦": "[[",
+    "⟧": "]]",
+}
 _PLAIN = "fastft-plain"
 
 

@@ -13,6 +13,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from fastft.probe.software import CEILINGS, FLOORS, TESTED, release
+from fastft.recipe.reporters import EXTRAS as REPORTER_EXTRAS
+from fastft.recipe.reporters import REPORTERS
 
 ROOT = Path(__file__).parents[1]
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
@@ -112,3 +114,9 @@ def test_a_pin_list_names_packages_and_versions_only(path: Path) -> None:
     lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
 
     assert [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.]+|-r [\w.]+", line)] == []
+
+
+def test_each_reporter_with_an_extra_has_one_of_its_packages() -> None:
+    wanted = {name: {group[0] for group in REPORTERS[name]} for name in REPORTER_EXTRAS}
+
+    assert {name: {Requirement(text).name for text in EXTRAS[name]} for name in REPORTER_EXTRAS} == wanted

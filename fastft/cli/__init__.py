@@ -24,8 +24,17 @@ def _with_resume_value(arguments: list[str]) -> list[str]:
     return given
 
 
+def _with_verbosity_first(arguments: list[str]) -> list[str]:
+    """The arguments, with --quiet and --verbose in front of the command, whose options they are."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    spoken = [argument for argument in arguments[:end] if argument in ("--quiet", "--verbose")]
+    rest = [argument for argument in arguments[:end] if argument not in ("--quiet", "--verbose")]
+    return [*dict.fromkeys(spoken), *rest, *arguments[end:]]
+
+
 def main() -> None:
     """Run the command line. Exit codes: docs/runs.md."""
     show_plain_signs()
     with reported():
-        sys.exit(app(_with_resume_value(sys.argv[1:]), prog_name="fastft", standalone_mode=False) or 0)
+        arguments = _with_verbosity_first(_with_resume_value(sys.argv[1:]))
+        sys.exit(app(arguments, prog_name="fastft", standalone_mode=False) or 0)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from fastft import __version__
+from fastft.console import set_verbosity
 
 app = typer.Typer(
     help="Fine-tune language models fast, from one TOML recipe.",
@@ -38,9 +39,16 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _top(
-    version: Annotated[
+    version: Annotated[  # noqa: ARG001 -- its callback takes it
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
-    local_rank: LocalRank = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Results, warnings and errors alone; also behind a command.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Errors with their traceback; also behind a command.")
+    ] = False,
+    local_rank: LocalRank = None,  # noqa: ARG001 -- its callback takes it
 ) -> None:
     """Fine-tune language models fast, from one TOML recipe."""
+    set_verbosity(quiet=quiet, verbose=verbose)

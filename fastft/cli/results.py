@@ -19,11 +19,15 @@ def report(
         typer.Option("--out", metavar="FILE", help="Default: report.html in the run's folder.", callback=looked_up),
     ] = None,
     open_it: Annotated[bool, typer.Option("--open", help="Show it in a browser.")] = False,
+    svg: Annotated[
+        Path | None,
+        typer.Option("--svg", metavar="FILE", help="Write a picture for a README too.", callback=looked_up),
+    ] = None,
 ) -> None:
     """Write the report page of a run: one HTML file that loads nothing."""
     from fastft.commands.report import report_in_terminal
 
-    report_in_terminal(run, out, open_it=open_it)
+    report_in_terminal(run, out, svg, open_it=open_it)
 
 
 @app.command()

@@ -34,11 +34,14 @@ def init(
     device: Annotated[
         str | None, typer.Option("--device", metavar="NAME", help="For the forecast: a100-80gb, l4, cpu, ...")
     ] = None,
+    task: Annotated[
+        str | None, typer.Option("--task", metavar="TASK", help="sft, classification or preference; else as the rows.")
+    ] = None,
 ) -> None:
     """Write a commented starter recipe, for your rows or with a few of its own."""
     from fastft.commands.init import init_in_terminal
 
-    init_in_terminal(name, model, data, device)
+    init_in_terminal(name, model, data, device, task)
 
 
 @app.command()

@@ -9,6 +9,7 @@ import typer
 
 from fastft.cli.app import LocalRank, app
 from fastft.commands.options import AsJson, Overrides, RecipePath, RunsDir, looked_up
+from fastft.console import is_quiet
 
 # The value of `--resume` without a folder. No folder has an empty name.
 NEWEST = ""
@@ -107,6 +108,7 @@ def launch(
     from fastft.commands.launch import LaunchRequest, launch_in_terminal
 
     arguments = (*(("--runs-dir", str(runs_dir)) if runs_dir != Path("runs") else ()), *(("--fresh",) if fresh else ()))
+    arguments += ("--quiet",) if is_quiet() else ()
     request = LaunchRequest(nproc, hostfile, nnodes, node_rank, master, engine, arguments)
     raise typer.Exit(launch_in_terminal(recipe, overrides or [], request, dry_run=dry_run))
 

@@ -14,8 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastft.console import Say, library_output_to
-from fastft.console import say as say_in_terminal
+from fastft.console import Say, library_output_to, warn
 from fastft.engine_choice import select
 from fastft.errors import FastftError, MachineError, Problem, UsageError, Where
 from fastft.exports.adapter import check_adapter
@@ -176,8 +175,8 @@ def chat_in_terminal(path: Path, request: ChatRequest, prompt: str | None) -> No
     answering: Answering = partial(write_answers, partial(print, end="", flush=True), visible=visible)
     if request.compare and visible:
         answering = partial(show_beside, Console())
-    with open_chat(path, request, say_in_terminal) as conversations:
-        talk(conversations, _typed() if prompt is None else [prompt], answering, say_in_terminal)
+    with open_chat(path, request, warn) as conversations:
+        talk(conversations, _typed() if prompt is None else [prompt], answering, warn)
 
 
 def _typed() -> Iterator[str]:
@@ -186,7 +185,7 @@ def _typed() -> Iterator[str]:
         return questions(_piped)
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  input() then edits lines and remembers them
-    say_in_terminal(f"{COMMANDS}; {BLOCK} begins and ends a question of several lines; Ctrl+C stops an answer")
+    warn(f"{COMMANDS}; {BLOCK} begins and ends a question of several lines; Ctrl+C stops an answer")
     read: Read = input
     return questions(read)
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import typer
 
-from fastft.console import redact
+from fastft.commands.usage import usage_hint
+from fastft.console import is_verbose, redact
 from fastft.errors import FastftError, MachineError, Problem, Where
 from fastft.files.cache import cache_folder
 from fastft.probe.software import INSTALL
@@ -33,11 +34,11 @@ def reported() -> Iterator[None]:
     except typer.Abort:
         raise SystemExit(130) from None
     except CLICK_ERROR as error:
-        with contextlib.redirect_stderr(io.StringIO()) as said:
-            error.show()
-        print(redact(said.getvalue()), end="", file=sys.stderr)  # it repeats what was typed
+        report_usage(error)
         raise SystemExit(error.exit_code) from None
     except FastftError as error:
+        if is_verbose():
+            traceback.print_exc()
         report_failure(error.problems, error.exit_code)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:  # before a command began
@@ -47,17 +48,36 @@ def reported() -> Iterator[None]:
         raise SystemExit(1) from None
     except (OSError, ImportError) as error:
         discard_output()
+        if is_verbose():
+            traceback.print_exc()
         report_failure([explain_error(error)], MachineError.exit_code)
         raise SystemExit(MachineError.exit_code) from None
 
 
+def report_usage(error: Any) -> None:
+    """A usage error of click on standard error, with what was probably meant; with --json also as JSON."""
+    hint = usage_hint(error, sys.argv[1:])
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        error.show()
+    print(redact(said.getvalue()), end="", file=sys.stderr)  # it repeats what was typed
+    if hint:
+        print(f"write: {redact(hint)}", file=sys.stderr)
+    command = error.ctx.command_path if error.ctx else "fastft"
+    if error.message:  # not where the help is shown because nothing was typed
+        _print_json([Problem(Where(command), "", error.format_message(), hint or f"see {command} -h")], error.exit_code)
+
+
 def report_failure(problems: Sequence[Problem], exit_code: int) -> None:
     """Each problem on standard error; with --json also on standard output, as docs/runs.md says."""
+    _print_json(problems, exit_code)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+
+
+def _print_json(problems: Sequence[Problem], exit_code: int) -> None:
     if "--json" in sys.argv[1:]:
         failure = {"exit_code": exit_code, "problems": [problem.as_json() for problem in problems]}
         print(json.dumps(failure, indent=2), flush=True)
-    for problem in problems:
-        print(problem, file=sys.stderr)
 
 
 def discard_output() -> None:

@@ -19,6 +19,7 @@ from fastft.planning.scaling import Scaling, make_layout, make_scaling
 from fastft.probe.hub import fetch_small_files
 from fastft.recipe.loader import LoadedRecipe, load
 from fastft.recipe.reference import fields
+from fastft.recipe.wording import named_here
 from fastft.report.plan import plan_page
 from fastft.report.scaling import scaling_page
 from fastft.report.what_if import what_if_page
@@ -129,7 +130,7 @@ def _field_and_values(text: str) -> tuple[str, list[str]]:
     known = {field.split(".")[1]: field for field in fields()}
     field = key if key in fields() else known.get(key)
     if field is None or not values:
-        close = nearest(key, [*known, *fields()])
+        close = named_here(key.rpartition(".")[2]) or nearest(key, [*known, *fields()])
         wrong = "there is no such key" if field is None else "names no value"
         example = "write --what-if per_device_train_batch_size=1,2,4"
         instead = example if field or not close else f"did you mean {close}?"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fastft.console import private_console
+from fastft.console import is_quiet, private_console
 from fastft.engine_choice import started
 from fastft.errors import DataError, Interrupted, MachineError, Problem, RecipeError, UsageError, Where
 from fastft.planning.check import check
@@ -69,7 +69,7 @@ def _run(
         raise MachineError(Problem(loaded.where("model.engine"), "model.engine", wrong, instead, plan.engine))
     revision, where = loaded.recipe.model.revision, loaded.where("model.id")
     model = ranks.in_turn(
-        "model", lambda: fetch(facts.base_model, revision, where, lambda text: console.print(f"• {text}"))
+        "model", lambda: fetch(facts.base_model, revision, where, lambda text: _progress(console, text))
     )
     facts = dataclasses.replace(facts, base_model=model)
     if earlier is None:
@@ -85,6 +85,11 @@ def _run(
             shutil.rmtree(folder.path)  # nothing was trained: the folder holds nothing to keep
         raise
     return folder
+
+
+def _progress(console: Console, text: str) -> None:
+    if not is_quiet():
+        console.print(f"• {text}")
 
 
 def _refuse_unseen(folder: RunDir) -> None:

@@ -34,6 +34,27 @@ _ROWS_INSIDE = ("data", "rows", "examples", "items", "records", "dataset", "trai
 # A question with its answer as one turn (Firefly, XTuner).
 _PAIRS = (("human", "assistant"), ("user", "assistant"), ("input", "output"), ("question", "answer"))
 _SPEAKERS = ("role", "from")
+# Of task = "classification".
+_TEXTS = (
+    *(
+        "text",
+        "sentence",
+        "review",
+        "content",
+        "message",
+        "question",
+        "query",
+        "input",
+        "utterance",
+        "title",
+        "comment",
+    ),
+    *("tweet", "document", "article", "body", "prompt"),
+)
+_LABELS = (
+    *("label", "labels", "category", "class", "intent", "sentiment", "topic", "tag", "emotion", "target", "output"),
+    *("answer", "type"),
+)
 
 
 def instead_of(row: Mapping[str, Any]) -> str | None:
@@ -60,6 +81,18 @@ def columns_for(row: Mapping[str, object]) -> dict[str, str]:
     return next((mapping for mapping in mappings if mapping), {})
 
 
+def label_columns_for(row: Mapping[str, object]) -> dict[str, str] | None:
+    """The `data.columns` that make a text and a label of the row; None where it has no such columns."""
+    found: dict[str, str] = {}
+    for wanted, names in (("text", _TEXTS), ("label", _LABELS)):
+        left = [column for column in row if column not in found.values()]
+        column = next((column for name in names for column in left if _plain(column) == name), None)
+        if column is None:
+            return None
+        found[wanted] = column
+    return {wanted: name for wanted, name in found.items() if wanted != name}
+
+
 def is_column_wise(row: Mapping[str, Any]) -> bool:
     """Whether a row holds the columns of a whole file: lists, or objects by number as pandas writes them."""
     values = list(row.values())
@@ -72,13 +105,14 @@ def is_column_wise(row: Mapping[str, Any]) -> bool:
 
 def _for_preferences(row: Mapping[str, Any]) -> str:
     rest = 'ignore = ["rejected"]'
+    task = 'these are preferences: write task = "preference" above the sections'
     if isinstance(row["chosen"], list):
-        return f'these are preferences; to train what was chosen write columns = {{ messages = "chosen" }}, {rest}'
+        return f'{task}; to train what was chosen alone, columns = {{ messages = "chosen" }}, {rest}'
     question = next((name for name in row if _plain(name) in ("prompt", *_OTHER_NAMES["prompt"])), None)
     if question is None:
-        return "these are preferences, which are not trained: write questions and answers"
+        return task
     mapping = {"completion": "chosen"} | ({} if question == "prompt" else {"prompt": question})
-    return f"these are preferences; to train what was chosen write columns = {_toml(mapping)}, {rest}"
+    return f"{task}; to train what was chosen alone, columns = {_toml(mapping)}, {rest}"
 
 
 def _mapping(row: Mapping[str, Any], needed: list[str], optional: tuple[str, ...]) -> dict[str, str]:

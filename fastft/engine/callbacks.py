@@ -15,6 +15,7 @@ from fastft.runs.divergence import Alarm, DivergenceWatch
 from fastft.runs.metrics import EvaluationMetrics, StepMetrics
 
 if TYPE_CHECKING:
+    from fastft.engine.reporting import Reporters
     from fastft.engine.trainer import RunTrainer
 
 
@@ -22,9 +23,13 @@ class StepReporter(TrainerCallback):
     """Reports each logged step, and the figures of each evaluation."""
 
     def __init__(
-        self, trainer: RunTrainer, step: Callable[[StepMetrics], None], evaluation: Callable[[EvaluationMetrics], None]
+        self,
+        trainer: RunTrainer,
+        reporters: Reporters,
+        step: Callable[[StepMetrics], None],
+        evaluation: Callable[[EvaluationMetrics], None],
     ) -> None:
-        self._trainer, self._step, self._evaluation = trainer, step, evaluation
+        self._trainer, self._reporters, self._step, self._evaluation = trainer, reporters, step, evaluation
         self.seconds = 0.0
         """In optimizer steps since the last line."""
         self._began = time.perf_counter()
@@ -48,22 +53,23 @@ class StepReporter(TrainerCallback):
             return
         norm = logs.get("grad_norm")
         tokens, examples, computed = self._trainer.take_counts()
-        self._step(
-            StepMetrics(
-                step=state.global_step,
-                total_steps=state.max_steps,
-                epoch=float(logs.get("epoch", state.epoch or 0.0)),
-                loss=float(logs["loss"]),
-                learning_rate=float(logs["learning_rate"]),
-                grad_norm=None if norm is None else float(norm),
-                tokens=tokens,
-                examples=examples,
-                seconds=self.seconds,
-                memory_bytes=peak_memory(),
-                rewards=self._trainer.take_rewards(),
-                computed_tokens=computed,
-            )
+        line = StepMetrics(
+            step=state.global_step,
+            total_steps=state.max_steps,
+            epoch=float(logs.get("epoch", state.epoch or 0.0)),
+            loss=float(logs["loss"]),
+            learning_rate=float(logs["learning_rate"]),
+            grad_norm=None if norm is None else float(norm),
+            tokens=tokens,
+            examples=examples,
+            seconds=self.seconds,
+            memory_bytes=peak_memory(),
+            rewards=self._trainer.take_rewards(),
+            computed_tokens=computed,
         )
+        self._step(line)
+        if state.is_world_process_zero:
+            self._reporters.step(line)
         self.seconds = 0.0
 
 

@@ -134,10 +134,12 @@ def train(
             trainer.train_from(checkpoint)
         before = _before(trainer, tokenizer, material, run, hooks)
         if trainer.stopped:
+            trainer.reporters.close()
             return _trained(trainer, before, Evaluation(None, None), finished=False)
         trainer.refuse_if_poisoned()
         trainer.refuse_if_ranks_differ()
         after = _evaluate(trainer, tokenizer, material, hooks, "after training")
+        trainer.reporters.close()
         return _trained(trainer, before, after, finished=True)
     except RuntimeError as error:
         if not ran_out_of_memory(error):
@@ -287,6 +289,8 @@ def _evaluate(trainer: RunTrainer, tokenizer: Tokenizer, material: Material, hoo
 
     if material.prompts:
         answers = answered(material.prompts, material.max_new_tokens, "held-out prompts")
+        if answers is not None and hooks.ranks.world.is_first:
+            trainer.reporters.report({"eval_exact_match": answers.exact / len(material.prompts)})
         if material.general:
             general = answered(material.general, GENERAL_TOKENS, "general questions")
     classes = trainer.figures if isinstance(trainer, ClassificationTrainer) and loss is not None else None

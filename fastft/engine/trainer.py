@@ -23,6 +23,7 @@ from fastft.engine.checkpointing import CheckpointingTrainer
 from fastft.engine.counting import CountingTrainer
 from fastft.engine.random_state import RandomState
 from fastft.engine.ranks import all_equal
+from fastft.engine.reporting import Reporters
 from fastft.engine.sampler import (
     DealtSampler,
     EpochSampler,
@@ -106,9 +107,10 @@ class RunTrainer(CheckpointingTrainer):
                 if weight.requires_grad:
                     weight.data = weight.data.float()
         self._before_evaluation: RandomState | None = None
-        self._reporter = StepReporter(self, hooks.step, hooks.evaluated)
+        self.reporters = Reporters(self, run.path)
+        self._reporter = StepReporter(self, self.reporters, hooks.step, hooks.evaluated)
         self._stop = StopOnRequest(self, hooks.stop_asked, hooks.last_step)
-        for callback in (self._reporter, NumberGuard(self), self._stop, Resumption(self)):
+        for callback in (self.reporters, self._reporter, NumberGuard(self), self._stop, Resumption(self)):
             self.add_callback(callback)
 
     @property

@@ -63,6 +63,9 @@ def read_source(path: str, text: str) -> Source:
         UsageError: it is nothing that can be read, or of no tool that is known.
     """
     suffix = Path(path).suffix.lower()
+    if suffix == ".toml":
+        wrong, instead = "is a .toml file, which a recipe is already", f"fastft check {path}"
+        raise UsageError(Problem(Where(path), "", wrong, instead))
     if suffix == ".ipynb" or (text.lstrip().startswith("{") and '"cells"' in text):
         return read_notebook(path, text)
     if suffix == ".py" or "from_pretrained(" in text or "SFTTrainer(" in text:

@@ -51,7 +51,8 @@ def named_device(name: str | None, memory: str | None, found: Device) -> Device:
     if name is not None and name.lower() != "cpu":
         sheet = SHEETS.get(name.lower())
         if sheet is None:
-            close = nearest(name.lower(), [*SHEETS, "cpu"])
+            variants = [option for option in SHEETS if option.startswith(f"{name.lower()}-")]
+            close = " or ".join(variants) or nearest(name.lower(), [*SHEETS, "cpu"])
             known = f"did you mean {close}?" if close else f"known: {', '.join([*SHEETS, 'cpu'])}"
             raise UsageError(Problem(Where("--device"), "", "there is no such device", known, name))
         device = Device("cuda", sheet.name, sheet.memory_bytes, 1, sheet.computes_bfloat16)

@@ -17,7 +17,7 @@ from fastft.probe.layers import missing_targets
 from fastft.probe.software import CEILINGS, INSTALL, NEEDED, TESTED, below_floor, release
 from fastft.recipe.loader import LoadedRecipe
 from fastft.recipe.optimizers import OPTIMIZERS
-from fastft.recipe.reporters import missing_for
+from fastft.recipe.reporters import EXTRAS, missing_for
 
 # <|eot_id|>, and all tokens of Llama 3, 3.1, 3.2 and 3.3 (their config.json).
 LLAMA_3_END_OF_TURN, LLAMA_3_VOCABULARY = 128_009, 128_256
@@ -77,7 +77,8 @@ def missing_packages(
     for name in () if reporters == "none" else reporters:
         if missing := missing_for(name, installed):
             wrong = f"{name} needs {', '.join(missing)}, not installed"
-            yield loaded.problem("train.report_to", wrong, f'run: pip install {" ".join(missing)}, or write "none"')
+            packages = f'"fastft[{name}]"' if name in EXTRAS else " ".join(missing)
+            yield loaded.problem("train.report_to", wrong, f'run: pip install {packages}, or write "none"')
 
 
 def _gpu(loaded: LoadedRecipe, device: Device, engine: str) -> Iterator[Problem]:

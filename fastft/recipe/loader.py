@@ -214,6 +214,9 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
             wrong += f", in the statement that begins on line {begins}"
         if message.startswith("Cannot "):  # overwrite a value, declare a table twice, ...
             instead = "write each [section] once, and each key once in it"
+        elif typed := _typographic(text, line):
+            wrong += f", by {typed}, which a text editor or a web page wrote"
+            instead = 'write plain "double quotes" and plain - signs'
         else:
             lines = "write `key = value` lines under [section] headers"
             instead = f'{lines}; text in "double quotes", true and false in lower case'
@@ -239,6 +242,12 @@ def _too_deep(text: str) -> int | None:
             places.append(bracket.start())
             break
     return bare.count("\n", 0, min(places)) + 1 if places else None
+
+
+def _typographic(text: str, line: int) -> str | None:
+    """The first sign of that line which looks like a quote, a dash or a space of TOML and is none."""
+    signs = re.search("[\u2018-\u201f\u00ab\u00bb\u2010-\u2015\u00a0\u2212]", text.split("\n")[line - 1])
+    return f"the sign {signs[0]} (U+{ord(signs[0]):04X})" if signs else None
 
 
 def _parse_overrides(overrides: Iterable[str]) -> dict[str, tuple[str, Any]]:

@@ -24,6 +24,10 @@ REPORTERS: dict[str, tuple[tuple[str, ...], ...]] = {
 REPORTER_PACKAGES = tuple(sorted({name for needs in REPORTERS.values() for group in needs for name in group}))
 
 
+# Names of which fastft has an extra: pip install "fastft[tensorboard]".
+EXTRAS = ("clearml", "mlflow", "tensorboard", "trackio", "wandb")
+
+
 def missing_for(reporter: str, installed: Collection[str]) -> tuple[str, ...]:
     """The packages to install before metrics can go to `reporter`."""
     return tuple(group[0] for group in REPORTERS[reporter] if not set(group) & set(installed))

@@ -16,6 +16,10 @@ LEFT, RIGHT, TOP, BOTTOM = 62, 12, 24, 40
 # More points than pixels show nothing, and a run of a million steps should fit into an e-mail.
 MOST_POINTS = 500
 TICKS = 4
+# The height of a row of the legend.
+ROW = 14
+# Between two names of the legend.
+GAP = 10
 
 
 @dataclass(frozen=True)
@@ -30,11 +34,15 @@ class Line:
 
 @dataclass(frozen=True)
 class Mark:
-    """A vertical line at `x`, named in the legend once for all marks of the same name."""
+    """A vertical line at `x`, named in the legend once for all marks of the same name.
+
+    `height`: of a short one at the foot; 0 for one from top to bottom.
+    """
 
     x: float
     name: str
     style: str
+    height: int = 0
 
 
 def smoothed(points: Sequence[Point], share: float = 0.05) -> list[Point]:
@@ -80,11 +88,29 @@ def line_chart(title: str, x_label: str, y_label: str, lines: Sequence[Line], ma
     shown = [mark for mark in marks if x_axis.low <= mark.x <= x_axis.high]
     for mark in shown:
         x = f"{x_axis.place(mark.x):.1f}"
-        parts.append(element("line", x1=x, x2=x, y1=TOP, y2=HEIGHT - BOTTOM, class_=f"mark {mark.style}"))
+        top = HEIGHT - BOTTOM - mark.height if mark.height else TOP
+        parts.append(element("line", x1=x, x2=x, y1=top, y2=HEIGHT - BOTTOM, class_=f"mark {mark.style}"))
     for line in lines:
         parts += _curve(line, x_axis, y_axis)
     names = {line.name: f"curve {line.style}" for line in lines} | {mark.name: f"mark {mark.style}" for mark in shown}
-    parts += _legend(names) if len(names) > 1 else []
+    legend, rows = _legend(names) if len(names) > 1 else ([], 1)
+    # Further rows of the legend stand above the first one's place.
+    above = ROW * (rows - 1)
+    parts.append(element("g", *legend, transform=f"translate(0 {-above})"))
+    return element("svg", *parts, viewBox=f"0 {-above} {WIDTH} {HEIGHT + above}", role="img", aria_label=title)
+
+
+def bar_chart(title: str, x_label: str, y_label: str, bars: Sequence[tuple[float, float]]) -> Markup:
+    """A histogram: bars (upper end, height) that begin at 0 and touch each other."""
+    x_axis = _Axis.over([0.0, *(x for x, _ in bars)], LEFT, WIDTH - RIGHT, whole=True)
+    y_axis = _Axis.over([0.0, *(y for _, y in bars)], HEIGHT - BOTTOM, TOP)
+    parts = [element("title", title), *_grid(x_axis, y_axis, x_label, y_label)]
+    begin = 0.0
+    for end, height in bars:
+        x, top = x_axis.place(begin), y_axis.place(height)
+        size = {"width": f"{max(x_axis.place(end) - x - 1, 0.5):.1f}", "height": f"{HEIGHT - BOTTOM - top:.1f}"}
+        parts.append(element("rect", x=f"{x:.1f}", y=f"{top:.1f}", class_="bar", **size))
+        begin = end
     return element("svg", *parts, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=title)
 
 
@@ -161,14 +187,21 @@ def _curve(line: Line, x_axis: _Axis, y_axis: _Axis) -> list[Markup]:
     return parts
 
 
-def _legend(names: dict[str, str]) -> list[Markup]:
-    """The name of each curve and mark, in one row at the top; 6 units a letter were measured at 11 units of height."""
-    parts, x = [], 8.0
+def _legend(names: dict[str, str]) -> tuple[list[Markup], int]:
+    """(the name of each curve and mark, how many rows they take), above the chart.
+
+    Wide letters of 11 units of height take 6.6 units.
+    """
+    parts, x, row = [], 8.0, 0
     for name, style in names.items():
-        parts.append(element("line", x1=x, x2=x + 14, y1=10, y2=10, class_=style))
-        parts.append(element("text", name, x=x + 18, y=14))
-        x += 18 + 6 * len(name) + 12
-    return parts
+        width = 18 + 6.6 * len(name) + GAP
+        if x > 8 and x + width - GAP > WIDTH:
+            x, row = 8.0, row + 1
+        y = 10 + ROW * row
+        parts.append(element("line", x1=x, x2=x + 14, y1=y, y2=y, class_=style))
+        parts.append(element("text", name, x=x + 18, y=y + 4))
+        x += width
+    return parts, row + 1
 
 
 def number(value: float) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from fastft.report.charts import Line, Mark, Point, line_chart, smoothed
 from fastft.report.html import Markup, element
@@ -14,11 +15,22 @@ STEP = "optimizer step"
 MOST_EPOCHS = 20
 
 
-def charts(history: History, planned: Planned | None) -> Markup:
+@dataclass(frozen=True)
+class RunEvents:
+    """Optimizer steps at which later attempts continued the run, and those whose checkpoints are on disk."""
+
+    resumes: tuple[int, ...] = ()
+    checkpoints: tuple[int, ...] = ()
+
+
+NO_EVENTS = RunEvents()
+
+
+def charts(history: History, planned: Planned | None, events: RunEvents = NO_EVENTS) -> Markup:
     """All charts of a run, or a sentence where no step is logged yet."""
     if not history.steps:
         return element("p", "No optimizer step is logged yet.")
-    marks = _marks(history, planned)
+    marks = _marks(history, planned, events)
     made = [_loss(history, marks)]
 
     def of(title: str, unit: str, meaning: str, value: Callable[[StepMetrics], float | None]) -> None:
@@ -47,6 +59,13 @@ def charts(history: History, planned: Planned | None) -> Markup:
         lambda step: step.tokens_per_second,
     )
     of(
+        "padding",
+        "padding (%)",
+        "The share of computed tokens that are padding and teach nothing. group_by_length, packing or fewer rows in a"
+        " micro-batch lower it.",
+        lambda step: None if step.padding is None else 100 * step.padding,
+    )
+    of(
         "peak memory",
         "GiB",
         "The most memory taken so far. What stays free below the device's own could hold a larger batch.",
@@ -56,25 +75,37 @@ def charts(history: History, planned: Planned | None) -> Markup:
 
 
 def _loss(history: History, marks: list[Mark]) -> Markup:
-    raw: list[Point] = [(step.step, step.loss) for step in history.steps]
-    lines = [Line("step", raw, "raw"), Line("running mean", smoothed(raw), "one")]
-    held_out = [(float(each.step), each.loss) for each in history.evaluations if each.loss is not None]
     meaning = "How wrong the model is on the tokens that carry loss: it should fall, and then flatten."
-    if held_out:
-        lines.append(Line("held-out", held_out, "two", dots=True))
+    if any(each.loss is not None for each in history.evaluations):
         meaning += (
             " Where the held-out loss rises while the training loss falls, the model learns the rows by heart:"
             " train fewer epochs, or more varied rows."
         )
-    return _figure("loss", line_chart("loss", STEP, "loss (nats a token)", lines, marks), meaning)
+    return _figure("loss", loss_chart(history, marks), meaning)
 
 
-def _marks(history: History, planned: Planned | None) -> list[Mark]:
+def loss_chart(history: History, marks: Sequence[Mark] = ()) -> Markup:
+    """The training loss, raw and smoothed, and the held-out loss over optimizer steps."""
+    raw: list[Point] = [(step.step, step.loss) for step in history.steps]
+    lines = [Line("step", raw, "raw"), Line("running mean", smoothed(raw), "one")]
+    held_out = [(float(each.step), each.loss) for each in history.evaluations if each.loss is not None]
+    if held_out:
+        lines.append(Line("held-out", held_out, "two", dots=True))
+    return line_chart("loss", STEP, "loss (nats a token)", lines, marks)
+
+
+def _marks(history: History, planned: Planned | None, events: RunEvents) -> list[Mark]:
     last = history.steps[-1].step
     each = None if planned is None else planned.schedule.optimizer_steps_per_epoch
     ends = [] if not each or last // each > MOST_EPOCHS else range(each, last, each)
     marks = [Mark(end, "epoch", "epoch") for end in ends]
-    return marks + [Mark(each.step, "out of memory", "memory") for each in history.out_of_memory]
+    marks += [Mark(each.step, "out of memory", "memory") for each in history.out_of_memory]
+    marks += [Mark(step, "resumed", "resumed") for step in events.resumes]
+    marks += [Mark(each.step, "warning", "warning") for each in history.warnings]
+    # Short ones at the foot: they come often, and hide nothing there.
+    evaluated = sorted({each.step for each in history.evaluations if each.loss is not None})
+    marks += [Mark(step, "evaluation", "evaluation", height=14) for step in evaluated]
+    return marks + [Mark(step, "checkpoint", "checkpoint", height=7) for step in events.checkpoints]
 
 
 def _figure(title: str, chart: Markup, meaning: str) -> Markup:

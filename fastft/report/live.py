@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from fastft.console import BytesWritten, redact
+from fastft.console import BytesWritten, is_quiet, redact
 from fastft.report.units import duration, size, sparkline
 from fastft.report.written import show_bytes
 from fastft.runs.metrics import EvaluationMetrics, StepMetrics
@@ -29,7 +29,8 @@ class LiveView:
     """
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
-        self._console = console
+        self._notes = console
+        self._console = Console(quiet=True) if is_quiet() else console
         self._clock = clock
         self._losses: list[float] = []
         self._held_out: EvaluationMetrics | None = None
@@ -42,7 +43,7 @@ class LiveView:
             BarColumn(bar_width=None),
             TimeElapsedColumn(),
             TextColumn("{task.fields[left]}"),
-            console=console,
+            console=self._console,
         )
         self._task = self._progress.add_task("train", total=1, left="", visible=False)
 
@@ -60,7 +61,7 @@ class LiveView:
     def note(self, text: str) -> None:
         """Print something that the user should know; it also stays in the view."""
         self._warning = redact(text)
-        self._console.print(Text("! ", style="yellow") + Text(self._warning))
+        self._notes.print(Text("! ", style="yellow") + Text(self._warning))
 
     def writing(self, name: str) -> AbstractContextManager[BytesWritten]:
         """Show how far the writing of a large file is, while the context lasts."""

@@ -14,11 +14,13 @@ from fastft.recipe.reference import fields, reference, toml
 from fastft.report.answers import answers_section, cut
 from fastft.report.charts import number
 from fastft.report.classes import classes_section
-from fastft.report.curves import charts
+from fastft.report.curves import NO_EVENTS, RunEvents, charts
 from fastft.report.figures import METHODS, change_of, value_of, verdict_of
 from fastft.report.html import Markup, element, joined, key, table
+from fastft.report.rows_seen import account_part, lengths_part, masks_part
 from fastft.report.style import STYLE
 from fastft.report.units import duration, size
+from fastft.runs.checkpoints import checkpoints
 from fastft.runs.directory import RunDir, Settings
 from fastft.runs.history import read_history
 from fastft.runs.manifest import Manifest
@@ -26,7 +28,8 @@ from fastft.runs.measured import compared
 from fastft.runs.metrics import History
 from fastft.runs.planned import Planned
 from fastft.runs.result import Result
-from fastft.runs.state import State, state_of
+from fastft.runs.rows_seen import RowsSeen
+from fastft.runs.state import State, resumes_of, state_of
 from fastft.runs.verdict import judge, match_difference
 
 if TYPE_CHECKING:
@@ -52,6 +55,8 @@ class Records:
     manifest: Manifest | None
     history: History
     result: Result | None
+    rows: RowsSeen | None = None
+    events: RunEvents = NO_EVENTS
 
 
 def write_page(run: RunDir, out: Path | None = None, *, state: tuple[State, str] | None = None) -> Path:
@@ -67,7 +72,9 @@ def write_page(run: RunDir, out: Path | None = None, *, state: tuple[State, str]
     read = run.read
     history = read_history(run)
     planned = read_record(run.plan, Planned)
-    records = Records(run, *known, read(Settings), planned, read(Manifest), history, run.result)
+    settings, manifest, result, rows = read(Settings), read(Manifest), run.result, read(RowsSeen)
+    events = RunEvents(tuple(resumes_of(run)), tuple(sorted(step for step, _ in checkpoints(run))))
+    records = Records(run, *known, settings, planned, manifest, history, result, rows, events)
     path = out or run.path / FILE
     write_text(path, page(records))
     return path
@@ -79,7 +86,7 @@ def page(records: Records) -> str:
     sections = {
         "Figures": _figures(records),
         "Recipe": _recipe(records),
-        "Curves": charts(records.history, records.planned),
+        "Curves": charts(records.history, records.planned, records.events),
         "Data": _data(records),
         "Before and after": _before_and_after(records.result),
         "Forecast and actual": _forecast(records.result),
@@ -183,6 +190,8 @@ def _recipe(records: Records) -> Markup:
         parts.append(table(("key", "value", "from", "default"), rows))
     if planned is not None:
         parts += [element("p", f"Caution: {each.says}: {each.reason}.") for each in planned.warnings]
+    parts += [element("p", f"After step {each.step}: {each.text}.") for each in records.history.warnings]
+    if planned is not None:
         chosen = [(key(name), element("code", toml(each.value)), each.reason) for name, each in planned.choices.items()]
         parts.append(_details("What fastft decided, and why", table(("key", "value", "reason"), chosen)))
     parts.append(_details("The whole recipe", element("pre", cut(records.run.recipe_text(), RECIPE_LONGEST))))
@@ -214,7 +223,31 @@ def _data(records: Records) -> Markup:
         rows.append(("micro-batches", f"{planned.batching.active}: {planned.batching.active_because}"))
         if planned.padding is not None:
             rows.append(("padding", f"{100 * planned.padding:.1f} % of the computed tokens"))
-    return joined(table(("", ""), rows), _rejects(records.run))
+    parts = [table(("", ""), rows)]
+    if records.rows is not None:
+        parts += [account_part(records.rows), lengths_part(records.rows)]
+    if planned is not None and planned.batching.table:
+        parts.append(_padding(planned))
+    parts.append(_rejects(records.run))
+    if records.rows is not None:
+        parts.append(masks_part(records.rows))
+    return joined(*parts)
+
+
+def _padding(planned: Planned) -> Markup:
+    """What each way of making micro-batches would pad, with the one that is used."""
+    modes = planned.batching
+    batch = planned.schedule.per_device_train_batch_size
+    rows = [
+        (
+            f"{row.mode}{' (used)' if (row.mode, row.batch) == (modes.active, batch) else ''}",
+            f"{row.batch}",
+            f"{100 * row.padding_share:.1f} %",
+        )
+        for row in modes.table
+    ]
+    made = table(("micro-batches", "rows", "padding among computed tokens"), rows, frozenset({1, 2}))
+    return _details("Padding with other batches, sorted, and packed", made)
 
 
 def _rejects(run: RunDir) -> Markup:

@@ -33,7 +33,7 @@ td.number { white-space: nowrap; }
 code, pre { font: .85rem/1.45 ui-monospace, monospace; }
 pre { margin: .25rem 0; padding: .6rem .75rem; background: var(--panel); border: 1px solid var(--rule);
   border-radius: .3rem; white-space: pre-wrap; unicode-bidi: isolate; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1rem 2rem; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); gap: 1rem 2rem; }
 figure { margin: 0; } svg { display: block; width: 100%; height: auto; }
 svg text { font: 11px system-ui, sans-serif; fill: var(--ink); }
 .grid { stroke: var(--rule); stroke-width: .5; } .axis { stroke: var(--soft); stroke-width: 1; }
@@ -47,6 +47,9 @@ svg text { font: 11px system-ui, sans-serif; fill: var(--ink); }
 .dot.one, .dot.raw { fill: var(--one); } .dot.two { fill: var(--two); }
 .mark { stroke-width: 1; } .mark.epoch { stroke: var(--soft); stroke-dasharray: 1 3; }
 .mark.memory { stroke: var(--bad); stroke-width: 1.5; }
+.mark.resumed { stroke: var(--one); stroke-dasharray: 4 2; } .mark.warning { stroke: var(--unsure); stroke-width: 1.5; }
+.mark.evaluation { stroke: var(--two); stroke-width: 2; } .mark.checkpoint { stroke: var(--good); stroke-width: 2; }
+.bar { fill: var(--one); }
 .answer { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 14rem), 1fr)); gap: 0 1rem;
   padding-bottom: .75rem; border-bottom: 1px solid var(--rule); margin-bottom: .75rem; }
 .answer h3 { margin: .25rem 0; font-size: .85rem; color: var(--soft); }

@@ -28,6 +28,37 @@ def keep_end(attempt: Path, ended: Ended) -> None:
     write_record(attempt / Ended.FILE, ended)
 
 
+@dataclass(frozen=True)
+class Began:
+    """began.json of an attempt: the optimizer step of the checkpoint that it continued, 0 for none."""
+
+    FILE: ClassVar[str] = "began.json"
+    SCHEMA: ClassVar[int] = 1
+
+    step: int
+
+
+def attempts_of(run: RunDir) -> list[Path]:
+    """The folders of the attempts at a run, in their order."""
+    return sorted((path for path in run.attempts.glob("*") if path.name.isdigit()), key=lambda path: int(path.name))
+
+
+def keep_begin(run: RunDir, step: int) -> None:
+    """Write began.json into the folder of the newest attempt, if it has one."""
+    for attempt in attempts_of(run)[-1:]:
+        write_record(attempt / Began.FILE, Began(step))
+
+
+def resumes_of(run: RunDir) -> list[int]:
+    """The optimizer steps at which later attempts continued the run, in their order.
+
+    Raises:
+        MachineError: began.json is damaged.
+    """
+    found = (read_record(attempt / Began.FILE, Began) for attempt in attempts_of(run)[1:])
+    return [began.step for began in found if began is not None and began.step > 0]
+
+
 def state_of(run: RunDir) -> tuple[State, str]:
     """(state, the message of the last attempt where it did not finish).
 
@@ -36,8 +67,8 @@ def state_of(run: RunDir) -> tuple[State, str]:
     """
     if run.is_finished:
         return "finished", ""
-    attempts = [path for path in run.attempts.glob("*") if path.name.isdigit()]
-    last = max(attempts, key=lambda path: int(path.name), default=None)
+    attempts = attempts_of(run)
+    last = attempts[-1] if attempts else None
     ended = None if last is None else read_record(last / Ended.FILE, Ended)
     if ended is not None:
         return "stopped" if ended.stopped else "failed", ended.why

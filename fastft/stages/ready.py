@@ -37,6 +37,8 @@ from fastft.runs.manifest import Manifest, changes, make_manifest, with_hashes
 from fastft.runs.measured import refuse_unmeasured
 from fastft.runs.planned import Planned
 from fastft.runs.ranks import Ranks
+from fastft.runs.rows_seen import rows_seen
+from fastft.runs.state import keep_begin
 from fastft.stages.beside import Beside
 from fastft.stages.inputs import convert, prepare_rows
 from fastft.stages.stopping import Stopping
@@ -249,6 +251,8 @@ def begin(attempt: Attempt, ready: Ready) -> Path | None:
         write_text(run.rejects, rejects)
     write_checked(run.plan, redact_value("", ready.plan.as_json()))
     run.write(ready.held_out)
+    tokenizer = ready.rows.renderer.tokenizer
+    run.write(rows_seen(accounts(ready.rows), ready.rows.train.rows, tokenizer, has_masks=ready.rows.labels is None))
     labels, recipe = ready.rows.labels, attempt.loaded.recipe
     if labels is not None:
         longest = recipe.model.max_seq_length
@@ -257,6 +261,7 @@ def begin(attempt: Attempt, ready: Ready) -> Path | None:
     for sentence in damaged:
         attempt.view.note(f"{sentence}: skipped")
     set_aside(run, newer_than=step_of(checkpoint))
+    keep_begin(run, step_of(checkpoint))
     rewind(run, checkpoint)
     return checkpoint
 

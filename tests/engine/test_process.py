@@ -128,6 +128,7 @@ class TestProcess:
             "recipe.toml",
             "report.html",
             "result.json",
+            "rows.json",
             "settings.json",
         }
 

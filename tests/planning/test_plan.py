@@ -253,10 +253,10 @@ def test_what_bitsandbytes_does_is_an_obstacle_without_it(
 @pytest.mark.parametrize(
     ("reporters", "packages", "missing"),
     [
-        ('["tensorboard"]', {}, "pip install tensorboard, or"),
+        ('["tensorboard"]', {}, 'pip install "fastft[tensorboard]", or'),
         ('["tensorboard"]', {"tensorboardX": "2.6"}, None),
         ('["dagshub"]', {"dagshub": "0.6"}, "pip install mlflow, or"),
-        ('["wandb", "trackio"]', {"wandb": "0.26"}, "pip install trackio, or"),
+        ('["wandb", "trackio"]', {"wandb": "0.26"}, 'pip install "fastft[trackio]", or'),
         ("none", {}, None),
     ],
 )
