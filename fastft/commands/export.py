@@ -14,7 +14,7 @@ from fastft.exports.card import CardFacts, card_facts
 from fastft.exports.job import ADAPTER, MERGED, Job, rehearse, wanted_kinds
 from fastft.exports.push import push
 from fastft.files.cache import SERVED, cache_folder
-from fastft.recipe.export_formats import GGUF, export_formats
+from fastft.recipe.export_formats import GGUF, REFUSED_FORMATS, export_formats
 from fastft.report.export import print_exports
 from fastft.report.units import size
 from fastft.report.written import show_bytes
@@ -82,7 +82,7 @@ def export(path: Path, request: ExportRequest, say: Say, writing: Writing = writ
             done = _export_language_model(job, kept, card, say, writing, is_there=not sizes)
     if request.push is not None:
         for artefact in done.artefacts:
-            say(f"{artefact.kind} is at {push(artefact, request.push)}")
+            say(f"{artefact.kind} is at {push(artefact, request.push, say)}")
     return done
 
 
@@ -136,6 +136,8 @@ def _kinds(weights: WeightsPath, request: ExportRequest, *, is_classifier: bool)
         wrong, instead = "a GGUF file cannot be exported", "name the run or the adapter that it was made from"
         raise _cannot(str(weights.path), wrong, instead)
     for wanted in request.formats:
+        if wanted in REFUSED_FORMATS:
+            raise _cannot("--to", f"there is no {wanted}: {REFUSED_FORMATS[wanted][0]}", REFUSED_FORMATS[wanted][1])
         if wanted not in export_formats():
             close = nearest(wanted, export_formats())
             instead = f"did you mean {close}?" if close else f"write one of {', '.join(export_formats())}"

@@ -184,6 +184,7 @@ def test_another_base_of_the_same_shape_is_refused(trained: Path, tmp_path: Path
     ("arguments", "wrong"),
     [
         (["--to", "ggfu"], "did you mean gguf?"),
+        (["--to", "merged_fp8"], "write merged_16bit, and serve it with --quantization fp8"),
         (["--to", "merged_16bit", "--quant", "q8_0"], "add --to gguf"),
         (["--quant", "q9_9"], "q9_9"),
         (["--base", "nowhere/at all"], "no such folder"),
