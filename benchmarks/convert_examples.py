@@ -1,6 +1,6 @@
 """How much of public files of other tools `fastft convert` finds a place for.
 
-`python -m benchmarks.convert_examples KIND=FOLDER...` reads the .yaml, .yml, .ipynb, .py and .sh files below each folder
+`python -m benchmarks.convert_examples KIND=FOLDER...` reads the files below each folder
 of a checkout, converts each as --partial does, and writes convert_examples.json beside this file: counts, no text.
 `KIND` is the name of the row, such as "Axolotl YAML".
 """

@@ -220,7 +220,7 @@ def test_each_of_the_24_arguments_of_baichuan2_is_listed() -> None:
             None,
         ),
         (
-            "deepspeed --force_multi t.py --model_name_or_path a --data_path r.json --deepspeed --deepspeed_config d.json",
+            "deepspeed --force_multi t.py --model_name_or_path a --data_path r --deepspeed --deepspeed_config d.json",
             True,
             None,
         ),
