@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import os
 import re
 import subprocess
@@ -89,6 +90,32 @@ def test_the_sky_task_starts_one_launch_a_host(tmp_path: Path) -> None:
 
     expected = "launch recipe.toml --nnodes 2 --node-rank 1 --master 10.0.0.1 --nproc 8 --runs-dir /runs"
     assert done.stdout.strip() == expected
+
+
+def test_kubernetes_knows_every_field() -> None:
+    schemas = pytest.importorskip("kubernetes_validate", reason="pip install kubernetes-validate")
+
+    for made in yaml.safe_load_all(block("yaml", "kind: Job")):
+        schemas.validate(made, "1.31", strict=True)
+
+
+def test_skypilot_knows_every_field(tmp_path: Path) -> None:
+    if importlib.util.find_spec("sky") is None:
+        pytest.skip("pip install skypilot")
+    (tmp_path / "task.yaml").write_text(block("yaml", "num_nodes"), encoding="utf-8")
+    # In a process of its own: it warns, and starts a server when asked for more.
+    program = "\n".join(
+        (
+            "import yaml; from sky.utils import common_utils, schemas",
+            "task = yaml.safe_load(open('task.yaml'))",
+            "common_utils.validate_schema(task, schemas.get_task_schema(), '')",
+            "common_utils.validate_schema(task['resources'], schemas.get_resources_schema(), '')",
+            "for one in task['file_mounts'].values():",
+            "    common_utils.validate_schema(one, schemas.get_storage_schema(), '')",
+        )
+    )
+
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, timeout=120)
 
 
 def test_the_ray_script_is_python_that_runs_a_rank() -> None:

@@ -15,7 +15,7 @@ from fastft.probe.device import find_device
 from fastft.probe.software import installed
 from fastft.recipe.loader import load
 from fastft.recipe.shardings import FSDP2, SHARDINGS
-from fastft.stages.launch import Node, read_hostfile, run_nodes, torchrun
+from fastft.stages.launch import Node, meet_hosts, read_hostfile, run_nodes, torchrun
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,11 @@ def launch_in_terminal(recipe: Path, overrides: Sequence[str], request: LaunchRe
         FastftError: the recipe is wrong, or the options do not fit together.
     """
     overrides = [*overrides, *engine_override(request.engine)]
-    check(load(recipe, overrides))
+    loaded = load(recipe, overrides)
+    check(loaded)
+    if request.engine == "ddp" and loaded.recipe.train.shares_model:
+        wrong, instead = "the recipe shares the model in another way", "take train.deepspeed or train.fsdp out of it"
+        raise UsageError(Problem(Where("--engine"), "", wrong, instead, request.engine))
     nodes = commands(recipe, overrides, request)
     for node in nodes:
         print(node, file=sys.stdout if dry_run else sys.stderr, flush=True)
@@ -46,6 +50,10 @@ def launch_in_terminal(recipe: Path, overrides: Sequence[str], request: LaunchRe
         return 0
     if "torch" not in installed():
         raise MachineError(Problem(Where("torch"), "", "is not installed", "see `fastft doctor`"))
+    hosts = len(read_hostfile(request.hostfile)) if request.hostfile else request.nodes or 1
+    if request.node is not None and hosts > 1:
+        say(f"waiting for all {hosts} hosts at {_master(request)}")
+        meet_hosts(request.node, hosts, _master(request))
     return run_nodes(nodes, say)
 
 
@@ -84,12 +92,19 @@ def _of_hostfile(hostfile: Path, request: LaunchRequest, arguments: Sequence[str
         raise UsageError(Problem(Where("--hostfile"), "", wrong, "write one: the file says both"))
     hosts = read_hostfile(hostfile)
     _refuse_node_beyond(request.node, len(hosts))
-    master = request.master or hosts[0].name
+    master = _master(request)
     nodes = [
         Node(host, torchrun(host.processes, arguments, nodes=len(hosts), node=number, master=master))
         for number, host in enumerate(hosts)
     ]
     return nodes if request.node is None else [Node(None, nodes[request.node].command)]
+
+
+def _master(request: LaunchRequest) -> str:
+    """Where the first host is."""
+    if request.master is None and request.hostfile is not None:
+        return read_hostfile(request.hostfile)[0].name
+    return str(request.master)
 
 
 def _here(request: LaunchRequest, arguments: Sequence[str]) -> Node:

@@ -16,6 +16,7 @@ from fastft.planning.devices import named_device
 from fastft.planning.facts import Facts, find_facts, with_estimated_rows, with_rows
 from fastft.planning.plan import Plan, make_plan
 from fastft.planning.scaling import Scaling, make_layout, make_scaling
+from fastft.planning.sharding import sharing
 from fastft.probe.hub import fetch_small_files
 from fastft.recipe.loader import LoadedRecipe, load
 from fastft.recipe.reference import fields
@@ -58,7 +59,9 @@ def scale(recipe: Path, overrides: Sequence[str], question: Question) -> tuple[P
     loaded = load(recipe, overrides)
     check(loaded)
     facts = dataclasses.replace(_facts(loaded, question), processes=1)
-    layout = make_layout(facts, question.devices, question.hosts, question.link, question.engine)
+    layout = make_layout(
+        facts, question.devices, question.hosts, question.link, question.engine or sharing(loaded, facts)
+    )
     if layout.sharding.splits_weights:
         if loaded.recipe.model.engine == "unsloth":
             wrong = f"Unsloth keeps whole weights on each GPU, {layout.sharding.name} splits them"

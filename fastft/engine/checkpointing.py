@@ -17,7 +17,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from fastft.engine import fsdp
 from fastft.engine.callbacks import EarlyStopping, StepReporter, evaluations_without_gain
-from fastft.engine.ranks import mean, total, wait_for_all
+from fastft.engine.ranks import mean, sums, total, wait_for_all
 from fastft.engine.sharding import whole_weights
 from fastft.errors import Problem, TrainingError, Where
 from fastft.files.atomic import free_bytes
@@ -96,7 +96,7 @@ class CheckpointingTrainer(Trainer):
         return {name: total / count for name, (total, count) in means.items() if count}
 
     def _reward_sums(self) -> tuple[float, ...]:
-        return tuple(torch.stack(self._rewards).sum(dim=0).tolist()) if self._rewards else ()
+        return sums(tuple(torch.stack(self._rewards).sum(dim=0).tolist())) if self._rewards else ()
 
     def restore_unlogged(self) -> None:
         """Put back what the steps since the last line had added up to when the checkpoint was written."""
@@ -108,8 +108,11 @@ class CheckpointingTrainer(Trainer):
         if self._ranks.world.is_first:  # the counts are of all ranks, the loss is their mean
             self._real_tokens, self._examples = [unlogged.tokens], [unlogged.examples]
             self._computed_tokens = unlogged.computed_tokens
+        rewards = torch.tensor(unlogged.rewards, dtype=torch.double)
+        if not self._ranks.world.is_first:
+            rewards = torch.zeros_like(rewards)
         self._reporter.seconds = unlogged.seconds
-        self._rewards = [torch.tensor(unlogged.rewards, dtype=torch.double)] if unlogged.rewards else []
+        self._rewards = [rewards] if unlogged.rewards else []
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As the trainer's; of a model that FSDP2 splits the trained weights, gathered from all ranks."""

@@ -68,6 +68,23 @@ def total(counts: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(sums.tolist())
 
 
+def sums(values: tuple[float, ...]) -> tuple[float, ...]:
+    """The sums of the numbers of all ranks. Every rank must ask."""
+    if not dist.is_initialized():
+        return values
+    summed = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(summed)
+    return tuple(summed.tolist())
+
+
+def mean_of_all(values: torch.Tensor) -> torch.Tensor:
+    """The mean of the values that all ranks have, as many as they may be. Every rank must ask."""
+    if not dist.is_initialized():
+        return values.mean()
+    summed, count = sums((float(values.double().sum()), len(values)))
+    return torch.tensor(summed / count, dtype=values.dtype, device=values.device)
+
+
 def mean(value: float) -> float:
     """The mean of a number over all ranks. Every rank must ask."""
     if not dist.is_initialized():

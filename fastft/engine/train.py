@@ -187,11 +187,11 @@ def make_trainer(
     """
     patience, task = material.early_stopping_patience, material.task
     if task is not None:
-        given = (plan, model, tokenizer, material.train, material.eval)
+        given, rows = (plan, model, tokenizer, material.train, material.eval), material.step_rows
         if isinstance(task, Task):
-            made = make_label_trainer(*given, task, patience, run, hooks)
+            made = make_label_trainer(*given, task, patience, run, hooks, rows)
         else:
-            made = make_preference_trainer(*given, task, patience, run, hooks)
+            made = make_preference_trainer(*given, task, patience, run, hooks, rows)
         _refuse_another_run(plan, made)
         return made
     args = SFTConfig(**copy.deepcopy(dict(plan.calls.trainer.kwargs)))

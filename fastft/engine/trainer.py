@@ -96,10 +96,7 @@ class RunTrainer(CheckpointingTrainer):
         self._after_evaluation: RandomState | None = None
         super().__init__(*args, run=run, ranks=hooks.ranks, before_save=hooks.before_save, **kwargs)
         if self._ranks.world.size > 1:
-            self.train_dataset = with_row_without_loss(self.train_dataset)
-            if self.eval_dataset is not None:
-                self.eval_dataset = with_row_without_loss(self.eval_dataset)
-            self.data_collator = without_padding_rows(self.data_collator)
+            self._fill_up()
         if self.args.device.type == "cpu" and getattr(self.model, "is_loaded_in_4bit", False):
             # TRL 1.15 casts the adapter of a 4-bit model to bfloat16; PEFT reads a checkpoint back in float32, so that
             # a resumed run would be another one.
@@ -112,6 +109,17 @@ class RunTrainer(CheckpointingTrainer):
         self._stop = StopOnRequest(self, hooks.stop_asked, hooks.last_step)
         for callback in (self.reporters, self._reporter, NumberGuard(self), self._stop, Resumption(self)):
             self.add_callback(callback)
+
+    def _fill_up(self) -> None:
+        """Add a row for ranks that have none, which trains nothing."""
+        self.train_dataset = with_row_without_loss(self.train_dataset)
+        if self.eval_dataset is not None:
+            self.eval_dataset = with_row_without_loss(self.eval_dataset)
+        self.data_collator = without_padding_rows(self.data_collator)
+
+    def _is_filler(self, inputs: dict[str, Any]) -> bool:
+        """Whether a micro-batch is that row alone."""
+        return is_without_loss(inputs)
 
     @property
     def splits_weights(self) -> bool:
@@ -149,7 +157,7 @@ class RunTrainer(CheckpointingTrainer):
         return DealtSampler(rows, None, batch=batch, step_rows=batch * ranks, ranks=ranks)
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        if not is_without_loss(inputs):
+        if not self._is_filler(inputs):
             self._count(inputs)
             self._computed_tokens += inputs["input_ids"].numel()
         if fsdp.is_split(self.model):

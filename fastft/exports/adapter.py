@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ UNMERGEABLE = {
     "kasa_config": "KaSA adapters have singular values beside A and B",
     "monteclora_config": "MonteCLoRA adapters are random variables",
     "target_parameters": "the adapter targets bare parameters (fused experts)",
-    "trainable_token_indices": "the adapter trains single token rows",
     "use_bdlora": "block-diagonal LoRA",
     "use_qalora": "QA-LoRA pools its input",
     "velora_config": "VeLoRA adapters",
@@ -35,7 +33,11 @@ UNMERGEABLE = {
 CHANGED_BASE_STARTS = ("pissa", "olora", "loftq", "corda", "lora_ga")
 PREFIX = "base_model.model."
 # How PEFT names, by version, a module that was trained in full.
-COPY = re.compile(r"\.(base_layer|modules_to_save(\.default)?)\.")
+COPY = re.compile(r"\.((base_layer|modules_to_save(\.default)?)\.)+")
+# What torch.compile, FSDP and activation checkpointing put into the names of what they wrap.
+WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+SINGLE_ROWS = ".token_adapter."
+TOKEN_ROWS = re.compile(r"(?P<module>.+)\.trainable_tokens_delta(\.default)?$")
 PART = re.compile(r"(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)"
                   r"(?:\.default)?(?:\.(?P<kind>weight|bias))?$")  # fmt: skip
 
@@ -68,6 +70,23 @@ class LowRank:
 
 
 @dataclass(frozen=True)
+class TokenRows:
+    """Single rows of an embedding or output layer, trained instead of the whole (`trainable_token_indices`)."""
+
+    tensor: str
+    """Of shape (len(rows), hidden): the rows themselves, in the order of `rows`."""
+    rows: tuple[int, ...]
+
+    def place(self, values: Floats, begin: int, weights: Weights) -> None:
+        """Put those that lie in `values`, the rows from `begin` on, in their places."""
+        inside = [(at, row - begin) for at, row in enumerate(self.rows) if begin <= row < begin + len(values)]
+        if inside:
+            trained = weights.floats(self.tensor)
+            for at, row in inside:
+                values[row] = trained[at]
+
+
+@dataclass(frozen=True)
 class Adapter:
     """All changes of one adapter folder, by the name of the base tensor."""
 
@@ -78,6 +97,8 @@ class Adapter:
     replaced: dict[str, str]
     """Base tensor to the adapter's own that was trained in full (`modules_to_save`, biases, resized embeddings)."""
     ensure_weight_tying: bool = False
+    tokens: dict[str, TokenRows] = field(default_factory=dict)
+    """Base tensor to the rows of it that were trained alone."""
     copied: bool = False
     """Embedding or head were trained as copies of their own (`modules_to_save`), not saved as they were resized."""
 
@@ -96,35 +117,70 @@ def open_adapter(folder: Path, base_names: Iterable[str] = ()) -> Adapter:
     weights = _open(folder, config, base_names)
     parts: dict[str, dict[str, TensorInfo]] = {}
     replaced: dict[str, str] = {}
+    tokens: dict[str, TokenRows] = {}
     known = set(base_names)
     for name, info in weights.tensors.items():
-        key = _key(name, known)
-        match = PART.match(key)
+        key = _key(name, known).replace(SINGLE_ROWS, ".")
+        match, single = PART.match(key), TOKEN_ROWS.match(key)
         if info.dtype not in FLOATING or (name.startswith("base_model.") and not name.startswith(PREFIX)):
             raise _unusable(where, name, f"unknown adapter tensor of type {info.dtype}", "save it with PEFT")
         if ".original_module." in key:
             continue  # PEFT's copy of the base's own
-        if match is None:
-            if "lora_" in key or not key.endswith((".weight", ".bias")):
-                raise _unusable(where, name, "unknown adapter tensor", "save it with PEFT")
-            replaced[COPY.sub(".", key)] = name
-        elif match["kind"] == "bias":
-            raise _unusable(where, name, "a bias on the low-rank matrices (lora_bias)", "train with lora_bias false")
-        else:
+        if single is not None:
+            tokens[f"{single['module']}.weight"] = _token_rows(single["module"], info, config, where)
+        elif match is not None:
+            if match["kind"] == "bias":
+                wrong = "a bias on the low-rank matrices (lora_bias)"
+                raise _unusable(where, name, wrong, "train with lora_bias false")
             parts.setdefault(match["module"], {})[match["part"]] = info
-    if not parts and not replaced:
+        else:
+            replaced[_whole_name(key, where, name)] = name
+    if not any((parts, replaced, tokens)):
         raise _unusable(where, "", "the adapter is empty", "save the adapter again")
     low_rank = {f"{module}.weight": _low_rank(module, found, config, where) for module, found in parts.items()}
-    copied = any(name in ("embed_tokens", "lm_head") for name in config.get("modules_to_save") or [])
-    return Adapter(folder, weights, low_rank, replaced, config.get("ensure_weight_tying") is True, copied)
+    _check_rows(config, tokens, low_rank, where)
+    tied, full = config.get("ensure_weight_tying") is True, config.get("modules_to_save") or []
+    copied = "embed_tokens" in full or "lm_head" in full
+    return Adapter(folder, weights, low_rank, replaced, tied, tokens, copied)
+
+
+def _check_rows(
+    config: dict[str, Any], tokens: dict[str, TokenRows], low_rank: dict[str, LowRank], where: Where
+) -> None:
+    """Refuse single rows that are named and not there, and those of a layer that also has a low-rank change."""
+    if config.get("trainable_token_indices") and not tokens:
+        raise _unusable(where, "trainable_token_indices", "the file holds none of these rows", "save the adapter again")
+    for name in tokens.keys() & low_rank.keys():
+        wrong = "single rows and a low-rank change of one layer cannot be merged"
+        raise _unusable(where, name, wrong, "train without one of them")
+
+
+def _whole_name(key: str, where: Where, name: str) -> str:
+    """The base tensor that an adapter's tensor takes the place of."""
+    if "lora_" in key or not key.endswith((".weight", ".bias")):
+        raise _unusable(where, name, "unknown adapter tensor", "save it with PEFT")
+    return COPY.sub(".", key)
+
+
+def _token_rows(module: str, info: TensorInfo, config: dict[str, Any], where: Where) -> TokenRows:
+    """The rows that `trainable_token_indices` names for `module`: a list for the embedding, or a table by layer."""
+    named = config.get("trainable_token_indices")
+    last = module.rpartition(".")[2]
+    # An output layer that is the embedding itself has the embedding's rows.
+    rows = named if isinstance(named, list) else (named or {}).get(last, next(iter((named or {}).values()), None))
+    if not isinstance(rows, list) or not all(type(row) is int and row >= 0 for row in rows):
+        raise _unusable(where, module, "trains single rows that adapter_config.json does not name", "save it again")
+    if len(info.shape) != 2 or info.shape[0] != len(rows):
+        raise _unusable(where, module, f"has {info.shape} for {len(rows)} single rows", "save it again")
+    return TokenRows(info.name, tuple(rows))
 
 
 def _key(name: str, base_names: set[str]) -> str:
     """The name of an adapter's tensor as PEFT would write it for the base: without PREFIX and what wrappers add.
 
-    torch.compile puts `_orig_mod` into names; vision models have the text model under `language_model`.
+    See WRAPPERS; vision models have the text model under `language_model`.
     """
-    key = name.removeprefix(PREFIX).replace("_orig_mod.", "")
+    key = WRAPPERS.sub("", name).removeprefix(PREFIX)
     wrapped = "language_model."
     if wrapped in key and not any(wrapped in one for one in base_names):
         key = key.replace(f"model.{wrapped}", "model.").replace(wrapped, "")
@@ -136,7 +192,7 @@ def vocabulary_rows(folder: Path) -> int | None:
     """The rows of the embedding or head that an adapter folder brings; None where it brings none."""
     with open_weights(folder, stem="adapter_model") as weights:
         for name, info in weights.tensors.items():
-            if COPY.sub(".", name).endswith(("embed_tokens.weight", "lm_head.weight")):
+            if COPY.sub(".", name.replace(SINGLE_ROWS, ".")).endswith(("embed_tokens.weight", "lm_head.weight")):
                 return info.shape[0]
     return None
 
@@ -144,30 +200,48 @@ def vocabulary_rows(folder: Path) -> int | None:
 def write_as_peft_does(folder: Path, base: Path, out: Path) -> None:
     """Copy the adapter in `folder` to the existing folder `out`, its tensors under the names that PEFT looks for.
 
+    `target_modules` becomes the list of what has an adapter: an expression for a wrapped model may name nothing here.
+
     Raises:
         MachineError, RecipeError: as `open_weights`.
     """
     with open_weights(base) as weights:
         known = set(weights.tensors)
     with open_weights(folder, stem="adapter_model") as weights:
+        # PEFT saves a trained copy of a resized layer under two names; both are one here.
+        names = {_peft_name(name, known): name for name in weights.tensors}
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        kept, begin = [], 0
-        for name, info in weights.tensors.items():
-            key = COPY.sub(".", _key(name, known))
-            if ".original_module." in key:
-                continue
-            key = re.sub(r"\.(lora_\w+)\.default\b", r".\1", key)
+        kept = {key: name for key, name in names.items() if ".original_module." not in key}
+        begin = 0
+        for key, name in kept.items():
+            info = weights.tensors[name]
             end = begin + info.size_bytes
             header[PREFIX + key] = {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": [begin, end]}
-            kept.append(name)
             begin = end
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
         with (out / "adapter_model.safetensors").open("wb") as stream:
             stream.write(struct.pack("<Q", len(text)) + text)
-            for name in kept:
+            for name in kept.values():
                 stream.write(weights.head(name, weights.tensors[name].size_bytes))
-    shutil.copyfile(folder / "adapter_config.json", out / "adapter_config.json")
+    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    adapted = sorted({match["module"] for key in kept if (match := PART.match(key)) is not None})
+    if adapted:
+        settings |= {
+            "target_modules": adapted,
+            "exclude_modules": None,
+            "layers_to_transform": None,
+            "layers_pattern": None,
+        }
+    (out / "adapter_config.json").write_text(json.dumps(settings), encoding="utf-8")
+
+
+def _peft_name(name: str, known: set[str]) -> str:
+    """The name by which PEFT looks for an adapter's tensor, without PREFIX."""
+    key = _key(name, known)
+    if SINGLE_ROWS not in key:
+        key = COPY.sub(".", key)
+    return re.sub(r"\.(lora_\w+|trainable_tokens_delta)\.default\b", r".\1", key)
 
 
 def check_adapter(folder: Path, base: Path) -> None:

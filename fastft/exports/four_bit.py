@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +16,8 @@ from fastft.errors import MachineError, Problem, Where
 from fastft.files.tensors import DTYPES, Floats, TensorInfo, Weights, from_float32, open_weights
 
 STATE = ".quant_state.bitsandbytes__"
+# Half the widest step of bitsandbytes' table of 8 bits (create_dynamic_map: 64 steps from 0.1 to 1), and rounding.
+NESTED_STEP = 0.5 * 0.9 / 63
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,22 @@ class _State:
     block: int
     nested_block: int | None
     nested_offset: float
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Some blocks of a matrix in 4 bits."""
+
+    codes: NDArray[np.uint8]
+    """(weights,), each 0 to 15."""
+    scales: Floats
+    """(blocks,), the largest size in each block, as double quantization left it."""
+    table: Floats
+    """(16,), what a code stands for, of the scale."""
+    size: int
+    """Weights of a block."""
+    scale_error: float
+    """How far double quantization may put a scale from what it was."""
 
 
 class FourBitWeights(Weights):
@@ -68,6 +87,21 @@ class FourBitWeights(Weights):
         start = begin * width - first * state.block
         wanted = values[start : start + (stop - begin) * width].reshape(stop - begin, *state.shape[1:])
         return from_float32(np.ascontiguousarray(wanted), state.dtype)
+
+    def is_packed(self, name: str) -> bool:
+        """Whether this matrix lies there in 4 bits."""
+        return name in self._states
+
+    def blocks(self, name: str, begin: int, end: int) -> Blocks:
+        """The blocks `begin:end` of a matrix in 4 bits as they are stored, its weights in one row."""
+        state = self._states[name]
+        count = math.prod(state.shape)
+        codes = self._packed.rows(name, begin * state.block // 2, min(end * state.block, count + 1) // 2).reshape(-1)
+        nibbles = np.stack((codes >> 4, codes & 15), axis=1).reshape(-1)[: count - begin * state.block]
+        nested = self._packed.floats(f"{name}.nested_absmax") if state.nested_block else np.zeros(1, np.float32)
+        step = float(nested.max(initial=0.0)) * NESTED_STEP
+        scales = self._scales(name)[begin:end]
+        return Blocks(nibbles, scales, self._packed.floats(f"{name}.quant_map"), state.block, step)
 
     def _read_scales(self, name: str) -> Floats:
         """(blocks,) scales in float32."""

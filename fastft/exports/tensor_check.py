@@ -7,7 +7,7 @@ must be the rounding of that result, a quantized row must have the bytes that ll
 from __future__ import annotations
 
 import filecmp
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,20 +21,12 @@ from fastft.exports.gguf.architectures import GgufArchitecture, find_architectur
 from fastft.exports.gguf.quantization import tensor_bytes, tensor_type
 from fastft.exports.gguf.writer import model_facts
 from fastft.exports.merged import choose_dtype, target_type
+from fastft.exports.tensor_check_4bit import check_merged_4bit
+from fastft.exports.tensor_rows import Rows, compute_rows, difference, draw_rows, missing_names, outside, shown
 from fastft.exports.trained import TrainedWeights, row_blocks
-from fastft.files.tensors import FLOATING, Floats, as_float32, from_float32, open_weights
+from fastft.files.tensors import FLOATING, Floats, as_float32, open_weights
 from fastft.inference.gguf_header import GgufTensor, read_gguf_header
 from fastft.recipe.quantizations import QUANTIZATIONS
-
-# Rows of each tensor, the first and the last among them; a tensor of fewer rows is compared whole.
-DRAWN_ROWS = 8
-# How far a float32 sum of products may be from the exact one, relative to the sum of their sizes: the standard bound
-# is (number of terms) * 2**-24, and the errors of hundreds of terms mostly cancel.
-SUM_ERROR = 2.0**-19
-# More lines than this say nothing new.
-SHOWN = 3
-
-Doubles = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -44,16 +36,6 @@ class TensorCheck:
     reasons: tuple[str, ...]
     tensors: int = 0
     rows: int = 0
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Some rows of one trained tensor: `values` (rows, columns), each right within `error`."""
-
-    values: Doubles
-    error: Doubles
-    base: Doubles
-    """Without the adapter's low-rank change."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +53,7 @@ class _Expected:
 def check_tensors(base: Path, adapter: Path | None, artefact: Path, kind: str, seed: int = 0) -> TensorCheck:
     """Compare a merged folder or a GGUF file with base + adapter, an adapter folder with `adapter`.
 
-    merged_4bit is not compared here: its blocks come from bitsandbytes.
+    Of a folder in 4 bits, the codes and scales of the blocks that the rows lie in.
     """
     try:
         if kind == "adapter":
@@ -79,9 +61,9 @@ def check_tensors(base: Path, adapter: Path | None, artefact: Path, kind: str, s
         with TrainedWeights(base, adapter) as trained:
             if kind == "merged_16bit":
                 return _check_merged(trained, artefact, seed)
-            if kind in QUANTIZATIONS:
-                return _check_gguf(trained, artefact, kind, seed)
-            return TensorCheck(())
+            if kind == "merged_4bit":
+                return TensorCheck(*check_merged_4bit(trained, artefact, seed))
+            return _check_gguf(trained, artefact, kind, seed)
     except FastftError as error:
         return TensorCheck((f"cannot be read: {error}",))
 
@@ -97,7 +79,7 @@ def _check_merged(trained: TrainedWeights, folder: Path, seed: int) -> TensorChe
     chosen, _ = choose_dtype(trained, "auto")
     rows, wrong = 0, []
     with open_weights(folder) as weights:
-        reasons = list(_names(trained.shapes, weights.tensors))
+        reasons = list(missing_names(trained.shapes, weights.tensors))
         for number, (name, shape) in enumerate(trained.shapes.items()):
             info = weights.tensors.get(name)
             if info is None:
@@ -106,7 +88,7 @@ def _check_merged(trained: TrainedWeights, folder: Path, seed: int) -> TensorChe
             if (info.shape, info.dtype) != (shape, kind):
                 wrong.append(f"{name} is {info.dtype} {info.shape}, {kind} {shape} is right")
                 continue
-            drawn = _draw(shape, seed, number)
+            drawn = draw_rows(trained, name, seed, number)
             rows += len(drawn)
             if kind not in FLOATING:
                 stored = [weights.rows(name, row, row + 1) for row in drawn]
@@ -118,11 +100,11 @@ def _check_merged(trained: TrainedWeights, folder: Path, seed: int) -> TensorChe
                 found = weights.floats(name).reshape(-1, 1)
             else:
                 found = np.stack([weights.floats(name, row, row + 1).reshape(-1) for row in drawn])
-            computed = _compute(trained, name, drawn)
-            bad = _outside(found, computed, kind)
+            computed = compute_rows(trained, name, drawn)
+            bad = outside(found, computed, kind)
             if bad.any():
-                wrong.append(_difference(trained, name, name, found, computed, bad))
-    return TensorCheck((*reasons, *_shown(wrong, len(trained.shapes))), len(trained.shapes), rows)
+                wrong.append(difference(trained, name, name, found, computed, bad))
+    return TensorCheck((*reasons, *shown(wrong, len(trained.shapes))), len(trained.shapes), rows)
 
 
 def _check_gguf(trained: TrainedWeights, file: Path, kind: str, seed: int) -> TensorCheck:
@@ -132,7 +114,7 @@ def _check_gguf(trained: TrainedWeights, file: Path, kind: str, seed: int) -> Te
     expected, computed = _expected(trained, architecture, kind), architecture.computed(trained.config)
     header = read_gguf_header(file)
     stored = {tensor.name: tensor for tensor in header.tensors}
-    reasons = list(_names([*expected, *computed], stored))
+    reasons = list(missing_names([*expected, *computed], stored))
     if len(stored) < len(header.tensors):
         reasons.append("has two tensors of one name")
     if header.architecture != architecture.name:
@@ -153,13 +135,13 @@ def _check_gguf(trained: TrainedWeights, file: Path, kind: str, seed: int) -> Te
                 type_name = gguf.GGMLQuantizationType(found.kind).name
                 wrong.append(f"{name} is {type_name} {found.shape}, {one.kind} {one.shape} is right")
                 continue
-            drawn = _draw(one.shape, seed, number)
+            drawn = draw_rows(trained, one.source, seed, number)
             rows += len(drawn)
             difference = _compare(trained, name, one, drawn, _read(stream, found, one.kind, drawn))
             if difference is not None:
                 wrong.append(difference)
     count = len(expected) + len(computed)
-    return TensorCheck((*reasons, *_shown(wrong, count)), count, rows)
+    return TensorCheck((*reasons, *shown(wrong, count)), count, rows)
 
 
 def _expected(trained: TrainedWeights, architecture: GgufArchitecture, quantization: str) -> dict[str, _Expected]:
@@ -188,13 +170,13 @@ def _compare(
 ) -> str | None:
     """What is wrong with the `stored` rows (rows, bytes), or None."""
     sources = [_source_row(one, row) for row in drawn]
-    right = _compute(trained, one.source, sources)
-    right = _Rows(right.values + one.offset, right.error, right.base + one.offset)
+    right = compute_rows(trained, one.source, sources)
+    right = Rows(right.values + one.offset, right.error, right.base + one.offset)
     if one.kind in FLOATING:
         width = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}[one.kind]
         found = as_float32(stored.view(width), one.kind)
-        bad = _outside(found, right, one.kind)
-        return _difference(trained, name, one.source, found, right, bad) if bad.any() else None
+        bad = outside(found, right, one.kind)
+        return difference(trained, name, one.source, found, right, bad) if bad.any() else None
     bad = (kernels.quantize(right.values.astype(np.float32), one.kind, name) != stored).any(axis=1)
     # A sum that is rounded otherwise in its last bit may fall into the next step: then the sum of the writer's own
     # block decides, if it is right.
@@ -208,7 +190,7 @@ def _compare(
     from gguf.quants import dequantize
 
     found = dequantize(stored, GGMLQuantizationType[one.kind]).astype(np.float32)
-    return _difference(trained, name, one.source, found, right, bad)
+    return difference(trained, name, one.source, found, right, bad)
 
 
 def _source_row(one: _Expected, row: int) -> int:
@@ -228,56 +210,6 @@ def _streamed(trained: TrainedWeights, one: _Expected, row: int) -> Floats:
             block: Floats = trained.floats(one.source, begin * unit, end * unit)[row - begin * unit]
             return block
     raise IndexError(row)
-
-
-def _compute(trained: TrainedWeights, name: str, rows: Sequence[int]) -> _Rows:
-    """Rows of base + adapter in float64; a tensor of one dimension is one row for each element."""
-    adapter = trained.adapter
-    weights, source = trained.weights, trained.stored(name).name
-    if adapter is not None and name in adapter.replaced:
-        weights, source = adapter.weights, adapter.replaced[name]
-    if len(trained.shapes[name]) < 2:
-        base = weights.floats(source).reshape(-1, 1).astype(np.float64)
-    else:
-        base = np.stack([weights.floats(source, row, row + 1).reshape(-1) for row in rows]).astype(np.float64)
-    low = None if adapter is None else adapter.low_rank.get(name)
-    if adapter is None or low is None:
-        return _Rows(base, np.zeros_like(base), base)
-    if low.embedding:
-        a = adapter.weights.floats(low.a).T.astype(np.float64)
-        b = adapter.weights.floats(low.b)[:, list(rows)].T.astype(np.float64)
-    else:
-        a = adapter.weights.floats(low.a).astype(np.float64)
-        b = np.stack([adapter.weights.floats(low.b, row, row + 1)[0] for row in rows]).astype(np.float64)
-    values = base + low.scale * (b @ a)
-    error = SUM_ERROR * (np.abs(base) + abs(low.scale) * (np.abs(b) @ np.abs(a)))
-    if low.magnitude is not None:
-        magnitude = adapter.weights.floats(low.magnitude).reshape(-1)[list(rows)].astype(np.float64)
-        factor = (magnitude / np.sqrt((values * values).sum(axis=1)))[:, None]
-        values, error = values * factor, error * np.abs(factor) + SUM_ERROR * np.abs(values * factor)
-    return _Rows(values, error, base)
-
-
-def _outside(found: Floats, right: _Rows, kind: str) -> NDArray[np.bool_]:
-    """(rows,) whether a stored value is not the rounding of any value within the error."""
-    lowest = _rounded(right.values - right.error, kind)
-    highest = _rounded(right.values + right.error, kind)
-    inside = (found >= lowest) & (found <= highest)
-    return np.logical_not(inside.all(axis=1))
-
-
-def _rounded(values: Doubles, kind: str) -> Floats:
-    return as_float32(from_float32(values.astype(np.float32), kind), kind)
-
-
-def _draw(shape: tuple[int, ...], seed: int, number: int) -> list[int]:
-    """The rows to compare: all of a small tensor, else the first, the last and others by chance."""
-    count = shape[0] if shape else 1
-    if len(shape) < 2 or count <= DRAWN_ROWS:
-        return list(range(count))
-    chance = np.random.default_rng((seed, number))
-    between = chance.choice(np.arange(1, count - 1), DRAWN_ROWS - 2, replace=False)
-    return sorted({0, count - 1, *map(int, between)})
 
 
 def _read(stream: Any, tensor: GgufTensor, kind: str, rows: Sequence[int]) -> NDArray[np.uint8]:
@@ -301,29 +233,3 @@ def _is_computed(tensor: GgufTensor, stream: Any, values: Floats) -> bool:
         return False
     stored = _read(stream, tensor, "F32", range(tensor.shape[0])).view("<f4").reshape(-1)
     return bool((stored == values).all())
-
-
-def _names(expected: Any, stored: Any) -> Iterator[str]:
-    for what, names in (("lacks", [n for n in expected if n not in stored]),
-                        ("holds unknown", [n for n in stored if n not in expected])):  # fmt: skip
-        if names:
-            yield f"{what} {len(names)} tensors, the first is {names[0]}"
-
-
-def _difference(
-    trained: TrainedWeights, name: str, source: str, found: Floats, right: _Rows, bad: NDArray[np.bool_]
-) -> str:
-    """One sentence on a tensor whose stored values differ, with how much of the adapter is in it."""
-    text = f"{name} differs from base + adapter in {int(bad.sum())} of {len(bad)} rows"
-    change = right.values - right.base
-    size = float((change * change).sum())
-    if trained.is_changed(source) and size > 0:
-        share = float(((found - right.base) * change).sum()) / size
-        return f"{text} (the adapter is in it {share:.2f} times)"
-    return text
-
-
-def _shown(wrong: list[str], count: int) -> Iterator[str]:
-    if wrong:
-        more = f"; {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
-        yield f"{len(wrong)} of {count} tensors are wrong: {'; '.join(wrong[:SHOWN])}{more}"

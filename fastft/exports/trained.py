@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -78,7 +78,7 @@ class TrainedWeights:
 
     def is_changed(self, name: str) -> bool:
         """Whether the adapter changes this tensor."""
-        return self.adapter is not None and (name in self.adapter.low_rank or name in self.adapter.replaced)
+        return self.adapter is not None and any(name in part for part in _parts(self.adapter))
 
     def raw(self, name: str, begin: int = 0, end: int | None = None) -> NDArray[Any]:
         """Rows `begin:end` as the base stores them; only for tensors that the adapter does not change."""
@@ -105,6 +105,8 @@ class TrainedWeights:
         # PEFT saves an embedding that it adapts as a copy of the base tensor and a low-rank part: then both apply.
         if adapter is not None and name in adapter.low_rank:
             values = _add(values, self._load(adapter.low_rank[name], adapter.weights), begin)
+        if adapter is not None and name in adapter.tokens:
+            adapter.tokens[name].place(values, begin, adapter.weights)
         # A sum is one pass and keeps NaN and infinity; only a suspicious sum needs the exact check.
         with np.errstate(over="ignore", invalid="ignore"):
             suspicious = not np.isfinite(values.sum())
@@ -114,10 +116,10 @@ class TrainedWeights:
 
     def _fit(self, adapter: Adapter) -> None:
         """Check the adapter's shapes against the base's, and add a tensor for a tied head that the adapter changes."""
-        if self.tied and any(name in adapter.low_rank or name in adapter.replaced for name in (EMBEDDING, HEAD)):
+        if self.tied and any(name in part for part in _parts(adapter) for name in (EMBEDDING, HEAD)):
             self._untie(adapter)
         self._fit_vocabulary(adapter)
-        touched = sorted({*adapter.low_rank, *adapter.replaced})
+        touched = sorted({name for part in _parts(adapter) for name in part})
         wrong = [text for name in touched if (text := self._misfit(adapter, name))]
         if wrong:
             shares = f"{len(wrong)} of {len(touched)} tensors do not fit ({'; '.join(wrong[:SHOWN_PROBLEMS])})"
@@ -146,19 +148,26 @@ class TrainedWeights:
         if len(grown) == 1 and len(resized) == 1 and not adapter.copied:
             # PEFT saved the one matrix of a resized model that is both.
             adapter.replaced[EMBEDDING] = adapter.replaced.pop(grown[0])
-            return
-        if adapter.ensure_weight_tying:
-            if EMBEDDING in adapter.low_rank or HEAD in adapter.low_rank:
-                where = Where(str(adapter.folder / "adapter_config.json"))
-                wrong = "a low-rank change of an embedding that is also the output head cannot be merged"
-                instead = "train the embedding in full (modules_to_save)"
-                raise RecipeError(Problem(where, "ensure_weight_tying", wrong, instead))
-            head = adapter.replaced.pop(HEAD, None)
-            if head is not None:
-                adapter.replaced.setdefault(EMBEDDING, head)
-            return
-        self.tied = False
-        self.shapes[HEAD] = self.shapes[EMBEDDING]
+        elif _is_one_matrix(adapter):
+            for part in (adapter.replaced, adapter.tokens):
+                part.pop(HEAD, None)
+        elif adapter.ensure_weight_tying:
+            self._keep_tied(adapter)
+        else:
+            self.tied = False
+            self.shapes[HEAD] = self.shapes[EMBEDDING]
+            if EMBEDDING in adapter.tokens:  # PEFT has the output layer of a tied model take them too
+                adapter.tokens.setdefault(HEAD, adapter.tokens[EMBEDDING])
+
+    def _keep_tied(self, adapter: Adapter) -> None:
+        if EMBEDDING in adapter.low_rank or HEAD in adapter.low_rank:
+            where = Where(str(adapter.folder / "adapter_config.json"))
+            wrong = "a low-rank change of an embedding that is also the output head cannot be merged"
+            instead = "train the embedding in full (modules_to_save)"
+            raise RecipeError(Problem(where, "ensure_weight_tying", wrong, instead))
+        head = adapter.replaced.pop(HEAD, None)
+        if head is not None:
+            adapter.replaced.setdefault(EMBEDDING, head)
 
     def _misfit(self, adapter: Adapter, name: str) -> str | None:
         if name not in self.shapes:
@@ -171,6 +180,9 @@ class TrainedWeights:
                 base = shape
         if name in adapter.low_rank and shape == base:
             shape = adapter.low_rank[name].shape
+        single = adapter.tokens.get(name)
+        if single is not None and shape == base and (len(base) != 2 or max(single.rows, default=0) >= base[0]):
+            return f"{name} has {base[0]} rows, the adapter trains row {max(single.rows)} and brings no larger one"
         return None if shape == base else f"{name} is {shape} in the adapter, {base} in the base"
 
     def _not_finite(self, name: str) -> TrainingError:
@@ -179,6 +191,35 @@ class TrainedWeights:
             source, folder = "the adapter", self.adapter.folder
         instead = f"use an earlier checkpoint of {source}"
         return TrainingError(Problem(Where(str(folder)), name, "holds NaN or infinite values", instead))
+
+
+def _parts(adapter: Adapter) -> tuple[Mapping[str, object], ...]:
+    """What an adapter changes, each by the name of the base tensor."""
+    return adapter.low_rank, adapter.replaced, adapter.tokens
+
+
+def _is_one_matrix(adapter: Adapter) -> bool:
+    """Whether an adapter that trains single rows of an embedding leaves it the output layer, too.
+
+    PEFT then has one set of rows for both, and may save the resized matrix and its rows under both names.
+    """
+    own, of_head = (adapter.tokens.get(name) for name in (EMBEDDING, HEAD))
+    if own is None or adapter.copied or any(name in adapter.low_rank for name in (EMBEDDING, HEAD)):
+        return False
+    if of_head is not None and not (own.rows == of_head.rows and _equal(adapter, own.tensor, of_head.tensor)):
+        return False
+    head = adapter.replaced.get(HEAD)
+    return head is None or _equal(adapter, adapter.replaced.get(EMBEDDING), head)
+
+
+def _equal(adapter: Adapter, one: str | None, two: str) -> bool:
+    """Whether two tensors of the adapter hold the same bytes."""
+    if one is None or adapter.weights.tensors[one].shape != adapter.weights.tensors[two].shape:
+        return False
+    blocks = row_blocks(adapter.weights.tensors[two].shape)
+    return all(
+        np.array_equal(adapter.weights.floats(one, *block), adapter.weights.floats(two, *block)) for block in blocks
+    )
 
 
 def _add(values: Floats, change: tuple[Floats, Floats, Floats | None], begin: int) -> Floats:

@@ -59,6 +59,16 @@ def flag_or_auto(value: Any) -> bool | str:
     return AUTO if value == AUTO else flag(value)
 
 
+def tokens(value: Any) -> list[str]:
+    """Texts of tokens: a list, or one text with commas between them; a file of them is refused."""
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
+        raise LostError("is not a list of texts")
+    if any(part.endswith(".txt") for part in parts):
+        raise LostError("is a file of tokens: write them into data.add_special_tokens")
+    return list(dict.fromkeys(part.strip() for part in parts if part.strip()))
+
+
 def names(value: Any) -> list[str]:
     """A list of texts, also from one text with commas or spaces, or from a list in JSON."""
     if isinstance(value, str) and value.startswith("["):

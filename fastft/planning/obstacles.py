@@ -115,9 +115,6 @@ def _ranks(loaded: LoadedRecipe, facts: Facts, engine: str) -> Iterator[Problem]
     """What several processes cannot do."""
     if facts.processes == 1:
         return
-    if loaded.recipe.task != "sft":
-        wrong = f"{loaded.recipe.task} is trained in one process, not in {facts.processes}"
-        yield loaded.problem("task", wrong, "start it without torchrun or launch")
     if engine == "unsloth" and not facts.device.is_gpu:
         wrong = f"{facts.processes} processes on processors: Unsloth shares work among GPUs alone"
         yield loaded.problem("model.engine", wrong, 'write "transformers" or "auto"')

@@ -11,7 +11,7 @@ from fastft.planning.choices import Choices
 from fastft.planning.facts import Facts
 from fastft.recipe.loader import LoadedRecipe
 from fastft.recipe.model import Recipe
-from fastft.recipe.shardings import ZERO_STAGES
+from fastft.recipe.shardings import FSDP2, ZERO_STAGES
 
 # What a configuration file may hold; what else there is changes rows, batches or the model itself.
 _KNOWN = (
@@ -114,6 +114,14 @@ def deepspeed_config(recipe: Recipe, facts: Facts, choices: Choices) -> dict[str
 def _section(sections: dict[str, Any], name: str) -> dict[str, Any]:
     found = sections.get(name)
     return found if isinstance(found, dict) else {}
+
+
+def sharing(loaded: LoadedRecipe, facts: Facts) -> str:
+    """How the recipe shares the model, by the name that `--engine` takes."""
+    train = loaded.recipe.train
+    if train.fsdp is not None:
+        return FSDP2
+    return "ddp" if train.deepspeed is None else f"zero{_sections(loaded.recipe, facts)['zero_optimization']['stage']}"
 
 
 def sharding_obstacles(loaded: LoadedRecipe, facts: Facts, choices: Choices) -> Iterator[Problem]:

@@ -25,8 +25,8 @@ class FolderFormat:
 
 
 _ROWS = (
-    FolderFormat("adapter", "peft", 0.0, 3e-3, 3e-2, bar=0.99),
-    FolderFormat("merged_16bit", "transformers", 2.0, 3e-3, 3e-2, bar=0.99),
+    FolderFormat("adapter", "peft", 0.0, 0.0045, 0.13, bar=0.99),
+    FolderFormat("merged_16bit", "transformers", 2.0, 0.0045, 0.13, bar=0.99),
     # NF4 with double quantization takes 0.516 bytes; embeddings and head keep 16 bits, an eighth of an 8B model.
     FolderFormat("merged_4bit", "transformers", 0.71, 0.7, 4.8, bar=0.85),
 )

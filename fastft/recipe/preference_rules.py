@@ -33,10 +33,6 @@ def preference(recipe: Recipe, _: Given) -> Iterator[Violation]:
     if recipe.data.overlong in ("truncate", "split"):
         wrong = "a shortened answer is not the one that was judged"
         yield Violation("data.overlong", wrong, 'write "drop" or "error"', ("task",))
-    for key in ("deepspeed", "fsdp"):
-        if getattr(recipe.train, key) is not None:
-            wrong = "each process holds the whole model where preferences are trained"
-            yield Violation(f"train.{key}", wrong, "remove the line", ("task",))
     if own.loss == "kto" and recipe.eval.exact_match:
         wrong = "held-out rows with a bad answer have no reference to match"
         yield Violation("eval.exact_match", wrong, "remove the line", ("preference.loss",))

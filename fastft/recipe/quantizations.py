@@ -32,9 +32,9 @@ class Quantization:
 _ROWS = (
     Quantization("f32", "F32", "ALL_F32", 32.0, 0.0001, 0.002, bar=0.99, by_converter=True),
     Quantization("f16", "F16", "MOSTLY_F16", 16.0005, 0.0005, 0.01, bar=0.99, by_converter=True),
-    Quantization("bf16", "BF16", "MOSTLY_BF16", 16.0005, 0.0015, 0.012, bar=0.99, by_converter=True),
-    Quantization("q8_0", "Q8_0", "MOSTLY_Q8_0", 8.5008, 0.014, 0.11, bar=0.98, by_converter=True),
-    Quantization("q6_k", "Q6_K", "MOSTLY_Q6_K", 6.5633, 0.15, 1.3, bar=0.97),
+    Quantization("bf16", "BF16", "MOSTLY_BF16", 16.0005, 0.002, 0.025, bar=0.99, by_converter=True),
+    Quantization("q8_0", "Q8_0", "MOSTLY_Q8_0", 8.5008, 0.022, 0.36, bar=0.98, by_converter=True),
+    Quantization("q6_k", "Q6_K", "MOSTLY_Q6_K", 6.5633, 0.17, 2.8, bar=0.97),
     Quantization("q5_k_m", "Q5_K", "MOSTLY_Q5_K_M", 5.7036, 0.11, 0.8, bar=0.95),
     Quantization("q5_k_s", "Q5_K", "MOSTLY_Q5_K_S", 5.5704, 0.2, 0.9, bar=0.95),
     Quantization("q5_1", "Q5_1", "MOSTLY_Q5_1", 6.0377, 0.2, 1.5),

@@ -76,6 +76,10 @@ def _sharing(recipe: Recipe, _: Given) -> Iterator[Violation]:
     if recipe.train.deepspeed is not None and recipe.train.fsdp is not None:
         wrong = "shares the model in another way than train.deepspeed"
         yield Violation("train.fsdp", wrong, "keep one of them", ("train.deepspeed",))
+    for key in ("deepspeed", "fsdp") if recipe.task != "sft" else ():
+        if getattr(recipe.train, key) is not None:
+            wrong = f"{recipe.task} is trained with the whole model in each process"
+            yield Violation(f"train.{key}", wrong, "remove the line: processes share the rows", ("task",))
 
 
 def _batch(recipe: Recipe, _: Given) -> Iterator[Violation]:

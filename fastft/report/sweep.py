@@ -32,7 +32,10 @@ def verdict_of_sweep(trials: Sequence[Trial], made: Comparison | None) -> str:
     sentence = f"Best of {len(trials)} runs: {best.name}, with a held-out loss of {best.loss:.4f}"
     if made is None or made.pairs[0].as_result is None:
         return sentence
-    return f"{sentence}. {made.pairs[0]}"
+    beside = str(made.pairs[0])
+    for run in made.runs:  # by its folder alone: the letters of the page are those of all runs
+        beside = beside.replace(run.name, run.path.name)
+    return f"{sentence}. {beside[0].upper()}{beside[1:]}"
 
 
 def best_of(trials: Sequence[Trial]) -> Trial | None:
@@ -54,7 +57,12 @@ def print_sweep(console: Console, trials: Sequence[Trial], made: Comparison | No
         console.print(Text(MANY, style="dim"), soft_wrap=True)
     shown = Table(box=None, pad_edge=False)
     for name in ("", *_keys(trials), *HEADINGS):
-        shown.add_column(name, overflow="fold", justify="left" if name in ("", "run", "state") else "right")
+        shown.add_column(
+            name,
+            overflow="fold",
+            no_wrap=name in ("run", "training"),
+            justify="left" if name in ("", "run", "state") else "right",
+        )
     for place, trial in enumerate(ranked(trials), start=1):
         shown.add_row(f"{place}", *map(Text, [*_values(trial, _keys(trials)), *_cells(trial)]))
     console.print(shown)
@@ -139,18 +147,26 @@ def _curves(trials: Sequence[Trial]) -> Markup:
         )
         for trial, style in zip(shown, CURVES, strict=False)
     ]
-    if not lines:
-        return element("p", "No run has been evaluated yet.")
+    if not any(len(line.points) > 1 for line in lines):
+        return element("p", "No run has been evaluated on its way: --stop-early or train.eval_strategy does that.")
     title = "held-out loss"
     chart = line_chart(title, "optimizer steps done (%)", "loss (nats a token)", lines)
     meaning = f"The {len(shown)} best of {len(trials)} runs." if len(trials) > len(shown) else "All runs."
     return element("div", element("figure", chart, element("figcaption", meaning)), class_="charts")
 
 
+def _order(value: str) -> tuple[float, str]:
+    """Numbers by their size, then all else."""
+    try:
+        return float(value), value
+    except ValueError:
+        return math.inf, value
+
+
 def _by_value(trials: Sequence[Trial], name: str) -> Markup:
     """The lowest and the mean held-out loss of the runs with each value of a key."""
     finished = [trial for trial in trials if trial.state == "finished" and trial.loss is not None]
-    by_value = sorted(((_values(trial, [name])[0], trial.loss) for trial in finished), key=lambda pair: pair[0])
+    by_value = sorted(((_values(trial, [name])[0], trial.loss) for trial in finished), key=lambda pair: _order(pair[0]))
     rows = []
     for value, group in itertools.groupby(by_value, key=lambda pair: pair[0]):
         losses = [loss for _, loss in group if loss is not None]

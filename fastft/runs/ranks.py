@@ -40,6 +40,7 @@ JOIN_SECONDS, JOIN_SECONDS_OF_HOSTS = 30.0, 300.0
 GRACE_SECONDS = 10.0
 # Rank 0 listens on the first free one of so many ports after MASTER_PORT, which torch uses.
 PORTS = 16
+ONE_LAUNCHER = "start all of them with one launcher: fastft launch, torchrun, srun"
 # Where rank 0 writes the exit code of all, for `fastft launch`: torchrun ends with 1 whatever it was.
 EXIT_CODE_VARIABLE = "FASTFT_EXIT_CODE_FILE"
 # A silent host: probed after 10 s, every 5 s, lost after 4 probes.
@@ -97,10 +98,14 @@ class _State:
 
 
 class Ranks:
-    """The meeting of the processes of a run; of one alone it does nothing. Use as a context manager."""
+    """The meeting of the processes of a run; of one alone it does nothing. Use as a context manager.
 
-    def __init__(self, world: World | None = None) -> None:
+    `noun`, `instead`: what those that meet are, and what to do where one does not come.
+    """
+
+    def __init__(self, world: World | None = None, noun: str = "rank", instead: str = ONE_LAUNCHER) -> None:
         self.world = world or World()
+        self._noun, self._instead = noun, instead
         self.stop_asked: Callable[[], signal.Signals | None] = lambda: None
         self.ask_to_stop: Callable[[signal.Signals], None] = lambda _: None
         self._state, self._news = _State(), threading.Condition()
@@ -113,9 +118,7 @@ class Ranks:
             try:
                 self._join()
             except BaseException:
-                self._state.over = True
-                if self._hub is not None:
-                    self._hub.close()
+                self._leave()
                 raise
         return self
 
@@ -129,7 +132,8 @@ class Ranks:
         self._tell_failure(verdict)
         self._write_exit_code(verdict)
         if not self.world.is_first:
-            self._wait(lambda: self._state.ended, 2 * GRACE_SECONDS)
+            with self._news:
+                self._news.wait_for(lambda: self._state.ended, 2 * GRACE_SECONDS)
             self._state.over = True
             if self._speaks(verdict):
                 self._print(verdict)
@@ -139,8 +143,10 @@ class Ranks:
             raise verdict.error() from None
 
     def _speaks(self, failure: Failure) -> bool:
-        """Whether this rank says why the run ends: rank 0 does; where it is gone itself, the next one."""
-        return self.world.rank == (1 if failure.rank == 0 and failure.lost else 0)
+        """Whether this rank says why the run ends: rank 0 does; where it is gone itself, the next one on each host."""
+        if failure.rank == 0 and failure.lost:
+            return self.world.rank == 1 or self.world.local_rank == 0
+        return self.world.is_first
 
     # What the pipeline calls.
 
@@ -199,10 +205,9 @@ class Ranks:
             worlds |= {rank: (peer.host, peer.world) for rank, peer in self._state.peers.items()}
             wrong = [*self._state.refused, *wrong_ranks(worlds)]
             if missing and not wrong:
-                wrong = [f"{_listed(missing)} of {self.world.size} did not come within {wait:.0f} s"]
+                wrong = [f"{_listed(self._noun, missing)} of {self.world.size} did not come within {wait:.0f} s"]
             if wrong:
-                instead = "start all of them with one launcher: fastft launch, torchrun, srun"
-                problem = Problem(Where(f"rank 0 at {self.world.address}"), "", wrong[0], instead)
+                problem = Problem(Where(f"{self._noun} 0 at {self.world.address}"), "", wrong[0], self._instead)
                 self._tell_failure(Failure(0, MachineError.exit_code, (problem,)))
                 raise MachineError(problem)
             self._broadcast({"say": ["joined", True]})
@@ -252,9 +257,9 @@ class Ranks:
                         return connection
                     connection.close()
             time.sleep(0.2)
-        wrong = f"rank 0 of {self.world.size} does not answer at {self.world.address} within {wait:.0f} s"
-        instead = "start all ranks with one launcher: fastft launch, torchrun, srun; unset WORLD_SIZE to train alone"
-        raise MachineError(Problem(Where(f"rank {self.world.rank}"), "", wrong, instead))
+        wrong = f"{self._noun} 0 of {self.world.size} does not answer at {self.world.address} within {wait:.0f} s"
+        alone = "; unset WORLD_SIZE to train alone" if self._noun == "rank" else ""
+        raise MachineError(Problem(Where(f"{self._noun} {self.world.rank}"), "", wrong, self._instead + alone))
 
     # Listening: one thread a connection.
 
@@ -339,7 +344,7 @@ class Ranks:
 
     def _write_exit_code(self, failure: Failure) -> None:
         path = os.environ.get(EXIT_CODE_VARIABLE)
-        if path and self._speaks(failure):
+        if path and (self._speaks(failure) or self.world.local_rank == 0):  # each host has its launcher
             with contextlib.suppress(OSError):
                 Path(path).write_text(str(failure.exit_code), encoding="utf-8")
 
@@ -440,5 +445,5 @@ def _keep_alive(connection: socket.socket) -> None:
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)
 
 
-def _listed(ranks: list[int]) -> str:
-    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
+def _listed(noun: str, numbers: list[int]) -> str:
+    return f"{noun}{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"

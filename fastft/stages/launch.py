@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastft.errors import MachineError, Problem, UsageError, Where
-from fastft.runs.ranks import EXIT_CODE_VARIABLE
+from fastft.probe.world import World
+from fastft.runs.ranks import EXIT_CODE_VARIABLE, PORTS, Ranks
 from fastft.stages.stopping import SIGNALS
 
 PORT = 29500
@@ -92,14 +93,33 @@ def torchrun(processes: int, arguments: Sequence[str], *, nodes: int, node: int,
     if master is None:
         place = ["--standalone"]
     else:
-        address, _, port = master.rpartition(":") if re.search(r":\d+$", master) else (master, "", "")
+        address, port = address_and_port(master)
         place = [
             f"--nnodes={nodes}",
             f"--node-rank={node}",
             f"--master-addr={address}",
-            f"--master-port={port or PORT}",
+            f"--master-port={port}",
         ]
     return (sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", *place, *arguments)
+
+
+def meet_hosts(node: int, nodes: int, master: str) -> None:
+    """Wait until `fastft launch` has begun on every host: torchrun waits for ever, and names nobody.
+
+    Raises:
+        MachineError: a host did not come, by its number.
+    """
+    address, port = address_and_port(master)
+    # After the ports on which the ranks meet.
+    world = World(node, nodes, address=address, port=port + PORTS, name=f"hosts of {address}:{port}", group=node)
+    with Ranks(world, "host", "start the same command on every host, each with its own --node-rank"):
+        pass
+
+
+def address_and_port(master: str) -> tuple[str, int]:
+    """The parts of ADDRESS or ADDRESS:PORT."""
+    address, _, port = master.rpartition(":") if re.search(r":\d+$", master) else (master, "", "")
+    return address, int(port or PORT)
 
 
 def run_nodes(nodes: Sequence[Node], say: Callable[[str], None]) -> int:

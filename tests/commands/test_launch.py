@@ -5,13 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from fastft.commands.launch import LaunchRequest, commands, engine_override, launch_in_terminal
-from fastft.errors import UsageError
-from fastft.stages.launch import read_hostfile
+from fastft.errors import MachineError, UsageError
+from fastft.runs import ranks
+from fastft.stages.launch import meet_hosts, read_hostfile
 
 
 def request(**changes: object) -> LaunchRequest:
@@ -27,6 +29,11 @@ def test_one_host(write_recipe: Callable[..., Path], capsys: pytest.CaptureFixtu
     shown = capsys.readouterr().out.strip()
     wanted = "-m torch.distributed.run --nproc-per-node=2 --standalone -m fastft run"
     assert shown.endswith(f"{wanted} {recipe} --set train.seed=3")
+
+
+def test_ddp_is_not_what_a_recipe_with_deepspeed_gets(write_recipe: Callable[..., Path]) -> None:
+    with pytest.raises(UsageError, match=r"--engine: the recipe shares the model in another way \(got ddp\); take"):
+        launch_in_terminal(write_recipe(), ['train.deepspeed="zero2"'], request(processes=2), dry_run=True)
 
 
 def test_a_host_file_is_one_command_a_host(tmp_path: Path) -> None:
@@ -94,6 +101,22 @@ def test_a_host_file_that_is_wrong(tmp_path: Path, text: str, words: str) -> Non
 
     with pytest.raises(UsageError, match=words):
         read_hostfile(path)
+
+
+def test_a_host_that_never_comes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "JOIN_SECONDS_OF_HOSTS", 0.5)
+
+    with pytest.raises(MachineError, match=r"hosts 1, 2 of 3 did not come within 0 s; .* its own --node-rank"):
+        meet_hosts(0, 3, "127.0.0.1:14100")
+    with pytest.raises(MachineError, match=r"host 1: host 0 of 2 does not answer at 127\.0\.0\.1 .* --node-rank$"):
+        meet_hosts(1, 2, "127.0.0.1:14200")
+
+
+def test_hosts_that_come_late_meet() -> None:
+    with ThreadPoolExecutor(3) as pool:
+        met = [pool.submit(meet_hosts, number, 3, "127.0.0.1:14300") for number in (2, 1, 0)]
+
+    assert [one.exception() for one in met] == [None, None, None]
 
 
 @pytest.mark.parametrize(

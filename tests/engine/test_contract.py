@@ -26,6 +26,7 @@ from transformers import (
     BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     SchedulerType,
     Trainer,
     TrainingArguments,
@@ -62,10 +63,13 @@ MORE = [
     "train.load_best_model_at_end=true",
     "train.early_stopping_patience=1",
     'train.deepspeed="zero2"',
+    'data.add_tokens=["<think>"]',
+    'data.add_special_tokens=["<call>"]',
 ]
 # What Unsloth's GPU loader does not name: (where it goes through **kwargs, the callable that must name it).
 PASSED_ON = {
     "use_dora": (("models/llama.py", "FastLlamaModel", "get_peft_model"), peft.LoraConfig),
+    "ensure_weight_tying": (("models/llama.py", "FastLlamaModel", "get_peft_model"), peft.LoraConfig),
 }
 # Unsloth's GPU loader hands this to the loaders of other families; that of Llama models picks its attention itself.
 DROPPED = {"attn_implementation"}
@@ -82,7 +86,9 @@ def plans(recipe: Path, engine: str, device: Device) -> list[Call]:
         engine = "transformers"
     plain = ["train.gradient_checkpointing=true"] if engine == "transformers" else []
     for more in ([], MORE):
-        fits = [one for one in more if load(recipe).recipe.task != "preference" or "deepspeed" not in one]
+        task = load(recipe).recipe.task
+        fits = [one for one in more if task != "preference" or "deepspeed" not in one]
+        fits = [one for one in fits if task != "classification" or "tokens" not in one]
         overrides = [f"model.engine={engine}", *plain, *fits]
         data = load(recipe).recipe.data
         if more and data.eval is None and data.eval_fraction is None:
@@ -133,6 +139,8 @@ def known_parameters(name: str, device: Device) -> set[str]:
         return named | set(PASSED_ON)
     if name == "trl.SFTConfig":
         return {field.name for field in dataclasses.fields(trl.SFTConfig)}
+    if name == "transformers.PreTrainedTokenizerBase.add_tokens":
+        return set(inspect.signature(PreTrainedTokenizerBase.add_tokens).parameters)
     if name == "peft.LoraConfig":
         return set(inspect.signature(peft.LoraConfig).parameters)
     if name == "transformers.TrainingArguments":

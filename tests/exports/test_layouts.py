@@ -89,3 +89,43 @@ def test_an_embedding_that_grew_without_its_head_is_refused(tmp_path: Path, tied
     write_adapter(tmp_path / "adapter", extra={name: one["embed_tokens"]}, modules_to_save=["embed_tokens"])
     with pytest.raises(RecipeError, match="the embedding has 308 rows with this adapter, the output head 300"):
         write_merged(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
+
+
+def single_rows(folder: Path, rows: list[int], count: int | None = None) -> Arrays:
+    """An adapter that also trains single rows of the embedding, `count` of them in the file."""
+    trained = np.random.default_rng(7).normal(0, 0.05, (count or len(rows), HIDDEN)).astype(np.float32)
+    name = f"{PEFT}model.embed_tokens.token_adapter.trainable_tokens_delta"
+    write_adapter(folder, extra={name: trained}, trainable_token_indices={"embed_tokens": rows})
+    return {name: trained}
+
+
+def test_single_rows_are_replaced_and_checked(tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base")["model.embed_tokens.weight"]
+    [trained] = single_rows(tmp_path / "adapter", [299, 4]).values()
+    base[[299, 4]] = trained
+
+    folder = write_merged(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged").folder
+
+    merged = load_file(folder / "model.safetensors")
+    np.testing.assert_array_equal(merged["model.embed_tokens.weight"], base.astype(np.float16))
+    assert check_tensors(tmp_path / "base", tmp_path / "adapter", folder, "merged_16bit").reasons == ()
+    merged["model.embed_tokens.weight"][4] *= 2
+    save_file(merged, folder / "model.safetensors")
+    [reason] = check_tensors(tmp_path / "base", tmp_path / "adapter", folder, "merged_16bit").reasons
+    assert "model.embed_tokens.weight differs from base + adapter in 1 of" in reason
+
+
+@pytest.mark.parametrize(
+    ("rows", "count", "wrong"),
+    [
+        ([4, 300], 2, "has 300 rows, the adapter trains row 300 and brings no larger one"),
+        ([4, 5], 3, r"has \(3, 64\) for 2 single rows"),
+        (["4"], 1, "trains single rows that adapter_config.json does not name"),
+    ],
+)
+def test_single_rows_that_fit_nothing_are_refused(tmp_path: Path, rows: list[int], count: int, wrong: str) -> None:
+    write_base(tmp_path / "base")
+    single_rows(tmp_path / "adapter", rows, count)
+
+    with pytest.raises(RecipeError, match=wrong):
+        write_merged(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")

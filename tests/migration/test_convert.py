@@ -389,3 +389,28 @@ def test_a_recipe_that_is_yaml_is_sent_to_convert(fastft: Fastft, tmp_path: Path
     (tmp_path / "a.yml").write_text(AXOLOTL)
 
     assert f"`fastft convert {tmp_path / 'a.yml'}`" in fastft("check", tmp_path / "a.yml")[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        (AXOLOTL + "tokens: ['<think>', '</think>']", "add_tokens"),
+        (LLAMA_FACTORY + "add_tokens: <think>,</think>\nresize_vocab: true", "add_tokens"),
+        (LLAMA_FACTORY + "add_special_tokens: <think>,</think>\nresize_vocab: true", "add_special_tokens"),
+        (
+            "model: org/small\ndataset: org/rows\ntuner_type: lora\nnew_special_tokens: ['<think>', '</think>']",
+            "add_special_tokens",
+        ),
+    ],
+)
+def test_tokens_that_are_added_have_a_key(text: str, key: str) -> None:
+    converted = made(text)
+
+    assert converted.lost == ()
+    assert tomllib.loads(converted.text)["data"][key] == ["<think>", "</think>"]
+
+
+def test_a_file_of_tokens_is_lost_with_what_to_write() -> None:
+    text = "model: org/small\ndataset: org/rows\ntuner_type: lora\nnew_special_tokens: tokens.txt"
+
+    assert [entry.argument.name for entry in made(text).lost] == ["new_special_tokens"]

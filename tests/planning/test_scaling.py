@@ -172,6 +172,16 @@ def test_every_row_keeps_the_step_and_costs_what_it_takes(tmp_path: Path, engine
     assert all(point.gain >= PAYS for point in paid)
 
 
+@pytest.mark.parametrize(
+    ("override", "engine"),
+    [('train.fsdp="full_shard"', "fsdp2"), ('train.deepspeed="zero2"', "zero2"), ("train.seed=3", "ddp")],
+)
+def test_a_recipe_that_shares_its_model_is_forecast_so(tmp_path: Path, override: str, engine: str) -> None:
+    found = scaled(tmp_path, override, "model.engine=transformers", devices=2)
+
+    assert found.layout.sharding.name == engine
+
+
 def test_zero3_exchanges_the_weights_and_needs_less_memory(tmp_path: Path) -> None:
     ddp, zero3 = (scaled(tmp_path, devices=8, hosts=2, engine=name).asked for name in ("ddp", "zero3"))
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -153,3 +157,39 @@ def test_two_processes_are_one_run_or_none(launches: dict[tuple[str, str], Met],
     assert all(world.size == len(met.worlds) for world in met.worlds)
     assert sorted(world.rank for world in met.worlds) == list(range(len(met.worlds)))
     assert all("; " in said for said in met.refused)
+
+
+# Two hosts of one process each; rank 0 ends as the argument says while rank 1 waits for it.
+ENDS = """
+import os, sys
+from fastft.errors import MachineError, Problem, Where
+from fastft.probe.world import find_world
+from fastft.runs.ranks import Ranks
+with Ranks(find_world()) as ranks:
+    if ranks.world.rank == 0 and sys.argv[1] == "killed":
+        os._exit(9)
+    if ranks.world.rank == 0:
+        raise MachineError(Problem(Where("disk"), "", "is full", "free some space"))
+    ranks.share("never", str)
+"""
+
+
+@pytest.mark.parametrize(("ends", "codes"), [("fails", ["4", "4"]), ("killed", [None, "4"])])
+def test_the_launcher_of_every_host_gets_the_exit_code(tmp_path: Path, ends: str, codes: list[str | None]) -> None:
+    started = []
+    for rank in range(2):
+        meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "15100" if ends == "fails" else "15200"}
+        world = {
+            "RANK": str(rank),
+            "WORLD_SIZE": "2",
+            "LOCAL_RANK": "0",
+            "LOCAL_WORLD_SIZE": "1",
+            "GROUP_RANK": str(rank),
+        }
+        env = {**os.environ, **meet, **world, ranks.EXIT_CODE_VARIABLE: str(tmp_path / str(rank))}
+        started.append(subprocess.Popen([sys.executable, "-c", ENDS, ends], env=env, text=True, stderr=subprocess.PIPE))
+    said = [process.communicate(timeout=60)[1] for process in started]
+
+    assert [path.read_text() if path.exists() else None for path in (tmp_path / "0", tmp_path / "1")] == codes
+    assert started[1].returncode == 4
+    assert ("rank 0 at 127.0.0.1 ended without a word" in said[1]) == (ends == "killed")

@@ -16,6 +16,7 @@ from fastft.data.rows import Rows
 from fastft.engine.callbacks import EarlyStopping
 from fastft.engine.model import Model, Tokenizer
 from fastft.engine.tasks.classifier import collate, probabilities
+from fastft.engine.tasks.shares import SharedRowsTrainer, items_of_all, real_rows, step_loss
 from fastft.engine.trainer import Hooks, RowOrder, RunTrainer
 from fastft.planning.plan import Plan
 from fastft.recipe.model import ClassificationSection
@@ -84,6 +85,10 @@ class LabelTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self._weights = class_weights(task, self.train_dataset.targets)
 
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> int:
+        """The labels of an optimizer step on all ranks: one a row, or all of them with several."""
+        return items_of_all(sum(real_rows(batch, batch["labels"].numel()) for batch in batch_samples))
+
     def _count(self, inputs: dict[str, Any]) -> None:
         self._real_tokens.append(inputs["attention_mask"].sum())
         self._examples.append(len(inputs["input_ids"]))
@@ -94,7 +99,10 @@ class LabelTrainer(Trainer):
         logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
         labels = inputs["labels"]
         rows = loss_sums(logits, labels, self._weights, self._task.own.label_smoothing if model.training else 0.0)
-        loss = rows.sum() / (labels.numel() if num_items_in_batch is None else num_items_in_batch)
+        if num_items_in_batch is None:
+            loss = rows.sum() / labels.numel()
+        else:
+            loss = step_loss(rows, inputs, num_items_in_batch, self.accelerator.num_processes)
         return (loss, {"logits": logits}) if return_outputs else loss
 
     def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> Any:
@@ -121,7 +129,7 @@ class LabelTrainer(Trainer):
         return tuple(MicroBatch(loss, 1) for loss in self._row_losses)
 
 
-class ClassificationTrainer(RunTrainer, LabelTrainer):
+class ClassificationTrainer(SharedRowsTrainer, LabelTrainer):
     """A LabelTrainer with the checkpoints, the order and the watch of every run."""
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
@@ -144,6 +152,7 @@ def make_label_trainer(
     patience: int | None,
     run: RunDir,
     hooks: Hooks,
+    step_rows: int,
 ) -> RunTrainer:
     """The trainer of a classification run, with the keywords of the plan."""
     several = len(task.labels.names) if task.labels.several else 0
@@ -157,6 +166,6 @@ def make_label_trainer(
         callbacks=[] if patience is None else [EarlyStopping(patience)],
         run=run,
         hooks=hooks,
-        order=RowOrder(list(train.lengths), plan.choices.group_by_length.value, 1, train.where),
+        order=RowOrder(list(train.lengths), plan.choices.group_by_length.value, step_rows, train.where),
         task=task,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 from array import array
@@ -24,8 +25,10 @@ from fastft.engine.callbacks import EarlyStopping
 from fastft.engine.model import Model, Tokenizer
 from fastft.engine.output_layer import next_labels, only_at, output_layer
 from fastft.engine.random_state import RandomState
+from fastft.engine.ranks import mean_of_all
 from fastft.engine.tasks.classifier import pad_id_of
 from fastft.engine.tasks.preference_losses import Judged, losses
+from fastft.engine.tasks.shares import SharedRowsTrainer, items_of_all, real_rows, step_loss
 from fastft.engine.trainer import Hooks, RowOrder, RunTrainer
 from fastft.files.seal import damage, sealed_folder
 from fastft.planning.plan import Plan
@@ -154,14 +157,17 @@ class JudgingTrainer(Trainer):
         self._examples.append(rows)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> int:
-        return sum(len(batch["rows"]) for batch in batch_samples)
+        return items_of_all(sum(real_rows(batch, len(batch["rows"])) for batch in batch_samples))
 
     def get_batch_samples(self, *args: Any) -> Any:
         """The micro-batches of an optimizer step; with verdicts, their common reference point too."""
         batches, count = super().get_batch_samples(*args)
         if not self._own.in_pairs and batches:
-            drifts = [self._second_alone(self._prepare_inputs(dict(batch))) for batch in batches]
-            self._drift = torch.cat(drifts).mean()
+            drifts = [
+                self._second_alone(self._prepare_inputs(dict(batch)))[: real_rows(batch, len(batch["rows"]))]
+                for batch in batches
+            ]
+            self._drift = mean_of_all(torch.cat(drifts))
         return batches, count
 
     def _second_alone(self, inputs: dict[str, Any]) -> torch.Tensor:
@@ -189,16 +195,22 @@ class JudgingTrainer(Trainer):
     ) -> Any:
         judged = self._judge(model, inputs, both=self._own.in_pairs or not model.training)
         each = losses(judged, self._own, self._drift)
-        loss = each.sum() / (len(each) if num_items_in_batch is None else num_items_in_batch)
+        if num_items_in_batch is None:
+            loss = each.sum() / len(each)
+        else:
+            loss = step_loss(each, inputs, num_items_in_batch, self.accelerator.num_processes)
         if model.training:
-            self._note(judged)
+            self._note(judged, real_rows(inputs, len(each)))
         figures = torch.stack([judged.first, judged.second, judged.first_tokens, judged.second_tokens], dim=1)
         return (loss, {"logits": figures.detach()}) if return_outputs else loss
 
-    def _note(self, judged: Judged) -> None:
-        """Add the rewards of a micro-batch to those since the last line; sums stay on the device."""
-        first, second = (reward.detach().double() for reward in judged.rewards(self._own))
-        margins, good = judged.margins(self._own).detach(), judged.good
+    def _note(self, judged: Judged, rows: int) -> None:
+        """Add the rewards of the first `rows` of a micro-batch to those since the last line; sums stay on the device.
+
+        A rank without rows notes zeros: all ranks are asked for their sums.
+        """
+        first, second = (reward.detach()[:rows].double() for reward in judged.rewards(self._own))
+        margins, good = judged.margins(self._own).detach()[:rows], judged.good[:rows]
         if self._own.in_pairs:
             chosen, rejected, counts = first.sum(), second.sum(), (len(first), len(first))
         else:
@@ -235,7 +247,7 @@ class JudgingTrainer(Trainer):
         return tuple(MicroBatch(loss, 1) for loss in self._row_losses)
 
 
-class PreferenceTrainer(RunTrainer, JudgingTrainer):
+class PreferenceTrainer(SharedRowsTrainer, JudgingTrainer):
     """A JudgingTrainer with the checkpoints, the order and the watch of every run."""
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
@@ -306,6 +318,7 @@ def make_preference_trainer(
     patience: int | None,
     run: RunDir,
     hooks: Hooks,
+    step_rows: int,
 ) -> RunTrainer:
     """The trainer of a run on preferences, with the keywords of the plan."""
     pad_id, trained = pad_id_of(tokenizer), PreferenceRows(train, task)
@@ -320,12 +333,15 @@ def make_preference_trainer(
         callbacks=[] if patience is None else [EarlyStopping(patience)],
         run=run,
         hooks=hooks,
-        order=RowOrder(train.widths, plan.choices.group_by_length.value, 1, train.where),
+        order=RowOrder(train.widths, plan.choices.group_by_length.value, step_rows, train.where),
         task=task,
     )
     if task.own.has_reference:
         for what, rows in (("training", trained), ("held-out", evaluated)):
             if rows is not None:
                 key = "" if task.kept_in is None else f"{what}-{reference_key(plan, task.own)}"
-                trainer.know_references(rows, None if task.kept_in is None else task.kept_in / key, hooks, what)
+                kept_in = None if task.kept_in is None else task.kept_in / key
+                # The other ranks find what the first one kept.
+                know = functools.partial(trainer.know_references, rows, kept_in, hooks, what)
+                hooks.ranks.in_turn(f"reference {what}", know)
     return trainer

@@ -34,7 +34,7 @@ from fastft.migration.tables.hugging_face import (
     epochs,
     only_off,
 )
-from fastft.migration.values import attention, flag, is_on, optimizer, real, scheduler, text, whole
+from fastft.migration.values import attention, flag, is_on, optimizer, real, scheduler, text, tokens, whole
 
 _KNOWN_PLUGINS = ("cut_cross_entropy", "liger", "kernels", "expert_parallel", "swanlab")
 
@@ -243,12 +243,12 @@ _ROWS: tuple[Row, ...] = (
     *lost("the adapter would go on from another one", "lora_model_dir", "adapter_path", unless=("", False)),
     *lost("the recipe cannot train experts as one tensor", "lora_target_parameters", unless=([],)),
     *lost("the recipe cannot choose single weights to train", "unfrozen_parameters", unless=([],)),
+    key("tokens", "data.add_tokens", tokens),
     *lost(
         "the recipe cannot change the model or its tokenizer",
         "model_config",
         "overrides_of_model_config",
         "overrides_of_model_kwargs",
-        "tokens",
         "added_tokens_overrides",
         "resize_token_embeddings_to_32x",
         "reinit_weights",

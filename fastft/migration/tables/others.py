@@ -46,6 +46,7 @@ from fastft.migration.values import (
     share,
     targets,
     text,
+    tokens,
     whole,
 )
 
@@ -146,6 +147,9 @@ _LLAMA_FACTORY: tuple[Row, ...] = (
     key("cutoff_len", "model.max_seq_length", whole),
     key("lora_rank", "lora.r", whole),
     key("lora_target", "lora.target_modules", targets),
+    key("add_tokens", "data.add_tokens", tokens),
+    key("add_special_tokens", "data.add_special_tokens", tokens),
+    *unneeded("the vocabulary grows with the added tokens, and its new rows are trained", "resize_vocab"),
     key("additional_target", "lora.modules_to_save", lambda value: text(value).split(",")),
     keys("dataset", ("data.train", "data.sources", "data.format"), llama_factory_datasets),
     keys("eval_dataset", ("data.eval",), _eval_sets),
@@ -210,7 +214,6 @@ _LLAMA_FACTORY: tuple[Row, ...] = (
         *(
             "create_new_adapter",
             "rope_scaling",
-            "resize_vocab",
             "new_special_tokens_config",
             "freeze_trainable_layers",
             "oft_block_size",
@@ -338,8 +341,8 @@ _SWIFT: tuple[Row, ...] = (
         "agent_template",
         "optimizer",
         "rope_scaling",
-        "new_special_tokens",
     ),
+    key("new_special_tokens", "data.add_special_tokens", tokens),
     *other_task("another kind of training", "num_labels", "problem_type", "rlhf_type", unless=()),
 )
 
