@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -41,6 +41,7 @@ LIGHT = (
     (("schema",), 0, "fastft recipe"),
     (("run", "mine.toml"), 4, 'pip install "fastft[train]"'),
 )
+MISSING = "no such Python on this machine"
 NAMED = ("huggingface_hub", "pydantic", "tokenizers", "typer", "torch", "transformers", "trl", "unsloth")
 
 
@@ -221,25 +222,24 @@ def pipx(python: Path) -> Callable[[Path], Path]:
     return install
 
 
-def ways(*, quick: bool, train: bool) -> list[Installation]:
+def ways(*, quick: bool, train: bool) -> Iterator[Installation]:
     """Each way with each Python."""
     here = ".".join(map(str, sys.version_info[:2]))
-    found = [installed("pip install .", here, pip(Path(sys.executable)))]
+    yield installed("pip install .", here, pip(Path(sys.executable)))
     if not quick:
-        old = "pydantic==2.11.0 rich==14.0.0 typer==0.16.0 huggingface_hub==1.0.0"
-        found.append(installed("pip install --upgrade .", here, pip(Path(sys.executable), upgrade_from=old)))
         for version in PYTHONS:
             python = _python(version)
             if python is None:
-                found.append(Installation("pip install .", version, 0, {}, ("no such Python on this machine",)))
+                yield Installation("pip install .", version, 0, {}, (MISSING,))
                 continue
             if version != here:
-                found.append(installed("pip install .", version, pip(python)))
+                yield installed("pip install .", version, pip(python))
             for way, make in (("uv pip install .", uv_pip), ("uv tool install .", uv_tool), ("pipx install .", pipx)):
-                found.append(installed(way, version, make(python)))
+                yield installed(way, version, make(python))
+        old = "pydantic==2.11.0 rich==14.0.0 typer==0.16.0 huggingface_hub==1.0.0"
+        yield installed("pip install --upgrade .", here, pip(Path(sys.executable), upgrade_from=old))
     if train:
-        found.append(installed('pip install ".[train]"', here, pip(Path(sys.executable), "[train]"), train=True))
-    return found
+        yield installed('pip install ".[train]"', here, pip(Path(sys.executable), "[train]"), train=True)
 
 
 def table(found: Sequence[Installation]) -> str:
@@ -258,14 +258,15 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--train", action="store_true")
     options = parser.parse_args()
+    found: list[Installation] = []
+    for one in ways(quick=options.quick, train=options.train):
+        found.append(one)
+        print(table([one]).splitlines()[-1], flush=True)
+        if not options.quick:
+            OUT.write_text(json.dumps([asdict(each) for each in found], indent=1) + "\n")
     faults = [] if options.quick else check_builds()
-    found = ways(quick=options.quick, train=options.train)
-    print(table(found), end="")
     print("\n".join(faults or ["" if options.quick else "wheel and sdist: the same when built again; twine: passed"]))
-    if not options.quick:
-        OUT.write_text(json.dumps([asdict(one) for one in found], indent=1) + "\n")
-    missing = "no such Python on this machine"
-    sys.exit(bool(faults) or any(one.faults and one.faults != (missing,) for one in found))
+    sys.exit(bool(faults) or any(one.faults and one.faults != (MISSING,) for one in found))
 
 
 if __name__ == "__main__":

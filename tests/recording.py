@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 ROOT = Path(__file__).parents[1]
-WIDTH = 100
+WIDTH = 122
 # The first screen: the verdict, the table and what it took.
 UNTIL = "trained weights"
 _COLOURS = (
