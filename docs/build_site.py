@@ -17,7 +17,17 @@ BUILD = ROOT / "build"
 REPOSITORY = "https://github.com/fastft/fastft/blob/main/"
 SECTIONS = {
     "Start": ("csv_to_ollama", "from_other_tools", "recipes", "reference/costs", "loss"),
-    "Use": ("runs", "evaluation", "exports", "classification", "preference", "launch", "scaling", "python"),
+    "Use": (
+        "runs",
+        "evaluation",
+        "exports",
+        "classification",
+        "preference",
+        "optimizers",
+        "launch",
+        "scaling",
+        "python",
+    ),
     "Look up": ("installation", "reference/cli", "reference/recipe", "reference/tables"),
     "Inside": ("benchmarks", "reliability", "extending"),
 }

@@ -16,7 +16,7 @@ from fastft.planning.devices import MIB, SHEETS
 from fastft.planning.throughput import PUBLISHED
 from fastft.recipe.data_formats import DATA_FORMATS
 from fastft.recipe.export_formats import FOLDER_FORMATS
-from fastft.recipe.optimizers import OPTIMIZERS
+from fastft.recipe.optimizers import OPTIMIZERS, Argument
 from fastft.recipe.quantizations import QUANTIZATIONS
 from fastft.recipe.reference import recipe_page, schema
 from tests.costs import costs_page
@@ -48,9 +48,19 @@ def cli_page() -> str:
 def tables_page() -> str:
     """What recipes and options can name, from the tables that every module reads."""
     optimizers = [
-        (name, row.family, f"{row.state_bytes:g}", ", ".join(row.packages), _yes(row.paged), row.on_cpu or "")
+        (
+            name,
+            row.family,
+            f"{row.state_bytes:g}",
+            ", ".join(row.packages),
+            _yes(row.paged),
+            row.on_cpu or "",
+            ", ".join(f"{key} ({_default(argument)})" for key, argument in row.arguments.items()),
+        )
         for name, row in OPTIMIZERS.items()
+        if not row.refused
     ]
+    refused = [(name, row.refused, f"`{row.instead}`") for name, row in OPTIMIZERS.items() if row.refused]
     types = [
         (name, f"{row.bits:g}", f"{row.bar:.0%}", f"{row.most_mean_kl:g}", f"{row.most_kl:g}", _yes(row.by_converter))
         for name, row in QUANTIZATIONS.items()
@@ -87,8 +97,14 @@ def tables_page() -> str:
         "# Tables",
         "Made by `make docs`; do not edit. What recipes and options can name, and what fastft knows of each.",
         "## Optimizers",
-        "`train.optim`. State: bytes a trained weight. Package: to install besides torch and transformers.",
-        _table(("name", "algorithm", "state", "package", "paged", "default on a processor"), optimizers),
+        "`train.optim`. State: bytes a trained weight, for low-rank ones (GaLore, APOLLO) the most. Package: to install"
+        " besides torch and transformers. Arguments: what `train.optim_args` may say, each with its default.",
+        _table(
+            ("name", "algorithm", "state", "package", "paged", "default on a processor", "arguments"),
+            optimizers,
+        ),
+        "These are refused:",
+        _table(("name", "why", "instead"), refused),
         "## GGUF quantizations",
         "`export.quantization`. Bits: a weight, all of Llama-3.1-8B together. Needed: the share of held-out answer"
         " tokens at which the file must predict the trained model's next token. Mean and worst KL: the most that its"
@@ -122,6 +138,11 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     """A Markdown table; the names in its first column are code."""
     body = [(f"`{name}`", *rest) for name, *rest in rows]
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ("---",) * len(head), *body))
+
+
+def _default(argument: Argument) -> str:
+    value = argument.default
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _yes(fact: bool) -> str:

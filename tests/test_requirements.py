@@ -44,7 +44,7 @@ def test_every_file_that_installs_torch_installs_the_tested_one(name: str) -> No
     assert set(re.findall(r"torch==([\d.]+)", (ROOT / name).read_text())) == {TESTED["torch"]}
 
 
-@pytest.mark.parametrize("text", EXTRAS["train"] + EXTRAS["hygiene"] + EXTRAS["quickstart"])
+@pytest.mark.parametrize("text", EXTRAS["train"] + EXTRAS["hygiene"] + EXTRAS["optimizers"] + EXTRAS["quickstart"])
 def test_the_ranges_allow_what_was_tested(text: str) -> None:
     requirement = Requirement(text)
 

@@ -21,6 +21,7 @@ from fastft.data.prepare import Prepared
 from fastft.data.render import Prompt
 from fastft.data.rows import Rows
 from fastft.engine.callbacks import EarlyStopping, Watch
+from fastft.engine.chosen_optimizer import trust_state_classes
 from fastft.engine.evaluate import answer
 from fastft.engine.memory import peak_memory
 from fastft.engine.model import Model, Tokenizer
@@ -192,12 +193,11 @@ def make_trainer(
             made = make_label_trainer(*given, task, patience, run, hooks, rows)
         else:
             made = make_preference_trainer(*given, task, patience, run, hooks, rows)
-        _refuse_another_run(plan, made)
-        return made
+        return _as_planned(plan, made)
     args = SFTConfig(**copy.deepcopy(dict(plan.calls.trainer.kwargs)))
     if args.device.type == "cpu":
         # Unsloth 2026.10 takes bitsandbytes' optimizers for what only a GPU can do (unsloth_zoo/cpu/trainer.py).
-        args.optim = OptimizerNames(plan.calls.trainer.kwargs["optim"])
+        args.optim = OptimizerNames(plan.calls.trainer.kwargs.get("optim", args.optim))
     try:
         trainer = SftTrainer(
             model=model,
@@ -223,12 +223,23 @@ def make_trainer(
         instead = 'take the Instruct model, or write lora.modules_to_save = ["embed_tokens", "lm_head"]'
         raise TrainingError(Problem(Where(plan.recipe), "model.id", wrong, instead)) from error
     refuse_another_group(hooks.ranks.world)
-    _refuse_another_run(plan, trainer)
-    return trainer
+    return _as_planned(plan, trainer)
 
 
 # What upstream writes in other words: no row is cut or prepared any more, TF32 means nothing to a processor.
 _NOT_COMPARED = ("max_length", "dataset_kwargs", "report_to", "deepspeed", "tf32")
+
+
+def _as_planned(plan: Plan, trainer: RunTrainer) -> RunTrainer:
+    """The trainer with the optimizer of the plan.
+
+    Raises:
+        TrainingError: the trainer changed what the plan says.
+    """
+    _refuse_another_run(plan, trainer)
+    trainer.calls = plan.calls
+    trust_state_classes(plan.choices.optim.value)
+    return trainer
 
 
 def _refuse_another_run(plan: Plan, trainer: RunTrainer) -> None:

@@ -20,6 +20,8 @@ from fastft.engine.callbacks import (
     StopOnRequest,
 )
 from fastft.engine.checkpointing import CheckpointingTrainer
+from fastft.engine.chosen_optimizer import Averaged, make_optimizer
+from fastft.engine.compiling import Compiling, uncompiled
 from fastft.engine.counting import CountingTrainer
 from fastft.engine.random_state import RandomState
 from fastft.engine.ranks import all_equal
@@ -33,6 +35,7 @@ from fastft.engine.sampler import (
 )
 from fastft.engine.sharding import own_part, pickles_as_weights, refuse_if_whole, zero_stage_of
 from fastft.errors import Problem, TrainingError, Where
+from fastft.planning.calls import Calls
 from fastft.runs.checkpoints import evaluations_at
 from fastft.runs.directory import RunDir
 from fastft.runs.metrics import EvaluationMetrics, StepMetrics
@@ -86,6 +89,7 @@ class RunTrainer(CheckpointingTrainer):
     train_dataset: Any
     eval_dataset: Any
     data_collator: Any
+    optimizer: Any
 
     def __init__(self, *args: Any, run: RunDir, order: RowOrder, hooks: Hooks, **kwargs: Any) -> None:
         self._order = order
@@ -104,9 +108,12 @@ class RunTrainer(CheckpointingTrainer):
                 if weight.requires_grad:
                     weight.data = weight.data.float()
         self._before_evaluation: RandomState | None = None
+        self.calls: Calls | None = None
         self.reporters = Reporters(self, run.path)
         self._reporter = StepReporter(self, self.reporters, hooks.step, hooks.evaluated)
         self._stop = StopOnRequest(self, hooks.stop_asked, hooks.last_step)
+        if self.args.torch_compile:
+            self.add_callback(Compiling(hooks.note, hooks.stop_asked))
         for callback in (self.reporters, self._reporter, NumberGuard(self), self._stop, Resumption(self)):
             self.add_callback(callback)
 
@@ -130,6 +137,15 @@ class RunTrainer(CheckpointingTrainer):
     def stopped(self) -> bool:
         """Whether training ended because it was asked to."""
         return self._stop.stopped
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """That of the plan; its schedule-free kinds are left averaged between steps."""
+        if self.optimizer is None and self.calls is not None:
+            self.optimizer = make_optimizer(self.calls, self.model, self.args)
+        made: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
+        if hasattr(made, "eval"):
+            self.add_callback(Averaged(self))
+        return made
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -259,9 +275,10 @@ class RunTrainer(CheckpointingTrainer):
     def train_from(self, checkpoint: Path | None) -> None:
         """Train to the end, or until somebody asks to stop; from `checkpoint` or from the start."""
         self._checkpoint = checkpoint
-        if self._ranks.world.size > 1 and not self.is_sharded and not fsdp.is_split(self.model):
-            # After an evaluation accelerate takes the model for prepared, and would not share its gradients: each rank
-            # would train a model of its own (accelerate 1.15, prepare_model).
+        several = self._ranks.world.size > 1 and not self.is_sharded and not fsdp.is_split(self.model)
+        if several or self.args.torch_compile:
+            # After an evaluation accelerate takes the model for prepared, and would not compile it, nor share its
+            # gradients: each rank would train a model of its own (accelerate 1.15, prepare_model).
             self.model._is_accelerate_prepared = False
             self.accelerator._models.clear()
         with contextlib.suppress(_Prepared), self._reading():
@@ -313,7 +330,8 @@ class RunTrainer(CheckpointingTrainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate; the random numbers of before stay at hand, for a stop on the way."""
         self._before_evaluation = RandomState.now()
-        figures: dict[str, float] = super().evaluate(*args, **kwargs)
+        with uncompiled(self.accelerator):
+            figures: dict[str, float] = super().evaluate(*args, **kwargs)
         return figures
 
     def save_before_evaluation(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from fastft.migration.arguments import LostError
 from fastft.recipe.model import Scheduler
-from fastft.recipe.optimizers import OPTIMIZERS
+from fastft.recipe.optimizers import OPTIMIZERS, OTHER_NAMES
 from fastft.recipe.reporters import REPORTERS
 
 AUTO = "auto"
@@ -92,25 +92,35 @@ def table_of(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-_OPTIMIZER_NAMES = {
-    "adamw_hf": "adamw_torch",
-    "adamw": "adamw_torch",
-    "adam": "adamw_torch",
-    "adamw_torch_8bit": "adamw_8bit",
-    "adamw_bnb_8bit": "adamw_8bit",
-    "paged_adamw": "paged_adamw_32bit",
-    "lion": "lion_32bit",
-    "paged_lion": "paged_lion_32bit",
-}
-
-
 def optimizer(value: Any) -> str:
     """The optimizer by the name that it has here."""
     name = text(value).lower()
-    found = name if name in OPTIMIZERS else _OPTIMIZER_NAMES.get(name)
+    found = OTHER_NAMES.get(name, name if name in OPTIMIZERS else None)
     if found is None:
         raise LostError("fastft has no such optimizer")
+    if row := OPTIMIZERS[found].refused:
+        raise LostError(f"is not run here: {row}")
     return found
+
+
+def optimizer_arguments(value: Any) -> dict[str, Any]:
+    """`optim_args` of TrainingArguments, `rank=64,scale=0.25`, as the table that it is here."""
+    given: dict[str, Any] = {}
+    for part in text(value).replace(" ", "").split(","):
+        name, equals, word = part.partition("=")
+        if not equals:
+            raise LostError("is not a list of name=value")
+        given[name] = {"true": True, "false": False}.get(word.lower(), _number_or_text(word))
+    return given
+
+
+def _number_or_text(word: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(word)
+        except ValueError:
+            continue
+    return word
 
 
 def scheduler(value: Any) -> str:

@@ -29,19 +29,24 @@ class Call:
 
 @dataclass(frozen=True)
 class Calls:
-    """The upstream calls of a run. `adapter`: None with full fine-tuning. `tokens`: none where no token is added."""
+    """The upstream calls of a run.
+
+    `adapter`: None with full fine-tuning. `tokens`: none where no token is added. `optimizer`: None where the trainer
+    makes its own, by `optim`.
+    """
 
     load: Call
     adapter: Call | None
     trainer: Call
     tokens: tuple[Call, ...] = ()
+    optimizer: Call | None = None
     shard: Call | None = None
     """Splitting the model among the ranks, once for each layer and once for the rest."""
 
     @property
     def in_order(self) -> tuple[Call, ...]:
         """Those that are made, in the order in which they are made."""
-        calls = (self.load, *self.tokens, self.adapter, self.shard, self.trainer)
+        calls = (self.load, *self.tokens, self.adapter, self.shard, self.trainer, self.optimizer)
         return tuple(call for call in calls if call is not None)
 
 
@@ -178,7 +183,7 @@ def trainer_call(
         "learning_rate": train.learning_rate,
         "lr_scheduler_type": train.lr_scheduler_type,
         **_warmup(recipe, transformers),
-        "optim": OPTIMIZERS[choices.optim.value].upstream,
+        **_optimizer(recipe, choices),
         "weight_decay": train.weight_decay,
         "adam_beta1": train.adam_beta1,
         "adam_beta2": train.adam_beta2,
@@ -214,6 +219,35 @@ def trainer_call(
         labels = ["labels"] if recipe.task == "classification" else ["rows"]
         return Call("transformers.TrainingArguments", {**kwargs, "remove_unused_columns": False, "label_names": labels})
     return Call("trl.SFTConfig", kwargs)
+
+
+def optimizer_call(recipe: Recipe, choices: Choices) -> Call | None:
+    """What makes the optimizer where the trainer has no name for it: torch's class, or PEFT's LoRA+.
+
+    LoRA+ calls the class of `optim`; its adapters of embeddings learn as fast as those of other layers.
+    """
+    train, row = recipe.train, OPTIMIZERS[choices.optim.value]
+    own = {**row.fixed, **train.optim_args} if row.upstream is None else {}
+    if train.loraplus_lr_ratio is not None:
+        rates = {
+            "lr": train.learning_rate,
+            "loraplus_lr_ratio": train.loraplus_lr_ratio,
+            "loraplus_lr_embedding": train.learning_rate,
+            "loraplus_weight_decay": train.weight_decay,
+        }
+        kind = {"optimizer_cls": row.class_name} if row.upstream is None else {}
+        return Call("peft.optimizers.create_loraplus_optimizer", {**kind, **rates, **own})
+    return None if row.upstream is not None else Call(row.class_name, {"lr": train.learning_rate, **own})
+
+
+def _optimizer(recipe: Recipe, choices: Choices) -> dict[str, Any]:
+    """The optimizer in the trainer's words; nothing where it is made beside the trainer."""
+    row, given = OPTIMIZERS[choices.optim.value], recipe.train.optim_args
+    if row.upstream is None:
+        return {}
+    words = ",".join(f"{name}={str(value).lower()}" for name, value in given.items())
+    layers = {"optim_target_modules": list(choices.target_modules.value)} if row.whole_layers else {}
+    return {"optim": row.upstream, **({"optim_args": words} if given else {}), **layers}
 
 
 def _packing(choices: Choices, mode: Mode) -> dict[str, Any]:

@@ -240,6 +240,13 @@ def _devices(sight: Sight) -> Iterator[Caution]:
         yield Caution("train.per_device_train_batch_size", says, reason, "unsloth issues 36 and 2435")
 
 
+def _compiling(sight: Sight) -> Iterator[Caution]:
+    if sight.loaded.recipe.train.torch_compile:
+        says = "the first steps compile two graphs, for seconds to minutes, which the time does not count"
+        reason = "each process compiles anew, so short runs lose more than faster steps win; the run says what it took"
+        yield Caution("train.torch_compile", says, reason, "torch.compile; transformers Trainer")
+
+
 _RULES: tuple[Callable[[Sight], Iterator[Caution]], ...] = (
     _checkpoints,
     _learning_rate,
@@ -250,4 +257,5 @@ _RULES: tuple[Callable[[Sight], Iterator[Caution]], ...] = (
     _data,
     _template,
     _devices,
+    _compiling,
 )

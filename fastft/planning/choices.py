@@ -125,6 +125,8 @@ def written_batch(train: TrainSection) -> int:
 def choose_targets(recipe: Recipe, model: BaseModel) -> Choice[tuple[str, ...]]:
     """The layers that get an adapter, by the names that they have in this architecture."""
     asked = recipe.lora.target_modules
+    if recipe.model.full_finetuning and OPTIMIZERS[recipe.train.optim].whole_layers:
+        return Choice(usual_targets(model) or asked, "every weight is trained; gradients of these layers are projected")
     if recipe.model.full_finetuning:
         return Choice((), "every weight is trained")
     if "target_modules" in recipe.lora.model_fields_set:

@@ -18,7 +18,7 @@ from fastft.planning.products import Product, Products, kept_products, products_
 from fastft.probe.architecture import Architecture, architecture_of
 from fastft.probe.base_model import BaseModel, find_base_model, hub_cache
 from fastft.probe.device import Device, find_device
-from fastft.probe.software import installed
+from fastft.probe.software import COMPILERS, find_compilers, installed
 from fastft.probe.world import world_size
 from fastft.recipe.loader import LoadedRecipe
 from fastft.recipe.model import Recipe
@@ -108,6 +108,8 @@ class Facts:
     free_cache_bytes: int | None = None
     deepspeed: str | None = None
     read_only: str | None = None
+    compilers: tuple[str, ...] = COMPILERS
+    """Those of COMPILERS that are here: torch.compile calls the C++ one on a processor, Triton the C one on a GPU."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -142,6 +144,7 @@ def find_facts(loaded: LoadedRecipe, runs_dir: Path) -> Facts:
     return Facts(
         device=find_device(),
         installed=installed(),
+        compilers=find_compilers(),
         base_model=base,
         train_examples=train_examples,
         eval_examples=eval_examples,

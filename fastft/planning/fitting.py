@@ -119,6 +119,7 @@ def memory_settings(recipe: Recipe, device: Device, choices: Choices) -> MemoryS
         rank=0 if whole else recipe.lora.r,
         targets=recipe.lora.target_modules,
         optimizer=choices.optim.value,
+        optim_args=recipe.train.optim_args,
         checkpointing="none" if not choices.recomputes else "offload" if offloads else "keep",
         # A classifier's head has a row a label: next to nothing, as a fused loss.
         # Log-probabilities of preferences are taken from plain logits.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from fastft.planning.trained import NO_LAYERS, FullLayers
 from fastft.probe.architecture import Architecture
-from fastft.recipe.optimizers import OPTIMIZERS
+from fastft.recipe.optimizers import OPTIMIZERS, Value
 
 Checkpointing = Literal["none", "keep", "offload"]
 Head = Literal["plain", "fused"]
@@ -59,6 +60,7 @@ class MemorySettings:
     framework_bytes: int = GPU_FRAMEWORK_BYTES
     texts_per_row: int = 1
     full_layers: FullLayers = NO_LAYERS
+    optim_args: Mapping[str, Value] = field(default_factory=dict)
 
     def trained_weights(self, model: Architecture) -> int:
         """The number of weights that get a gradient and the optimizer's state."""
@@ -123,7 +125,7 @@ def forecast_memory(
         kept_weights_bytes=head_size * model.vocabulary_weights + size * model.small_weights,
         adapter_bytes=0 if settings.full_finetuning else settings.trained_bytes * trained,
         gradients_bytes=round(max(0.0, gradients if settings.holds_gradients else gradients - activations - logits)),
-        optimizer_bytes=round(OPTIMIZERS[settings.optimizer].state_bytes * trained),
+        optimizer_bytes=round(OPTIMIZERS[settings.optimizer].state_bytes_with(settings.optim_args) * trained),
         activations_bytes=round(activations),
         logits_bytes=round(logits),
         # One projection is expanded at a time.

@@ -16,7 +16,7 @@ from fastft.probe.device import GIB, Device
 from fastft.probe.layers import missing_targets
 from fastft.probe.software import CEILINGS, INSTALL, NEEDED, TESTED, below_floor, release
 from fastft.recipe.loader import LoadedRecipe
-from fastft.recipe.optimizers import OPTIMIZERS
+from fastft.recipe.optimizers import OPTIMIZERS, Optimizer
 from fastft.recipe.reporters import EXTRAS, missing_for
 
 # <|eot_id|>, and all tokens of Llama 3, 3.1, 3.2 and 3.3 (their config.json).
@@ -30,6 +30,7 @@ def find_obstacles(loaded: LoadedRecipe, facts: Facts, disk: Disk, choices: Choi
         *_software(loaded, facts.installed, engine),
         *missing_packages(loaded, facts.installed, facts.device),
         *(_gpu(loaded, facts.device, engine) if facts.device.is_gpu else _processor(loaded, facts.base_model)),
+        *_compilers(loaded, facts, OPTIMIZERS[choices.optim.value]),
         *_ranks(loaded, facts, engine),
         *sharding_obstacles(loaded, facts, choices),
         *_targets(loaded, facts.base_model, choices.target_modules.value),
@@ -109,6 +110,19 @@ def _processor(loaded: LoadedRecipe, model: BaseModel) -> Iterator[Problem]:
             wrong = f"bitsandbytes misreads 4-bit rows of {inputs} weights ({name}) on a processor"
             instead = f"write false: only rows of a multiple of {NF4_BLOCK} are read right without a GPU"
             yield loaded.problem("model.load_in_4bit", wrong, instead)
+
+
+def _compilers(loaded: LoadedRecipe, facts: Facts, optimizer: Optimizer) -> Iterator[Problem]:
+    """What compiles, where nothing can."""
+    needed, package = ("cc", "gcc libc6-dev") if facts.device.is_gpu else ("c++", "g++")
+    if needed in facts.compilers:
+        return
+    wrong = f"needs a {'C' if facts.device.is_gpu else 'C++'} compiler, and none is found"
+    if loaded.recipe.train.torch_compile:
+        yield loaded.problem("train.torch_compile", wrong, f"run: apt-get install {package}, or write false")
+    if optimizer.compiles:
+        instead = f'run: apt-get install {package}, or write "adamw_torch"'
+        yield loaded.problem("train.optim", f"{optimizer.name} compiles its step: it {wrong}", instead)
 
 
 def _ranks(loaded: LoadedRecipe, facts: Facts, engine: str) -> Iterator[Problem]:

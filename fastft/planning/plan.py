@@ -9,7 +9,15 @@ from typing import Any
 
 from fastft.errors import Problem
 from fastft.planning.batching import Batching, Mode, UnknownBatching
-from fastft.planning.calls import Calls, adapter_call, load_call, shard_call, token_calls, trainer_call
+from fastft.planning.calls import (
+    Calls,
+    adapter_call,
+    load_call,
+    optimizer_call,
+    shard_call,
+    token_calls,
+    trainer_call,
+)
 from fastft.planning.cautions import Caution, Sight, find_cautions
 from fastft.planning.choices import Choices, choose_engine
 from fastft.planning.chooser import WRITTEN, pinned, settle, with_origin, with_values
@@ -194,6 +202,7 @@ def _calls(loaded: LoadedRecipe, facts: Facts, choices: Choices, mode: Mode, run
             deepspeed_config(recipe, facts, choices),
             ranks_on_cpu=facts.processes > 1 and not facts.device.is_gpu,
         ),
+        optimizer=optimizer_call(recipe, choices),
     )
 
 

@@ -153,6 +153,8 @@ KNOWN: Mapping[str, Architecture] = {
     "gemma-2-9b": _gemma2(42, 3584, 14_336, 16, 8, 256),
     "gemma-2-27b": _gemma2(46, 4608, 36_864, 32, 16, 128),
     "gemma-3-1b": Architecture(26, 1152, 6912, 4, 1, 256, 262_144, True, norms=4, head_norms=2),
+    # Yang et al. 2023, "Baichuan 2", tables 1 and 2; the Hub shows no count for its .bin files.
+    "baichuan2-7b": _llama(32, 4096, 11_008, 32, 32, 125_696, tied=False),
     "bloom-560m": _bloom(24, 1024, 16),
     "bloom-7b1": _bloom(30, 4096, 32),
     "smollm2-135m": _llama(30, 576, 1536, 9, 3, 49_152, tied=True),
@@ -160,7 +162,17 @@ KNOWN: Mapping[str, Architecture] = {
     "smollm2-1.7b": _llama(24, 2048, 8192, 32, 32, 49_152, tied=True),
 }
 _OWNERS = frozenset(
-    {"meta-llama", "mistralai", "qwen", "google", "huggingfacetb", "unsloth", "nousresearch", "bigscience"}
+    {
+        "meta-llama",
+        "mistralai",
+        "qwen",
+        "google",
+        "huggingfacetb",
+        "unsloth",
+        "nousresearch",
+        "bigscience",
+        "baichuan-inc",
+    }
 )
 # Endings of tuned or converted forms with the same sizes.
 _ENDINGS = ("-bnb-4bit", "-unsloth", "-instruct-2507", "-instruct", "-it", "-pt", "-base", "-hf", "-chat", "-chat-hf")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
 from fastft.errors import MachineError, Problem, Where
+from fastft.recipe.optimizers import optimizer_packages
 from fastft.recipe.reporters import REPORTER_PACKAGES
 
 # The versions that were tested together; requirements/cpu.txt and gpu.txt pin the same ones (a test compares them).
@@ -52,6 +55,16 @@ CEILINGS: Mapping[str, tuple[int, ...]] = {
 }
 
 
+# Of C and C++, by the names that every system has for its own.
+COMPILERS = ("cc", "c++")
+
+
+def find_compilers() -> tuple[str, ...]:
+    """Those of COMPILERS that are here, under that name, another usual one, or that of CC or CXX."""
+    others = {"cc": (os.environ.get("CC"), "cc", "gcc", "clang"), "c++": (os.environ.get("CXX"), "g++", "c++")}
+    return tuple(name for name in COMPILERS if any(other and shutil.which(other) for other in others[name]))
+
+
 def version(package: str) -> str | None:
     """The installed version of `package` with its local build tag (`2.13.0+cpu`), or None."""
     try:
@@ -62,7 +75,7 @@ def version(package: str) -> str | None:
 
 def installed() -> dict[str, str]:
     """The installed packages among those that training uses, or can use if asked to: name -> version."""
-    found = {name: version(name) for name in (*TESTED, *REPORTER_PACKAGES, DEEPSPEED)}
+    found = {name: version(name) for name in (*TESTED, *REPORTER_PACKAGES, *optimizer_packages(), DEEPSPEED)}
     return {name: text for name, text in found.items() if text is not None}
 
 

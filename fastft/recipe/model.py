@@ -17,7 +17,7 @@ from pydantic_core import core_schema
 
 from fastft.recipe.data_formats import ALL_FORMATS, TEMPLATE_DATE
 from fastft.recipe.export_formats import export_formats
-from fastft.recipe.optimizers import OPTIMIZERS
+from fastft.recipe.optimizers import OPTIMIZERS, offered
 from fastft.recipe.quantizations import QUANTIZATIONS
 from fastft.recipe.reporters import REPORTERS
 
@@ -46,6 +46,8 @@ class OneOf:
     """A name out of those that `known` returns when a recipe is read: the table that it reads is the one source."""
 
     known: Callable[[], Iterable[str]]
+    offered: Callable[[], Iterable[str]] | None = None
+    """Those that the schema lists, where a rule refuses others with its reason; None: all of them."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         return core_schema.no_info_after_validator_function(self._check, handler(source))
@@ -53,7 +55,7 @@ class OneOf:
     def __get_pydantic_json_schema__(
         self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        return {**handler(schema), "enum": list(self.known())}
+        return {**handler(schema), "enum": list((self.offered or self.known)())}
 
     def _check(self, name: str) -> str:
         if name not in self.known():
@@ -434,10 +436,24 @@ class TrainSection(Section):
     Too large: a warm-up longer than the run never reaches the learning rate.
     Upstream: SFTConfig(warmup_steps=)"""
 
-    optim: Annotated[str, OneOf(lambda: OPTIMIZERS)] = "adamw_8bit"
+    optim: Annotated[str, OneOf(lambda: OPTIMIZERS, offered)] = "adamw_8bit"
     """The optimizer. The 8-bit ones keep their state in a quarter of the memory, and are slow on a processor: there the
-    default is the same AdamW in float32. "paged" ones move it to main memory when the GPU is full.
-    Upstream: SFTConfig(optim=)"""
+    default is the same AdamW in float32. "paged" ones move it to main memory when the GPU is full. docs/optimizers.md
+    says more, and docs/reference/tables.md lists the package that each needs.
+    Upstream: SFTConfig(optim=); torch.optim.Muon"""
+
+    optim_args: dict[str, bool | int | float | str] = {}
+    """Settings that one optimizer alone has: `optim_args = { momentum = 0.9, nesterov = true }` for "sgd" and "muon".
+    docs/reference/tables.md lists them by optimizer.
+    Upstream: SFTConfig(optim_args=); torch.optim.Muon"""
+
+    loraplus_lr_ratio: float | None = Field(default=None, ge=1, le=1000)
+    """Train the adapter's B matrices at this many times the learning rate of its A matrices (LoRA+, Hayou et al. 2024).
+    A smaller learning_rate goes with it, such as half.
+    Unit: factor; 16 is the paper's choice
+    Too small: 1 is plain LoRA.
+    Too large: the loss jumps.
+    Upstream: peft.optimizers.create_loraplus_optimizer(loraplus_lr_ratio=)"""
 
     weight_decay: float = Field(default=0.0, ge=0, lt=1)
     """How strongly trained weights are pulled to zero at each step.
@@ -519,8 +535,10 @@ class TrainSection(Section):
     Upstream: SFTConfig(tf32=)"""
 
     torch_compile: bool = False
-    """Compile the model's graph before training.
-    On: faster steps after minutes of compiling; each new row length can compile again.
+    """Compile the model for training: one graph for the first rows, and one for all other lengths. The run says how
+    many graphs were made and how long that took; evaluations and answers are left uncompiled. Needs a C++ compiler on a
+    processor, a C compiler on a GPU.
+    On: faster steps after seconds or minutes of compiling.
     Off: starts at once. Unsloth's own kernels are compiled either way.
     Upstream: SFTConfig(torch_compile=)"""
 

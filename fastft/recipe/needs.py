@@ -140,7 +140,7 @@ _NEEDS = (
     _Need(
         ("train.adam_beta1", "train.adam_beta2"),
         lambda recipe: OPTIMIZERS[recipe.train.optim].takes_betas,
-        "train.optim is neither AdamW nor Lion",
+        "train.optim has no such betas",
         'set train.optim = "adamw_torch" or "adamw_8bit", or remove the line',
         ("train.optim",),
     ),
@@ -150,6 +150,20 @@ _NEEDS = (
         "train.optim is not an AdamW",
         'set train.optim = "adamw_torch" or "adamw_8bit", or remove the line',
         ("train.optim",),
+    ),
+    _Need(
+        ("train.weight_decay",),
+        lambda recipe: OPTIMIZERS[recipe.train.optim].takes_weight_decay,
+        "transformers passes train.optim no weight decay",
+        "remove the line",
+        ("train.optim",),
+    ),
+    _Need(
+        ("train.loraplus_lr_ratio",),
+        lambda recipe: not recipe.model.full_finetuning,
+        "model.full_finetuning = true trains every weight, without an adapter",
+        "remove the line, or set model.full_finetuning = false",
+        ("model.full_finetuning",),
     ),
     _Need(
         ("model.revision",),

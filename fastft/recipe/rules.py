@@ -17,6 +17,8 @@ from fastft.recipe.classification_rules import classification
 from fastft.recipe.conditions import parse_condition
 from fastft.recipe.model import Recipe, TrainSection
 from fastft.recipe.needs import needs
+from fastft.recipe.optimizer_rules import optimizer
+from fastft.recipe.optimizers import OPTIMIZERS
 from fastft.recipe.preference_rules import preference
 from fastft.recipe.quantizations import QUANTIZATIONS
 from fastft.recipe.reporters import REPORTERS
@@ -105,7 +107,8 @@ def _schedule(recipe: Recipe, _: Given) -> Iterator[Violation]:
     if train.warmup_ratio is not None and train.warmup_steps is not None:
         wrong = f"is set together with warmup_ratio = {train.warmup_ratio:g}"
         yield Violation("train.warmup_steps", wrong, "keep one of them", ("train.warmup_ratio",))
-    if train.lr_scheduler_type == "constant" and (train.warmup_ratio or train.warmup_steps):
+    warms_up = OPTIMIZERS[train.optim].warms_up and not train.warmup_ratio
+    if train.lr_scheduler_type == "constant" and (train.warmup_ratio or train.warmup_steps) and not warms_up:
         field = "train.warmup_ratio" if train.warmup_ratio else "train.warmup_steps"
         wrong = 'has no effect: lr_scheduler_type = "constant" starts at the full learning rate'
         instead = 'write lr_scheduler_type = "constant_with_warmup", or remove the line'
@@ -241,6 +244,7 @@ _RULES: tuple[Callable[[Recipe, Given], Iterator[Violation]], ...] = (
     _batch,
     _sharing,
     _schedule,
+    optimizer,
     _evaluation,
     _answers,
     _checkpoints,

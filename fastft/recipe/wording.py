@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 
 from fastft.errors import Problem, Where, nearest
 from fastft.recipe.names import ELSEWHERE, SECTIONS_ELSEWHERE
+from fastft.recipe.optimizers import OTHER_NAMES
 from fastft.recipe.reference import allowed, fields, sections, source_fields
 
 Kind = Literal["missing", "unknown", "table", "value"]
@@ -53,11 +54,18 @@ def describe(fault: Fault, tree: Mapping[str, Any], where: Where) -> Problem:
     for part in path:
         value = value[part]
     instead = allowed(named)
-    close = nearest(value, re.findall(r'"([^"]+)"', instead)) if isinstance(value, str) else None
+    close = _close(named, value, instead) if isinstance(value, str) else None
     if close is not None and value.strip() == close:  # the right word in the wrong form
         close = None
     instead = f'did you mean "{close}"?' if close else f"write {instead}"
     return Problem(where, field, "is not an allowed value", instead, shown(value))
+
+
+def _close(field: str, value: str, allowed_words: str) -> str | None:
+    """The allowed word that `value` most likely means."""
+    if field == "train.optim" and value in OTHER_NAMES:
+        return OTHER_NAMES[value]
+    return nearest(value, re.findall(r'"([^"]+)"', allowed_words))
 
 
 _EXAMPLES = {

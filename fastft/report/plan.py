@@ -186,7 +186,8 @@ def _time(plan: Plan) -> Text:
     if isinstance(time, UnknownTime):
         step = ""
         if time.full_step is not None:
-            step = f"\na step of full rows takes at most {between(time.full_step.low, time.full_step.high)}"
+            took = between(time.full_step.low, time.full_step.high) if time.full_step.high >= 1 else "less than 1 s"
+            step = f"\na step of full rows takes at most {took}"
         return Text(f"unknown: {time.missing}{step}")
     seconds, price = time.seconds, time.price
     costs = "" if price is None else f", costs {price.low:,.2f} to {price.high:,.2f}"

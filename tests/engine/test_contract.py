@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import functools
+import importlib
 import importlib.util
 import inspect
 import typing
@@ -212,9 +213,20 @@ def test_the_quantization_of_plain_transformers_is_one_that_it_knows() -> None:
     assert set(call.kwargs["quantization_config"]) <= set(inspect.signature(BitsAndBytesConfig).parameters)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_every_optimizer_of_the_recipe_is_one_of_transformers(name: str) -> None:
-    assert OPTIMIZERS[name].upstream in {entry.value for entry in OptimizerNames}
+def test_no_optimizer_of_transformers_is_forgotten() -> None:
+    upstream = [row.upstream for row in OPTIMIZERS.values() if row.upstream is not None]
+
+    assert sorted(upstream) == sorted(entry.value for entry in OptimizerNames)
+
+
+@pytest.mark.parametrize("name", [name for name, row in OPTIMIZERS.items() if row.class_name])
+def test_every_other_optimizer_is_a_class_with_its_arguments(name: str) -> None:
+    module, _, kind = OPTIMIZERS[name].class_name.rpartition(".")
+    known = inspect.signature(getattr(importlib.import_module(module), kind)).parameters
+
+    assert {*OPTIMIZERS[name].arguments, *OPTIMIZERS[name].fixed, "weight_decay"} <= set(known)
+    for key, argument in OPTIMIZERS[name].arguments.items():
+        assert known[key].default == argument.default or key in OPTIMIZERS[name].fixed
 
 
 @pytest.mark.parametrize("name", typing.get_args(Scheduler))

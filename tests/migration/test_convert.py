@@ -277,7 +277,7 @@ def test_rows_that_code_makes_are_lost() -> None:
 
 @pytest.mark.parametrize(
     ("line", "name"),
-    [("load_in_8bit: true", "load_in_8bit"), ("optimizer: adamw_torch_4bit", "optimizer"), ("no_such: 1", "no_such")],
+    [("load_in_8bit: true", "load_in_8bit"), ("optimizer: grokadamw", "optimizer"), ("no_such: 1", "no_such")],
 )
 def test_what_changes_the_result_and_has_no_place_is_lost(line: str, name: str) -> None:
     converted = made(AXOLOTL + line)

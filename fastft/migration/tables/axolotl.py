@@ -111,6 +111,7 @@ _ROWS: tuple[Row, ...] = (
     key("micro_batch_size", "train.per_device_train_batch_size", whole),
     keys("num_epochs", ("train.num_train_epochs",), epochs),
     key("optimizer", "train.optim", optimizer),
+    key("loraplus_lr_ratio", "train.loraplus_lr_ratio", real),
     key("lr_scheduler", "train.lr_scheduler_type", scheduler),
     key("sample_packing", "train.packing", flag),
     keys(
@@ -280,7 +281,6 @@ _ROWS: tuple[Row, ...] = (
         "lisa_step_interval",
         "curriculum_sampling",
         "use_eaft",
-        "loraplus_lr_ratio",
         "eta_min",
         "embedding_lr",
         "cosine_constant_lr_ratio",

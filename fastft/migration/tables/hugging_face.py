@@ -15,6 +15,7 @@ from fastft.migration.values import (
     names,
     number_type,
     optimizer,
+    optimizer_arguments,
     real,
     reporters,
     scheduler,
@@ -62,6 +63,10 @@ def warmup_steps(value: Any, given: Mapping[str, Any]) -> Settings | str:
     if number == 0 and given.get("warmup_ratio"):
         return "warmup_ratio decides"
     return _warmup("train.warmup_steps", whole(value), given)
+
+
+def _optim_args(value: Any, _: Mapping[str, Any]) -> Settings | str:
+    return {"train.optim_args": optimizer_arguments(value)} if value else "asks for nothing"
 
 
 def _warmup(field: str, number: float, given: Mapping[str, Any]) -> Settings | str:
@@ -165,6 +170,7 @@ TRAINING: tuple[Row, ...] = (
     keys("warmup_ratio", ("train.warmup_ratio",), warmup_ratio),
     keys("warmup_steps", ("train.warmup_steps", "train.warmup_ratio"), warmup_steps),
     key("optim", "train.optim", optimizer),
+    keys("optim_args", ("train.optim_args",), _optim_args),
     key("weight_decay", "train.weight_decay", real),
     key("adam_beta1", "train.adam_beta1", real),
     key("adam_beta2", "train.adam_beta2", real),
@@ -231,7 +237,7 @@ TRAINING: tuple[Row, ...] = (
     ),
     *unneeded("the evaluation ends at the rows that are held out", "eval_accumulation_steps", "eval_packing"),
     *lost("the loss is another one", "label_smoothing_factor", unless=(0, 0.0, "0", "0.0", False)),
-    *lost("the optimizer has other arguments", "optim_args", "optim_target_modules", unless=("",)),
+    *lost("low-rank optimizers project the layers that LoRA adapts", "optim_target_modules", unless=("",)),
 )
 
 MODEL: tuple[Row, ...] = (

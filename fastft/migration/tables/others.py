@@ -160,6 +160,7 @@ _LLAMA_FACTORY: tuple[Row, ...] = (
     keys("train_on_prompt", ("data.train_on",), _all_if("all", "assistant")),
     keys("mask_history", ("data.train_on",), _all_if("last", "assistant")),
     key("flash_attn", "model.attn_implementation", attention),
+    key("loraplus_lr_ratio", "train.loraplus_lr_ratio", real),
     keys(
         "disable_gradient_checkpointing",
         ("train.gradient_checkpointing",),
@@ -206,7 +207,6 @@ _LLAMA_FACTORY: tuple[Row, ...] = (
             "use_eaft_loss",
             "use_asft_loss",
             "mixture_of_depths",
-            "loraplus_lr_ratio",
             "fp8",
             "fp8_enable_fsdp_float8_all_gather",
             "adapter_name_or_path",
