@@ -95,7 +95,7 @@ PLACES = (
     Case("export nothere", 2, "there is no such file or folder"),
     Case("export r.toml --to gguf", 2, "holds no weights"),
     Case("chat r.toml --prompt hi", 2, "holds no weights"),
-    Case("serve nothere", 2, "fastft export nothere --to gguf"),
+    Case("serve nothere", 2, "there is no such file or folder; name a run's folder"),
     Case("report .", 2, "is no folder of a run"),
     Case("runs nothere", 2, "there is no such folder"),
     Case("runs .", 0, "no runs in ."),

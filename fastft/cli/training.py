@@ -71,9 +71,17 @@ def tune(
     recipe: RecipePath,
     overrides: Overrides = None,
     memory: Annotated[str | None, typer.Option("--memory", metavar="SIZE", help="At most so much: 8GB.")] = None,
+    learning_rate: Annotated[
+        bool, typer.Option("--learning-rate", help="Find a learning rate instead, with a range test.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure what the recipe leaves open with a few real steps; write the fastest set-up to RECIPE.tuned.toml."""
+    if learning_rate:
+        from fastft.commands.tune_rate import find_learning_rate_in_terminal
+
+        find_learning_rate_in_terminal(recipe, overrides or [], as_json=as_json)
+        return
     from fastft.commands.tune import tune_in_terminal
 
     tune_in_terminal(recipe, overrides or [], memory, as_json=as_json)

@@ -63,6 +63,10 @@ def chat(
     prompt: Annotated[str | None, typer.Option("--prompt", metavar="TEXT", help="One question, one answer.")] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Show the answer of the untrained base too.")] = False,
     system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="The system prompt.")] = None,
+    system_file: Annotated[
+        Path | None,
+        typer.Option("--system-file", metavar="FILE", help="A text file with it.", callback=looked_up),
+    ] = None,
     temperature: Annotated[float, typer.Option("--temperature", min=0, help="0: always the likeliest token.")] = 0.0,
     top_p: Annotated[float, typer.Option("--top-p", min=0.01, max=1, help="Draw from this share.")] = 1.0,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="The longest answer.")] = 256,
@@ -76,16 +80,25 @@ def chat(
     from fastft.inference.conversation import Sampling
 
     sampling = Sampling(temperature, top_p, max_new_tokens, seed)
-    chat_in_terminal(path, ChatRequest(base, compare, system, sampling, context_tokens), prompt)
+    chat_in_terminal(path, ChatRequest(base, compare, system, system_file, sampling, context_tokens), prompt)
 
 
 @app.command()
 def serve(
     path: Annotated[
         Path,
-        typer.Argument(metavar="PATH", help="A .gguf file, or a run with one.", callback=looked_up, show_default=False),
+        typer.Argument(
+            metavar="PATH",
+            help="A .gguf file, a run, an adapter or a model folder.",
+            callback=looked_up,
+            show_default=False,
+        ),
     ],
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="On 127.0.0.1.")] = 8080,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option("--lora", metavar="NAME=PATH", help="An adapter on this base; more than one may be given."),
+    ] = None,
     context_tokens: ContextTokens = None,
     api_key: Annotated[
         str | None, typer.Option("--api-key", metavar="KEY", envvar="LLAMA_API_KEY", help="Clients must send it.")
@@ -95,9 +108,10 @@ def serve(
         typer.Option("--allow-origin", metavar="ORIGIN", help="Let this web page ask: https://example.org:3000"),
     ] = None,
 ) -> None:
-    """Serve a GGUF file on 127.0.0.1, as OpenAI's API does."""
+    """Serve a GGUF file on 127.0.0.1, as OpenAI's API does; exports one first where there is none."""
     require(NEEDED_TO_CHAT, "fastft serve")
-    from fastft.commands.serve import serve_until_stopped
+    from fastft.commands.serve import ServeRequest, serve_until_stopped
     from fastft.inference.proxy import Access
 
-    serve_until_stopped(path, port, context_tokens, Access(tuple(allow_origin or ()), api_key))
+    access = Access(tuple(allow_origin or ()), api_key)
+    serve_until_stopped(path, ServeRequest(port, context_tokens, access, tuple(lora or ())))

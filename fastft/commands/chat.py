@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,10 +16,12 @@ from typing import TYPE_CHECKING
 
 from fastft.console import Say, library_output_to, warn
 from fastft.engine_choice import select
-from fastft.errors import FastftError, Problem, UsageError, Where
+from fastft.errors import FastftError, MachineError, Problem, UsageError, Where
 from fastft.exports.adapter import check_adapter
 from fastft.exports.trained import read_config
+from fastft.files.atomic import write_text
 from fastft.inference.conversation import Conversation, Sampling
+from fastft.inference.questions import BLOCK, Read, questions
 from fastft.probe.software import require
 from fastft.report.chat import Answering, show_beside, write_answers
 from fastft.runs.held_out import HeldOut
@@ -28,7 +31,8 @@ if TYPE_CHECKING:
     from fastft.inference.conversation import ChatModel
 
 QUIT = ("/quit", "/exit", "q")
-COMMANDS = "/reset forgets the conversation, /quit or q ends it"
+SAVE = "/save"
+COMMANDS = f"/reset forgets the conversation, {SAVE} FILE.jsonl keeps it, /quit or q ends it"
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,8 @@ class ChatRequest:
     """Let the untrained base answer too."""
     system: str | None = None
     """None: the system prompt that all held-out rows of the run have."""
+    system_file: Path | None = None
+    """A text file with the system prompt."""
     sampling: Sampling = field(default_factory=Sampling)
     context_tokens: int | None = None
     """For GGUF files: None is 4096, or what the model was made for if that is less. Other weights use the length of
@@ -54,6 +60,9 @@ def open_chat(path: Path, request: ChatRequest, say: Say) -> Iterator[list[tuple
         UsageError: there are no weights at `path`, or these cannot be compared.
         MachineError: they cannot be loaded.
     """
+    if request.system is not None and request.system_file is not None:
+        wrong = "there are two system prompts"
+        raise UsageError(Problem(Where("--system-file"), "", wrong, "write --system or --system-file"))
     weights = find_weights(path)
     refuse_classifier(weights, "chat")
     if request.compare and weights.kind != "adapter":
@@ -82,32 +91,80 @@ def open_chat(path: Path, request: ChatRequest, say: Say) -> Iterator[list[tuple
 
 
 def talk(conversations: list[tuple[str, Conversation]], lines: Iterable[str], answering: Answering, say: Say) -> None:
-    """Answer each line until /quit, /exit or q; /reset forgets the conversation, an empty line is skipped.
+    """Answer each line until /quit, /exit or q; /reset forgets the conversation, /save FILE.jsonl writes it.
 
-    Ctrl+C stops an answer, not the chat.
+    An empty line is skipped. One that begins with a line break is no command, whatever it says. Ctrl+C stops an answer,
+    not the chat.
     """
+    saved: set[Path] = set()
     for line in lines:
         said = line.strip()
-        if said in QUIT:
+        is_question = line.startswith("\n") or not said.startswith("/")
+        if said in QUIT and not line.startswith("\n"):
             return
-        if said == "/reset":
-            for _, conversation in conversations:
-                conversation.reset()
-            say("forgotten")
-        elif said.startswith("/"):
-            say(f"there is no {said}: {COMMANDS}")
+        if not is_question:
+            _obey(said, conversations, saved, say)
         elif said:
-            try:
-                answering([(name, conversation.answer(said)) for name, conversation in conversations])
-            except KeyboardInterrupt:
-                say("stopped")
-            except FastftError as error:
-                for problem in error.problems:
-                    say(str(problem))
-            for name, conversation in conversations:
-                if conversation.cut_off:
-                    limit = conversation.sampling.max_new_tokens
-                    say(f"the answer{f' of {name}' if len(conversations) > 1 else ''} is cut off after {limit} tokens")
+            _answer(said, conversations, answering, say)
+
+
+def _obey(command: str, conversations: Sequence[tuple[str, Conversation]], saved: set[Path], say: Say) -> None:
+    name, _, rest = command.partition(" ")
+    if command == "/reset":
+        for _, conversation in conversations:
+            conversation.reset()
+        say("forgotten")
+    elif name == SAVE:
+        with _explained(say):
+            say(_save(rest.strip(), conversations, saved))
+    else:
+        say(f"there is no {command}: {COMMANDS}")
+
+
+def _answer(said: str, conversations: list[tuple[str, Conversation]], answering: Answering, say: Say) -> None:
+    try:
+        with _explained(say):
+            answering([(name, conversation.answer(said)) for name, conversation in conversations])
+    except KeyboardInterrupt:
+        say("stopped")
+    for name, conversation in conversations:
+        if conversation.cut_off:
+            limit = conversation.sampling.max_new_tokens
+            say(f"the answer{f' of {name}' if len(conversations) > 1 else ''} is cut off after {limit} tokens")
+
+
+@contextlib.contextmanager
+def _explained(say: Say) -> Iterator[None]:
+    try:
+        yield
+    except FastftError as error:
+        for problem in error.problems:
+            say(str(problem))
+
+
+def _save(name: str, conversations: Sequence[tuple[str, Conversation]], saved: set[Path]) -> str:
+    """Write the conversations as rows that `fastft run` trains on; a file of this chat may be written again."""
+    where = Where(SAVE)
+    if not name.endswith(".jsonl"):
+        raise UsageError(Problem(where, "", "a conversation goes to a .jsonl file", f"write {SAVE} chat.jsonl", name))
+    rows = [(model, each.so_far) for model, each in conversations if each.messages]
+    if not rows:
+        raise UsageError(Problem(where, "", "nothing was said yet", "ask something first"))
+    file = Path(name).expanduser()
+    if file not in saved and file.exists():
+        raise UsageError(Problem(where, "", "exists already", "write another name", str(file)))
+    models = [{} if len(conversations) == 1 else {"model": model} for model, _ in rows]
+    texts = [
+        json.dumps({"messages": messages, **model}, ensure_ascii=False)
+        for model, (_, messages) in zip(models, rows, strict=True)
+    ]
+    try:
+        write_text(file, "\n".join(texts) + "\n")
+    except OSError as error:
+        wrong = f"cannot be written: {error.strerror or error}"
+        raise MachineError(Problem(where, "", wrong, "write another name", str(file))) from error
+    saved.add(file)
+    return f"{sum(len(messages) for _, messages in rows)} messages are in {file}"
 
 
 def chat_in_terminal(path: Path, request: ChatRequest, prompt: str | None) -> None:
@@ -123,24 +180,26 @@ def chat_in_terminal(path: Path, request: ChatRequest, prompt: str | None) -> No
 
 
 def _typed() -> Iterator[str]:
-    """Lines from standard input, with a prompt and line editing on a terminal."""
+    """Questions from standard input, with a prompt and line editing on a terminal."""
     if not sys.stdin.isatty():
-        yield from sys.stdin
-        return
+        return questions(_piped)
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  input() then edits lines and remembers them
-    warn(f"{COMMANDS}; Ctrl+C stops an answer")
-    while True:
-        try:
-            yield input("> ")
-        except EOFError:
-            print()
-            return
-        except KeyboardInterrupt:
-            print()
+    warn(f"{COMMANDS}; {BLOCK} begins and ends a question of several lines; Ctrl+C stops an answer")
+    read: Read = input
+    return questions(read)
+
+
+def _piped(_: str) -> str:
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line
 
 
 def _system(weights: WeightsPath, request: ChatRequest, say: Say) -> str | None:
+    if request.system_file is not None:
+        return _read_system(request.system_file)
     if request.system is not None:
         return request.system or None
     kept = None if weights.run is None else weights.run.read(HeldOut)
@@ -150,6 +209,17 @@ def _system(weights: WeightsPath, request: ChatRequest, say: Say) -> str | None:
     if system is not None:
         say(f"with the system prompt of the held-out rows, {system!r}; --system gives another, or '' none")
     return system
+
+
+def _read_system(file: Path) -> str | None:
+    where = Where("--system-file")
+    try:
+        return file.read_text(encoding="utf-8").strip() or None
+    except OSError as error:
+        wrong = f"cannot be read: {error.strerror}"
+        raise UsageError(Problem(where, "", wrong, "name a text file", str(file))) from error
+    except UnicodeDecodeError as error:
+        raise UsageError(Problem(where, "", "is no text in UTF-8", "save it as UTF-8", str(file))) from error
 
 
 def _torch(weights: WeightsPath, request: ChatRequest, say: Say) -> list[tuple[str, ChatModel]]:

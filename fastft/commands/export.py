@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +13,8 @@ from fastft.errors import Problem, UsageError, Where, nearest
 from fastft.exports.card import CardFacts, card_facts
 from fastft.exports.job import ADAPTER, MERGED, Job, rehearse, wanted_kinds
 from fastft.exports.push import push
-from fastft.recipe.export_formats import GGUF, export_formats
+from fastft.files.cache import SERVED, cache_folder
+from fastft.recipe.export_formats import GGUF, REFUSED_FORMATS, export_formats
 from fastft.report.export import print_exports
 from fastft.report.units import size
 from fastft.report.written import show_bytes
@@ -37,6 +38,8 @@ class ExportRequest:
     llama_cpp: Path | None = None
     push: str | None = None
     """The Hub repository to upload to."""
+    cached: bool = False
+    """Write to fastft's cache, under a name that says what it is made of."""
 
 
 def export(path: Path, request: ExportRequest, say: Say, writing: Writing = write_silently) -> Exported:
@@ -59,6 +62,9 @@ def export(path: Path, request: ExportRequest, say: Say, writing: Writing = writ
     out = request.out or (path / "exports" if run is None else run.exports)
     kept = held_out(weights, base, adapter)
     job = Job(base, adapter, out, kinds, weights.name, kept.end_ids, request.llama_cpp)
+    if request.cached:
+        out = cache_folder() / SERVED / f"{weights.name}-{job.source[:16]}"
+        job = replace(job, out=out)
     if known is None:
         sizes = rehearse(job, adapter is not None, job.source)
         if sizes:
@@ -76,7 +82,7 @@ def export(path: Path, request: ExportRequest, say: Say, writing: Writing = writ
             done = _export_language_model(job, kept, card, say, writing, is_there=not sizes)
     if request.push is not None:
         for artefact in done.artefacts:
-            say(f"{artefact.kind} is at {push(artefact, request.push)}")
+            say(f"{artefact.kind} is at {push(artefact, request.push, say)}")
     return done
 
 
@@ -130,6 +136,8 @@ def _kinds(weights: WeightsPath, request: ExportRequest, *, is_classifier: bool)
         wrong, instead = "a GGUF file cannot be exported", "name the run or the adapter that it was made from"
         raise _cannot(str(weights.path), wrong, instead)
     for wanted in request.formats:
+        if wanted in REFUSED_FORMATS:
+            raise _cannot("--to", f"there is no {wanted}: {REFUSED_FORMATS[wanted][0]}", REFUSED_FORMATS[wanted][1])
         if wanted not in export_formats():
             close = nearest(wanted, export_formats())
             instead = f"did you mean {close}?" if close else f"write one of {', '.join(export_formats())}"

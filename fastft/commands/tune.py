@@ -73,7 +73,7 @@ class Tuned:
 
 
 @dataclass(frozen=True)
-class _Subject:
+class Subject:
     """A recipe with its rows and its plan, before anything is measured."""
 
     loaded: LoadedRecipe
@@ -100,14 +100,9 @@ def tune(recipe: Path, overrides: Sequence[str], memory: str | None, tell: Calla
         FastftError: the recipe cannot be run here, or leaves nothing open.
     """
     began = time.monotonic()
-    if find_world().size > 1:
-        wrong, instead = "measures in one process", "start it without torchrun; the set-up is that of each process"
-        raise UsageError(Problem(Where("fastft tune"), "", wrong, instead))
-    folder = cache_folder() / "tune"
-    folder.mkdir(parents=True, exist_ok=True)
-    log = folder / f"{recipe.stem}.log"
+    log = log_of(recipe)
     with library_output_to(log):
-        subject = _subject(recipe, overrides, memory, tell)
+        subject = find_subject(recipe, overrides, memory, tell)
     forecasts = _candidates(subject)
     if len(forecasts) < 2:
         wrong = "leaves nothing open that could be measured"
@@ -141,7 +136,21 @@ def tune(recipe: Path, overrides: Sequence[str], memory: str | None, tell: Calla
     return Tuned(tuple(probes), rates, best, faster, time.monotonic() - began, not may_go_on(), written)
 
 
-def _subject(recipe: Path, overrides: Sequence[str], memory: str | None, tell: Callable[[str], None]) -> _Subject:
+def log_of(recipe: Path) -> Path:
+    """Where the libraries print.
+
+    Raises:
+        UsageError: this is one of several processes.
+    """
+    if find_world().size > 1:
+        wrong, instead = "measures in one process", "start it without torchrun; the set-up is that of each process"
+        raise UsageError(Problem(Where("fastft tune"), "", wrong, instead))
+    folder = cache_folder() / "tune"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{recipe.stem}.log"
+
+
+def find_subject(recipe: Path, overrides: Sequence[str], memory: str | None, tell: Callable[[str], None]) -> Subject:
     loaded = load(recipe, overrides)
     check(loaded)
     runs = Path("runs")
@@ -158,10 +167,10 @@ def _subject(recipe: Path, overrides: Sequence[str], memory: str | None, tell: C
     key = probes_key(loaded.recipe, facts, plan.engine, model)
     if model is None or key is None:
         raise MachineError(Problem(where, "model.id", "the sizes of this model are unknown", "write the set-up"))
-    return _Subject(loaded, facts, plan, model, key)
+    return Subject(loaded, facts, plan, model, key)
 
 
-def _candidates(subject: _Subject) -> list[Candidate]:
+def _candidates(subject: Subject) -> list[Candidate]:
     """All set-ups, in each precision that is open and that the device computes in."""
     recipe, facts = subject.loaded.recipe, subject.facts
     engine = Choice(subject.plan.engine, "as planned")
@@ -173,7 +182,7 @@ def _candidates(subject: _Subject) -> list[Candidate]:
     return found
 
 
-def _question(subject: _Subject, set_up: SetUp, forecasts: Sequence[Candidate]) -> Question:
+def _question(subject: Subject, set_up: SetUp, forecasts: Sequence[Candidate]) -> Question:
     """What is asked of the process: the keys of the set-up, and steps that are no longer than they need to be."""
     recipe, batch = subject.loaded.recipe, set_up.per_device_train_batch_size
     size = recipe.train.examples_per_step
@@ -204,7 +213,7 @@ def _best(probes: Sequence[Probe], dtype: str) -> tuple[Probe | None, Probe | No
     return own, faster
 
 
-def _keep_rate(subject: _Subject, best: Probe) -> None:
+def _keep_rate(subject: Subject, best: Probe) -> None:
     """Keep what share of the device's peak was reached, so that forecasts of time agree with what was measured."""
     probes = {**subject.facts.probes, subject.key: (best,)}
     facts = dataclasses.replace(subject.facts, probes=probes)
@@ -213,7 +222,7 @@ def _keep_rate(subject: _Subject, best: Probe) -> None:
         keep_rate(subject.loaded.recipe, facts, plan, subject.model, plan.time.tokens / best.tokens_per_second)
 
 
-def _write(subject: _Subject, best: Probe, probes: Sequence[Probe]) -> Path:
+def _write(subject: Subject, best: Probe, probes: Sequence[Probe]) -> Path:
     """The recipe with the keys of the fastest set-up, beside the recipe."""
     loaded = subject.loaded
     size_ = loaded.recipe.train.examples_per_step
@@ -223,6 +232,12 @@ def _write(subject: _Subject, best: Probe, probes: Sequence[Probe]) -> Path:
     if batch in comments:
         comments[batch] = "; ".join(filter(None, (_told(best).partition(": ")[2], comments[batch])))
     text = with_keys(loaded.text, values, {key: text for key, text in comments.items() if text}, loaded.path)
+    return save_tuned(subject, text)
+
+
+def save_tuned(subject: Subject, text: str) -> Path:
+    """The recipe `text` under the name of a tuned one, beside the recipe."""
+    loaded = subject.loaded
     head = f"# Tuned from {loaded.path.name} by `fastft tune` on {subject.plan.device}.\n"
     path = loaded.path.with_name(f"{loaded.path.stem}.tuned.toml")
     check_text(head + text, path)
@@ -253,7 +268,7 @@ def tune_in_terminal(recipe: Path, overrides: Sequence[str], memory: str | None,
         MachineError: no set-up fits.
     """
     with private_console() as console:
-        tuned = tune(recipe, overrides, memory, _on(console))
+        tuned = tune(recipe, overrides, memory, telling(console))
     if as_json:
         print(json.dumps(tuned.as_json(), indent=2))
     else:
@@ -270,8 +285,8 @@ def tune_first(recipe: Path, overrides: Sequence[str]) -> None:
         FastftError: as `tune`, but for a recipe that leaves nothing open: then there is nothing to do.
     """
     with private_console() as console:
-        tell = _on(console)
-        subject = _subject(recipe, overrides, None, tell)
+        tell = telling(console)
+        subject = find_subject(recipe, overrides, None, tell)
         if subject.key in subject.facts.probes:
             tell("measured before on this machine; `fastft tune` measures again")
         elif len(_candidates(subject)) < 2:
@@ -281,7 +296,7 @@ def tune_first(recipe: Path, overrides: Sequence[str]) -> None:
             tell("no set-up could be measured" if tuned.best is None else f"the fastest: {_told(tuned.best)}")
 
 
-def _on(console: Console) -> Callable[[str], None]:
+def telling(console: Console) -> Callable[[str], None]:
     return lambda text: console.print(f"• {redact(text)}")
 
 

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from fastft.data.rows import Rows, RowWriter
 from fastft.engine.memory import begin_peak, free_memory, peak_held
 from fastft.engine.model import Model, Tokenizer
 from fastft.engine.tasks.preference import Preference
 from fastft.engine.train import Material, make_trainer, ran_out_of_memory
-from fastft.engine.trainer import Hooks
-from fastft.errors import OutOfMemoryError, Problem, Where
+from fastft.engine.trainer import Hooks, RunTrainer
+from fastft.errors import OutOfMemoryError, Problem, TrainingError, Where
+from fastft.planning.learning_rates import RangePoint, is_broken
 from fastft.planning.plan import Plan
 from fastft.runs.directory import RunDir
+from fastft.runs.metrics import StepMetrics
 
 # Steps that are timed, and those of a GPU before them, in which kernels are compiled and chosen.
 TIMED_STEPS, GPU_WARM_STEPS = 2, 2
@@ -104,6 +108,58 @@ def _only(material: Material, rows: Sequence[int]) -> Material:
     )
 
 
+def train_at_rates(
+    plan: Plan,
+    model: Model,
+    tokenizer: Tokenizer,
+    material: Material,
+    rates: Sequence[float],
+    rows_per_step: int,
+    run: RunDir,
+    show: Callable[[RangePoint], None],
+) -> None:
+    """Train a step at each of the `rates`, and `show` each loss; ends early where the loss is beyond use.
+
+    The rows of the steps are spread evenly over all lengths.
+    """
+    if isinstance(material.task, Preference):
+        material = dataclasses.replace(material, task=dataclasses.replace(material.task, kept_in=None))
+    spread = _spread(material.train.lengths, len(rates) * rows_per_step)
+    accumulation = plan.schedule.gradient_accumulation_steps or 1
+    losses: list[float] = []
+
+    def line(metrics: StepMetrics) -> None:
+        losses.append(metrics.loss)
+        show(RangePoint(rates[metrics.step - 1], metrics.loss))
+
+    ramp = _Ramp(rates, lambda: is_broken(losses))
+    constant = {"lr_scheduler_type": "constant", "warmup_steps": 0, "learning_rate": rates[0]}
+    try:
+        _trainer(
+            plan, model, tokenizer, _only(material, spread), accumulation, len(rates), run, line, ramp, constant
+        ).train_from(None)
+    except TrainingError:
+        # The guard against numbers that are none: the test has come to its end.
+        if len(losses) < 2:
+            raise
+
+
+class _Ramp(TrainerCallback):
+    """Gives each step its own rate, in place of a schedule, and ends training when it need not go on."""
+
+    def __init__(self, rates: Sequence[float], is_over: Callable[[], bool]) -> None:
+        self._rates, self._is_over = rates, is_over
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, optimizer: Any = None, **_: Any
+    ) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = self._rates[state.global_step]
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        control.should_training_stop = control.should_training_stop or self._is_over()
+
+
 @dataclass(frozen=True)
 class _Line:
     """A step: its real tokens, the seconds in it, and when it was over."""
@@ -117,6 +173,28 @@ def _train(
     plan: Plan, model: Model, tokenizer: Tokenizer, material: Material, accumulation: int, steps: int, run: RunDir
 ) -> list[_Line]:
     """Train on all rows of `material`, and keep nothing but the time."""
+    lines: list[_Line] = []
+
+    def line(metrics: StepMetrics) -> None:
+        lines.append(_Line(metrics.tokens, metrics.seconds, time.perf_counter()))
+
+    _trainer(plan, model, tokenizer, material, accumulation, steps, run, line).train_from(None)
+    return lines
+
+
+def _trainer(
+    plan: Plan,
+    model: Model,
+    tokenizer: Tokenizer,
+    material: Material,
+    accumulation: int,
+    steps: int,
+    run: RunDir,
+    line: Callable[[StepMetrics], None],
+    beside: TrainerCallback | None = None,
+    others: Mapping[str, Any] | None = None,
+) -> RunTrainer:
+    """The trainer of the plan for a few steps, each of which is a line; it saves nothing."""
     changed = {
         "gradient_accumulation_steps": accumulation,
         "max_steps": steps,
@@ -125,22 +203,18 @@ def _train(
         "eval_strategy": "no",
         "load_best_model_at_end": False,
         "report_to": "none",
+        **(others or {}),
     }
     unneeded = ("metric_for_best_model", "greater_is_better", "eval_steps", "save_steps")
     kwargs = {name: value for name, value in plan.calls.trainer.kwargs.items() if name not in unneeded}
     call = dataclasses.replace(plan.calls.trainer, kwargs={**kwargs, **changed})
     shortened = dataclasses.replace(plan, calls=dataclasses.replace(plan.calls, trainer=call))
     material = dataclasses.replace(material, step_rows=len(material.train))
-    lines: list[_Line] = []
-    hooks = Hooks(
-        lambda _: None,
-        lambda _: None,
-        lambda line: lines.append(_Line(line.tokens, line.seconds, time.perf_counter())),
-        lambda _: None,
-        lambda: False,
-    )
-    make_trainer(shortened, model, tokenizer, material, run, hooks).train_from(None)
-    return lines
+    hooks = Hooks(lambda _: None, lambda _: None, line, lambda _: None, lambda: False)
+    trainer = make_trainer(shortened, model, tokenizer, material, run, hooks)
+    if beside is not None:
+        trainer.add_callback(beside)
+    return trainer
 
 
 def _rate(lines: Sequence[_Line]) -> float:

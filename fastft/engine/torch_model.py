@@ -8,8 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import Cache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from fastft.engine.model import Model, Tokenizer
+from fastft.files.tensors import Floats
 from fastft.inference.conversation import next_token
 
 
@@ -43,6 +46,9 @@ class TorchModel:
     ) -> None:
         self.source = source
         self._model, self._tokenizer, self._ends, self._adapted = model, tokenizer, frozenset(ends), adapted
+        # Keys and values of the tokens in `_seen`; the next call computes only what differs.
+        self._cache: Cache | None = None
+        self._seen: list[int] = []
 
     @property
     def chat_template(self) -> str | None:
@@ -66,17 +72,57 @@ class TorchModel:
     def generate(
         self, tokens: Sequence[int], max_new_tokens: int, temperature: float, top_p: float, seed: int | None
     ) -> Iterator[int]:
-        """New tokens after `tokens` one by one, up to the first end token, which is not among them."""
+        """New tokens after `tokens` one by one, up to the first end token, which is not among them.
+
+        Keys and values of the tokens that the last call began with as well are not computed again.
+        """
         random = np.random.default_rng(seed)
-        pending, cache = list(tokens), None
+        self._keep(_common(self._seen, tokens[:-1]))
+        pending = list(tokens[len(self._seen) :])
         for _ in range(max_new_tokens):
-            base = contextlib.nullcontext() if self._adapted else self._model.disable_adapter()
-            with torch.inference_mode(), base:
-                ids = torch.tensor([pending], device=self._model.device)
-                out = self._model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            cache = out.past_key_values
-            token = next_token(out.logits[0, -1].float().cpu().numpy(), temperature, top_p, random)
+            token = next_token(self._logits(pending), temperature, top_p, random)
             if token in self._ends:
                 return
             yield token
             pending = [token]
+
+    def _logits(self, pending: list[int]) -> Floats:
+        """(vocabulary,): the logits after `pending`, which comes after the tokens in the cache."""
+        # Ctrl+C can leave some layers with the new tokens and others without: then there is no cache.
+        cache, seen, self._cache, self._seen = self._cache, self._seen, None, []
+        base = contextlib.nullcontext() if self._adapted else self._model.disable_adapter()
+        with torch.inference_mode(), base:
+            ids = torch.tensor([pending], device=self._model.device)
+            out = self._model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        self._cache, self._seen = out.past_key_values, [*seen, *pending]
+        logits: Floats = out.logits[0, -1].float().cpu().numpy()
+        return logits
+
+    def _keep(self, count: int) -> None:
+        """Drop what the cache has after `count` tokens, or all of it where it cannot go back."""
+        removed = len(self._seen) - count
+        if self._cache is None or count == 0 or not _can_go_back(self._cache, removed):
+            self._cache, self._seen = None, []
+        elif removed:
+            self._cache.crop(-removed)
+            del self._seen[count:]
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """The number of tokens that both begin with."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (left, right) in pairs if left != right), min(len(one), len(other)))
+
+
+def _can_go_back(cache: Cache, removed: int) -> bool:
+    """Whether the last `removed` tokens can be taken out of every layer of a cache.
+
+    A full sliding window has lost what came before it, and a recurrent state is a sum of all tokens.
+    """
+    for layer in cache.layers:
+        if type(layer) is DynamicSlidingWindowLayer:
+            if removed and layer.get_seq_length() >= layer.sliding_window:
+                return False
+        elif type(layer) is not DynamicLayer:
+            return False
+    return True

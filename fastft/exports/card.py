@@ -1,4 +1,4 @@
-"""The files beside exported weights: the model card for people, the Modelfile for Ollama."""
+"""The model card beside exported weights."""
 
 from __future__ import annotations
 
@@ -59,12 +59,6 @@ def model_card(facts: CardFacts, kind: str, path: Path, verdict: Verdict | None)
         fence = "`" * max(3, 1 + max(map(len, re.findall("`+", facts.recipe)), default=0))
         lines += ["## Recipe", "", f"{fence}toml", facts.recipe.rstrip("\n"), fence, ""]
     return redact("\n".join(lines))
-
-
-def modelfile(gguf_name: str, stop_texts: tuple[str, ...]) -> str:
-    """Ollama's Modelfile; the chat template is read from the GGUF file itself."""
-    lines = [f"FROM ./{gguf_name}", "PARAMETER temperature 0"]
-    return "\n".join([*lines, *(f"PARAMETER stop {_quoted(text)}" for text in stop_texts)]) + "\n"
 
 
 def _proof(verdict: Verdict | None) -> list[str]:

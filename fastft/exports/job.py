@@ -15,7 +15,7 @@ from pathlib import Path
 from fastft.console import BytesWritten, ignore_bytes
 from fastft.errors import FastftError, MachineError, Problem, Where
 from fastft.exports.adapter import vocabulary_rows
-from fastft.exports.card import CardFacts, model_card, modelfile
+from fastft.exports.card import CardFacts, model_card
 from fastft.exports.gguf.checkout import check_checkout, convert_with_checkout
 from fastft.exports.gguf.quantization import check_quantization
 from fastft.exports.gguf.vocabulary import read_vocabulary
@@ -28,12 +28,14 @@ from fastft.exports.merged import (
     tokenizer_folder,
     write_merged,
 )
+from fastft.exports.ollama import go_template, modelfile
 from fastft.exports.parity import Verdict
 from fastft.exports.record import RecordedArtefact, add_exports, read_exports
 from fastft.exports.trained import read_config
 from fastft.files.atomic import free_bytes, staged_folder, write_text
 from fastft.files.atomic import publish as move
 from fastft.files.seal import file_sha256, write_seal
+from fastft.inference.llamacpp import GgufVocabulary
 from fastft.recipe.export_formats import FOLDER_FORMATS, GGUF
 from fastft.recipe.quantizations import DEFAULT_QUANTIZATION
 
@@ -247,17 +249,21 @@ def _write_beside(job: Job, written: Path, final: Path, kind: str, verdict: Verd
     place = written / "README.md" if is_folder else final.parent / f"{job.name}-{kind}.md"
     write_text(place, model_card(card, kind, final, verdict))
     if not is_folder and (verdict is None or verdict.passed):
-        write_text(final.parent / f"{final.stem}.Modelfile", modelfile(final.name, stop_texts(job)))
+        with GgufVocabulary(written) as vocabulary:
+            jinja = vocabulary.chat_template
+            template = jinja and go_template(jinja, vocabulary.special_tokens, vocabulary.adds_bos)
+        write_text(final.parent / f"{final.stem}.Modelfile", modelfile(final.name, stop_texts(job), template or None))
 
 
 def stop_texts(job: Job) -> tuple[str, ...]:
-    """The texts of the tokens at which the model stops, for programs that stop at texts."""
+    """The text of each token at which the model stops, for programs that stop at texts."""
     source = tokenizer_folder(job.base, job.adapter)
     grown = None if job.adapter is None else vocabulary_rows(job.adapter)
     rows = grown or read_config(job.base / "config.json")["vocab_size"]
     vocabulary = read_vocabulary(source, job.base, rows, "", end_ids=job.end_ids)
     stops = [vocabulary.special[kind] for kind in ("eos", "eot") if kind in vocabulary.special]
-    return tuple(vocabulary.tokens[token].decode() for token in stops)
+    texts = (vocabulary.tokens[token].decode() for token in (*stops, *job.end_ids) if token < len(vocabulary.tokens))
+    return tuple(dict.fromkeys(texts))
 
 
 def _estimate(

@@ -7,9 +7,12 @@ from pathlib import Path
 
 from fastft.errors import MachineError, Problem, Where
 
+SERVED = "served"
+"""The folder in it of GGUF files that `fastft serve` exports."""
+
 
 def cache_folder() -> Path:
-    """Where fastft keeps what it can make again: converted base models, Unsloth's compiled kernels, verdicts.
+    """Where fastft keeps what it can make again: converted models, GGUF files, Unsloth's compiled kernels, verdicts.
 
     Raises:
         MachineError: this user has no home folder, as in a container with a number for a user.

@@ -70,6 +70,11 @@ class Conversation:
         """Clear the messages and keep the system prompt."""
         self.messages.clear()
 
+    @property
+    def so_far(self) -> list[ChatMessage]:
+        """The system prompt and all messages."""
+        return [*([{"role": "system", "content": self.system}] if self.system else []), *self.messages]
+
     def answer(self, text: str) -> Iterator[str]:
         """The answer to `text` piece by piece; an interrupted answer stays in the history up to where it stopped.
 
@@ -83,8 +88,7 @@ class Conversation:
         if template is None:
             where = Where(str(self.model.source))
             raise RecipeError(Problem(where, "", "has no chat template", "export it with a chat template"))
-        start = [{"role": "system", "content": self.system}] if self.system else []
-        messages = [*start, *self.messages, {"role": "user", "content": text}]
+        messages = [*self.so_far, {"role": "user", "content": text}]
         tokens = self.model.chat_tokens(render_chat(template, messages, self.model.special_tokens))
         sampling, new, written = self.sampling, [], ""
         try:

@@ -170,6 +170,11 @@ class GgufVocabulary:
         """The texts of the beginning and the end token, under their names in chat templates."""
         return {"bos_token": self.token_text(self.bos), "eos_token": self.token_text(self.eos)}
 
+    @property
+    def adds_bos(self) -> bool:
+        """Whether llama.cpp puts the beginning token in front of a text."""
+        return bool(self._lib.llama_vocab_get_add_bos(self._vocabulary))
+
     def is_end(self, token: int) -> bool:
         """Whether llama.cpp stops at this token."""
         return bool(self._lib.llama_vocab_is_eog(self._vocabulary, token))
@@ -186,7 +191,7 @@ class GgufVocabulary:
 
     def chat_tokens(self, rendered: str) -> list[int]:
         """The ids of a rendered chat, as in llama.cpp's own chat: never with two beginning tokens."""
-        if self._lib.llama_vocab_get_add_bos(self._vocabulary):
+        if self.adds_bos:
             rendered = rendered.removeprefix(self.token_text(self.bos))
         return self.tokenize(rendered, add_special=True)
 

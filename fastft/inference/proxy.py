@@ -20,6 +20,11 @@ REQUEST_SECONDS, ANSWER_SECONDS = 60, 3600
 # More connections than this wait until one ends: each is a thread, and llama.cpp answers few at a time.
 MAX_CONNECTIONS = 64
 LOOPBACK = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:[0-9]{1,5})?", re.IGNORECASE)
+# By this name requests ask the base model, where adapters are served with it.
+BASE = "base"
+# The requests that llama.cpp answers with text, and so with an adapter.
+_ANSWERING = re.compile(r".*(completions?|infill|responses|messages)/?(\?.*)?")
+_MODELS = re.compile(r"(/v1)?/models/?(\?.*)?")
 PASSED_ON = ("Content-Type", "Authorization", "Accept", "Accept-Encoding")
 
 
@@ -39,6 +44,8 @@ class Proxy(ThreadingHTTPServer):
     daemon_threads = True
     upstream = 0
     key = ""
+    adapters: tuple[str, ...] = ()
+    """The names of the adapters, in llama.cpp's order."""
 
     def __init__(self, port: int, access: Access) -> None:
         self.access = access
@@ -61,6 +68,32 @@ class Proxy(ThreadingHTTPServer):
             super().process_request_thread(request, client_address)
         finally:
             self._free.release()
+
+
+def with_adapter(body: bytes, names: tuple[str, ...]) -> bytes:
+    """A request that asks llama.cpp for the adapter that "model" names: without a name the first one, BASE for none.
+
+    What is no JSON object, and a request with llama.cpp's own "lora", stays as it is.
+
+    Raises:
+        ValueError: no adapter has that name.
+    """
+    try:
+        asked = json.loads(body)
+    except (ValueError, RecursionError):  # llama.cpp says what is wrong with it
+        return body
+    if not isinstance(asked, dict) or "lora" in asked:
+        return body
+    name = asked.get("model") or names[0]
+    if name not in (*names, BASE):
+        raise ValueError(f"there is no model {str(name)[:100]}; write {', '.join((*names, BASE))}")
+    scales = [{"id": index, "scale": float(one == name)} for index, one in enumerate(names)]
+    return json.dumps({**asked, "lora": scales}).encode()
+
+
+def _listed(names: tuple[str, ...]) -> bytes:
+    models = [{"id": name, "object": "model", "created": 0, "owned_by": "fastft"} for name in (*names, BASE)]
+    return json.dumps({"object": "list", "data": models}).encode()
 
 
 class _Exchange(BaseHTTPRequestHandler):
@@ -93,7 +126,10 @@ class _Exchange(BaseHTTPRequestHandler):
         refused = self._refusal()
         if refused is not None:
             return self._refuse(*refused)
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        try:
+            body = self._body()
+        except ValueError as error:
+            return self._refuse(404, str(error))
         headers = {name: self.headers[name] for name in PASSED_ON if name in self.headers}
         if self.server.access.api_key is None:
             headers["Authorization"] = f"Bearer {self.server.key}"
@@ -107,10 +143,23 @@ class _Exchange(BaseHTTPRequestHandler):
             if "Content-Encoding" in answer.headers:
                 self.send_header("Content-Encoding", answer.headers["Content-Encoding"])
             self.end_headers()
+            if answer.status == 200 and self._asks_for_models():
+                self.wfile.write(_listed(self.server.adapters))
+                return None
             with contextlib.suppress(ConnectionError):  # the client left; llama.cpp stops when we leave too
                 while piece := answer.read1(65536):
                     self.wfile.write(piece)
         return None
+
+    def _body(self) -> bytes:
+        body, names = self.rfile.read(int(self.headers.get("Content-Length", 0))), self.server.adapters
+        answers = names and self.command == "POST" and _ANSWERING.fullmatch(self.path)
+        return with_adapter(body, names) if answers else body
+
+    def _asks_for_models(self) -> bool:
+        """Whether the adapters are asked for, which llama.cpp does not list."""
+        listed = _MODELS.fullmatch(self.path)
+        return bool(self.server.adapters and self.command == "GET" and listed)
 
     def _refusal(self) -> tuple[int, str] | None:
         """(status, reason) when this request must not reach the model."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -15,11 +16,27 @@ from fastft.inference.gguf_header import fit_context, read_gguf_header
 from fastft.inference.proxy import Access, Proxy
 
 
+@dataclass(frozen=True)
+class ServedAdapter:
+    """A LoRA adapter as a GGUF file, and the name by which requests choose it."""
+
+    name: str
+    file: Path
+
+
 @contextlib.contextmanager
 def serve(
-    file: Path, port: int = 8080, context_tokens: int | None = None, access: Access | None = None
+    file: Path,
+    port: int = 8080,
+    context_tokens: int | None = None,
+    access: Access | None = None,
+    adapters: Sequence[ServedAdapter] = (),
+    chat_template: str | None = None,
 ) -> Iterator[str]:
     """Serve `file` on 127.0.0.1 while the context lasts; gives the URL. Port 0 takes a free one.
+
+    With `adapters` the field "model" of a request chooses one of them, or the base. `chat_template` replaces that of
+    the file.
 
     Raises:
         UsageError: `access` names no origin or an empty key, or the context is longer than model or memory allow.
@@ -35,7 +52,11 @@ def serve(
     parameters.hostnames = ["127.0.0.1"]
     parameters.port = 0
     parameters.verbosity = -1
-    thinks = asks_for_reasoning(read_gguf_header(file).chat_template or "")
+    if chat_template is not None:
+        parameters.chat_template = chat_template
+    parameters.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(one.file), 1.0) for one in adapters]
+    parameters.lora_init_without_apply = bool(adapters)
+    thinks = asks_for_reasoning(chat_template or read_gguf_header(file).chat_template or "")
     parameters.default_template_kwargs = {"enable_thinking": str(thinks).lower()}
     # Behind the proxy nobody may pass: a web page could find this port too.
     parameters.cors_origins, parameters.cors_credentials = "", False
@@ -47,6 +68,7 @@ def serve(
         except RuntimeError as error:
             wrong, instead = "llama.cpp cannot load it", "export it again, or with less: --context-tokens"
             raise MachineError(Problem(Where(str(file)), "", wrong, instead)) from error
+        proxy.adapters = tuple(one.name for one in adapters)
         proxy.upstream, proxy.key = urlsplit(str(server.listening_address)).port or 0, key
         thread = threading.Thread(target=proxy.serve_forever, daemon=True)
         thread.start()

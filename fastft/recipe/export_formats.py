@@ -32,6 +32,15 @@ _ROWS = (
 )
 FOLDER_FORMATS = {row.name: row for row in _ROWS}
 
+# What users of other programs ask for: why fastft does not write it, and what to do.
+REFUSED_FORMATS = {
+    "merged_fp8": (
+        "8-bit floats load only on GPUs that compute with them, so that a file could not be compared everywhere, and"
+        " vLLM and SGLang make them of 16 bits while they load",
+        "write merged_16bit, and serve it with --quantization fp8",
+    ),
+}
+
 
 def export_formats() -> tuple[str, ...]:
     """Every name that `export.formats` takes."""

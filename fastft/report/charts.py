@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fastft.report.html import Markup, element
 
@@ -77,12 +77,23 @@ def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
     return made
 
 
-def line_chart(title: str, x_label: str, y_label: str, lines: Sequence[Line], marks: Sequence[Mark] = ()) -> Markup:
-    """A chart of `lines` over x from 0 on; points that are not finite leave a gap."""
+def line_chart(
+    title: str,
+    x_label: str,
+    y_label: str,
+    lines: Sequence[Line],
+    marks: Sequence[Mark] = (),
+    *,
+    powers: bool = False,
+) -> Markup:
+    """A chart of `lines` over x from 0 on; points that are not finite leave a gap.
+
+    `powers`: x is the logarithm to the base of 10 of what is shown, and its ticks are powers of 10.
+    """
     drawn = [point for line in lines for point in line.points if math.isfinite(point[1])]
     if not drawn:
         return element("p", f"{title}: no figures.")
-    x_axis = _Axis.over([0.0, *(x for x, _ in drawn)], LEFT, WIDTH - RIGHT, whole=True)
+    x_axis = _Axis.along([x for x, _ in drawn], powers=powers)
     y_axis = _Axis.over([y for _, y in drawn], HEIGHT - BOTTOM, TOP)
     parts = [element("title", title), *_grid(x_axis, y_axis, x_label, y_label)]
     shown = [mark for mark in marks if x_axis.low <= mark.x <= x_axis.high]
@@ -116,13 +127,20 @@ def bar_chart(title: str, x_label: str, y_label: str, bars: Sequence[tuple[float
 
 @dataclass(frozen=True)
 class _Axis:
-    """The values from `low` to `high` at the places from `start` to `end`, and the ticks."""
+    """The values from `low` to `high` at the places from `start` to `end`, with ticks; `powers`: see `line_chart`."""
 
     low: float
     high: float
     start: float
     end: float
     ticks: tuple[float, ...]
+    powers: bool = False
+
+    @classmethod
+    def along(cls, values: Sequence[float], *, powers: bool) -> _Axis:
+        """The x axis: from 0 on, or over powers of 10."""
+        begin = [] if powers else [0.0]
+        return replace(cls.over([*begin, *values], LEFT, WIDTH - RIGHT, whole=True), powers=powers)
 
     @classmethod
     def over(cls, values: Sequence[float], start: float, end: float, *, whole: bool = False) -> _Axis:
@@ -159,7 +177,8 @@ def _grid(x_axis: _Axis, y_axis: _Axis, x_label: str, y_label: str) -> list[Mark
     for tick in x_axis.ticks:
         x = f"{x_axis.place(tick):.1f}"
         parts.append(element("line", x1=x, x2=x, y1=bottom, y2=bottom + 4, class_="axis"))
-        parts.append(element("text", number(tick), x=x, y=bottom + 16, text_anchor="middle"))
+        shown = f"1e{tick:.0f}" if x_axis.powers else number(tick)
+        parts.append(element("text", shown, x=x, y=bottom + 16, text_anchor="middle"))
     parts.append(element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=bottom, y2=bottom, class_="axis"))
     parts.append(element("text", x_label, x=(LEFT + WIDTH - RIGHT) / 2, y=HEIGHT - 6, text_anchor="middle"))
     middle = (TOP + bottom) / 2

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from fastft.planning.learning_rates import RangeTest, mean_losses
 from fastft.report.charts import Line, Mark, Point, line_chart, smoothed
 from fastft.report.html import Markup, element
 from fastft.runs.metrics import History, StepMetrics
@@ -26,8 +28,10 @@ class RunEvents:
 NO_EVENTS = RunEvents()
 
 
-def charts(history: History, planned: Planned | None, events: RunEvents = NO_EVENTS) -> Markup:
-    """All charts of a run, or a sentence where no step is logged yet."""
+def charts(
+    history: History, planned: Planned | None, events: RunEvents = NO_EVENTS, test: RangeTest | None = None
+) -> Markup:
+    """All charts of a run, or a sentence where no step is logged yet; `test`: of its learning rate, made before it."""
     if not history.steps:
         return element("p", "No optimizer step is logged yet.")
     marks = _marks(history, planned, events)
@@ -71,7 +75,30 @@ def charts(history: History, planned: Planned | None, events: RunEvents = NO_EVE
         "The most memory taken so far. What stays free below the device's own could hold a larger batch.",
         lambda step: step.memory_bytes / 1024**3,
     )
+    if test is not None:
+        made.append(range_chart(test))
     return element("div", *made, class_="charts")
+
+
+def range_chart(test: RangeTest) -> Markup:
+    """The curve of a range test of the learning rate, with the rate that it suggests."""
+    finite = [point for point in test.points if math.isfinite(point.loss)]
+    raw: list[Point] = [(math.log10(point.learning_rate), point.loss) for point in finite]
+    means = mean_losses([point.loss for point in finite])
+    # What breaks at the end would press the rest flat.
+    most = 1.5 * max(means[0], max(loss for _, loss in raw[: 1 + means.index(min(means))]))
+    lines = [
+        Line("step", [(x, y) for x, y in raw if y <= most], "raw"),
+        Line("running mean", [(x, y) for (x, _), y in zip(raw, means, strict=True) if y <= most], "one"),
+    ]
+    marks = [] if test.suggested is None else [Mark(math.log10(test.suggested), "suggested", "epoch")]
+    chart = line_chart("learning rate test", "learning rate", "loss (nats a token)", lines, marks, powers=True)
+    suggested = "No rate is suggested" if test.suggested is None else f"{test.suggested:.1e} is suggested"
+    meaning = (
+        f"The loss while the rate rises from step to step, {test.examples_per_step} examples each, before any run:"
+        f" it falls where training learns, and rises where it breaks. {suggested}: {test.reason}."
+    )
+    return _figure("learning rate test", chart, meaning)
 
 
 def _loss(history: History, marks: list[Mark]) -> Markup:

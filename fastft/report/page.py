@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from fastft.files.atomic import write_text
 from fastft.files.records import parse_object, read_bytes, read_record
+from fastft.planning.learning_rates import RangeTest
 from fastft.recipe.reference import fields, reference, toml
 from fastft.report.answers import answers_section, cut
 from fastft.report.charts import number
@@ -57,6 +58,7 @@ class Records:
     result: Result | None
     rows: RowsSeen | None = None
     events: RunEvents = NO_EVENTS
+    range_test: RangeTest | None = None
 
 
 def write_page(run: RunDir, out: Path | None = None, *, state: tuple[State, str] | None = None) -> Path:
@@ -74,7 +76,7 @@ def write_page(run: RunDir, out: Path | None = None, *, state: tuple[State, str]
     planned = read_record(run.plan, Planned)
     settings, manifest, result, rows = read(Settings), read(Manifest), run.result, read(RowsSeen)
     events = RunEvents(tuple(resumes_of(run)), tuple(sorted(step for step, _ in checkpoints(run))))
-    records = Records(run, *known, settings, planned, manifest, history, result, rows, events)
+    records = Records(run, *known, settings, planned, manifest, history, result, rows, events, read(RangeTest))
     path = out or run.path / FILE
     write_text(path, page(records))
     return path
@@ -86,7 +88,7 @@ def page(records: Records) -> str:
     sections = {
         "Figures": _figures(records),
         "Recipe": _recipe(records),
-        "Curves": charts(records.history, records.planned, records.events),
+        "Curves": charts(records.history, records.planned, records.events, records.range_test),
         "Data": _data(records),
         "Before and after": _before_and_after(records.result),
         "Forecast and actual": _forecast(records.result),

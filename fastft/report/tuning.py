@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from rich.console import Group
@@ -9,8 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from fastft.planning.fitting import TARGET_SHARE
+from fastft.planning.learning_rates import RangeTest, mean_losses
 from fastft.planning.probes import Probe, SetUp
-from fastft.report.units import size
+from fastft.report.units import size, sparkline
 
 
 def tuning_page(probes: Sequence[Probe], forecast: Mapping[SetUp, float], best: SetUp | None) -> Group:
@@ -24,6 +26,16 @@ def tuning_page(probes: Sequence[Probe], forecast: Mapping[SetUp, float], best: 
         table.add_row(*_cells(probe, forecast.get(probe.set_up)), style="bold" if probe.set_up == best else "")
     failed = dict.fromkeys(probe.wrong for probe in probes if probe.wrong and not probe.out_of_memory)
     return Group(table, *(Text(f"failed: {wrong}", "red") for wrong in failed))
+
+
+def rates_page(test: RangeTest) -> Text:
+    """The curve as a line of blocks, the suggested rate and its reason."""
+    means = mean_losses([point.loss for point in test.points if math.isfinite(point.loss)])
+    first, last = test.points[0].learning_rate, test.points[-1].learning_rate
+    curve = Text(f"loss {sparkline(means, len(means))}  rates {first:.0e} to {last:.0e}\n")
+    if test.suggested is None:
+        return curve + Text(f"no suggestion: {test.reason}", "yellow")
+    return curve + Text(f"learning_rate = {test.suggested:.1e}", "bold") + Text(f": {test.reason}")
 
 
 def _cells(probe: Probe, forecast: float | None) -> tuple[str, str, str, str, Text]:

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastft.errors import MachineError
-from fastft.files.cache import cache_folder
+from fastft.files.cache import SERVED, cache_folder
 from fastft.runs.directory import RunDir
 from fastft.runs.state import state_of
 
-# Folders of the cache whose entries are made again when they are needed: prepared rows, converted models.
-CACHES = ("rows", "converted")
+# Folders of the cache whose entries are made again when they are needed, and what an entry is.
+CACHES = {"rows": "prepared rows", "converted": "a converted model", SERVED: "a GGUF file of fastft serve"}
 # What a killed process was writing is nobody's after a day.
 SCRATCH_SECONDS = 86_400.0
 
@@ -74,14 +74,13 @@ def leftover_caches(unused_days: float, now: float | None = None) -> list[Leftov
         MachineError: this user has no home folder.
     """
     today, found = now or time.time(), []
-    for kind in CACHES:
+    for kind, what in CACHES.items():
         for path in _folders(cache_folder() / kind):
             idle = today - _last_used(path)
             if path.name.startswith("."):
                 if idle > SCRATCH_SECONDS:
                     found.append(Leftover(path, "unfinished, of a process that ended", size_of(path)))
             elif idle > unused_days * 86_400:
-                what = "prepared rows" if kind == "rows" else "a converted model"
                 found.append(Leftover(path, f"{what}, not read for {idle / 86_400:.0f} days", size_of(path)))
     return found
 

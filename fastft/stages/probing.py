@@ -12,7 +12,7 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -21,6 +21,7 @@ from fastft.console import library_output_to
 from fastft.engine_choice import select
 from fastft.errors import FastftError, OutOfMemoryError
 from fastft.planning.facts import Facts, find_facts, with_rows
+from fastft.planning.learning_rates import RangePoint
 from fastft.planning.plan import Plan, make_plan
 from fastft.planning.probes import Probe, SetUp
 from fastft.recipe.loader import LoadedRecipe, load
@@ -48,11 +49,15 @@ class Order:
 
 @dataclass(frozen=True)
 class Question:
-    """A set-up, the keys of the recipe that ask for it, and the rows of each of its steps."""
+    """A set-up, the keys of the recipe that ask for it, and the rows of each of its steps.
+
+    `rates`: a learning rate for each step, where they are asked about: then each step is a line, the probe the last.
+    """
 
     set_up: SetUp
     overrides: tuple[str, ...]
     rows_per_step: int
+    rates: tuple[float, ...] = ()
 
 
 def main() -> None:
@@ -63,7 +68,7 @@ def main() -> None:
         os.environ["TMPDIR"] = folder
         select(order.engine)
         try:
-            for answer in _answers(order, sys.stdin, Path(folder)):
+            for answer in _answers(order, sys.stdin, Path(folder), lambda line: print(line, file=answers, flush=True)):
                 print(answer, file=answers, flush=True)
         except Exception:
             traceback.print_exc()  # while standard error is the log
@@ -74,7 +79,7 @@ def _with_tuple(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, "overrides": tuple(values["overrides"])}
 
 
-def _answers(order: Order, questions: TextIO, folder: Path) -> Iterator[str]:
+def _answers(order: Order, questions: TextIO, folder: Path, say: Callable[[str], None]) -> Iterator[str]:
     loaded = load(Path(order.recipe), order.overrides)
     facts = find_facts(loaded, folder)
     base = convert(facts.base_model, loaded.where("model.id"), print)
@@ -83,10 +88,11 @@ def _answers(order: Order, questions: TextIO, folder: Path) -> Iterator[str]:
     from fastft.engine.train import ran_out_of_memory
 
     yield READY
-    bench = _Bench(rows, folder)
+    bench = _Bench(rows, folder, lambda point: say(json.dumps(dataclasses.asdict(point))))
     for line in questions:
         values = json.loads(line)
-        question = Question(**_with_tuple({**values, "set_up": SetUp(**values["set_up"])}))
+        set_up, rates = SetUp(**values["set_up"]), tuple(values["rates"])
+        question = Question(**_with_tuple({**values, "set_up": set_up, "rates": rates}))
         probe = Probe(question.set_up, order.limit_bytes)
         try:
             probe = bench.measure(probe, load(loaded.path, (*order.overrides, *question.overrides)), facts, question)
@@ -101,8 +107,8 @@ def _answers(order: Order, questions: TextIO, folder: Path) -> Iterator[str]:
 class _Bench:
     """Measures set-ups one after another, and loads a model only where the last one will not do."""
 
-    def __init__(self, rows: Prepared, folder: Path) -> None:
-        self._rows, self._folder = rows, folder
+    def __init__(self, rows: Prepared, folder: Path, show: Callable[[RangePoint], None]) -> None:
+        self._rows, self._folder, self._show = rows, folder, show
         self._loaded: tuple[object, Model, Tokenizer] | None = None
 
     def measure(self, probe: Probe, loaded: LoadedRecipe, facts: Facts, question: Question) -> Probe:
@@ -113,7 +119,7 @@ class _Bench:
             FastftError: the set-up is not possible.
         """
         from fastft.engine.memory import limit_memory
-        from fastft.engine.probing import measure_set_up
+        from fastft.engine.probing import measure_set_up, train_at_rates
         from fastft.engine.train import material_of
 
         plan = make_plan(loaded, facts, str(self._folder / "run"))
@@ -123,6 +129,11 @@ class _Bench:
         limit_memory(probe.limit_bytes, facts.device.memory_bytes)
         material = material_of(loaded.recipe, self._rows, plan, tokenizer, 1)
         run = RunDir(self._folder / "run")
+        if question.rates:
+            rows, rates = question.rows_per_step, question.rates
+            train_at_rates(plan, model, tokenizer, material, rates, rows, run, self._show)
+            self._loaded = None  # its adapter is trained
+            return probe
         found = measure_set_up(plan, model, tokenizer, material, question.rows_per_step, run)
         rate = float(f"{found.tokens_per_second:.4g}")
         return dataclasses.replace(probe, tokens_per_second=rate, peak_bytes=found.peak_bytes)

@@ -22,7 +22,9 @@ from fastft.files.atomic import write_text
 from fastft.files.records import write_checked
 from fastft.planning.chooser import WRITTEN
 from fastft.planning.facts import Facts, with_rows
+from fastft.planning.learning_rates import kept_range_tests, range_tests_file
 from fastft.planning.plan import Plan, make_plan
+from fastft.planning.probes import probes_key
 from fastft.planning.products import keep_products, products_file, products_key
 from fastft.probe.architecture import architecture_of
 from fastft.recipe.loader import LoadedRecipe
@@ -251,6 +253,7 @@ def begin(attempt: Attempt, ready: Ready) -> Path | None:
         write_text(run.rejects, rejects)
     write_checked(run.plan, redact_value("", ready.plan.as_json()))
     run.write(ready.held_out)
+    _write_range_test(attempt, ready)
     tokenizer = ready.rows.renderer.tokenizer
     run.write(rows_seen(accounts(ready.rows), ready.rows.train.rows, tokenizer, has_masks=ready.rows.labels is None))
     labels, recipe = ready.rows.labels, attempt.loaded.recipe
@@ -264,6 +267,15 @@ def begin(attempt: Attempt, ready: Ready) -> Path | None:
     keep_begin(run, step_of(checkpoint))
     rewind(run, checkpoint)
     return checkpoint
+
+
+def _write_range_test(attempt: Attempt, ready: Ready) -> None:
+    """Keep what `fastft tune --learning-rate` measured of such a run, for its report."""
+    model = architecture_of(ready.facts.base_model.id, ready.facts.base_model.config)
+    key = probes_key(attempt.loaded.recipe, ready.facts, attempt.engine, model)
+    test = kept_range_tests(range_tests_file()).get(key or "")
+    if test is not None:
+        attempt.run.write(test)
 
 
 def _refuse_other(like: Path, now: Manifest) -> None:

@@ -14,6 +14,7 @@ from typing import IO, Self
 from fastft.errors import MachineError, Problem, Where
 from fastft.planning.chooser import Candidate
 from fastft.planning.fitting import TARGET_SHARE
+from fastft.planning.learning_rates import RangePoint
 from fastft.planning.probes import Probe, SetUp
 from fastft.stages.probing import READY, Order, Question
 
@@ -115,8 +116,8 @@ class Prober:
     def __exit__(self, *raised: object) -> None:
         self._end()
 
-    def ask(self, question: Question) -> Probe:
-        """The probe of a set-up; one that says so where the process died of it.
+    def ask(self, question: Question, show: Callable[[RangePoint], None] = lambda _: None) -> Probe:
+        """The probe of a set-up; one that says so where the process died of it. `show` takes each step of a range test.
 
         Raises:
             MachineError: the process does not start.
@@ -129,15 +130,17 @@ class Prober:
         nothing = Probe(question.set_up, self._order.limit_bytes)
         try:
             print(json.dumps(dataclasses.asdict(question)), file=process.stdin, flush=True)
-            answer = self._answers.get(timeout=PROBE_SECONDS)
+            while answer := self._answers.get(timeout=PROBE_SECONDS):
+                values = json.loads(answer)
+                if "set_up" not in values:
+                    show(RangePoint(**values))
+                    continue
+                probe = Probe(**{**values, "set_up": SetUp(**values["set_up"])})
+                if probe.wrong:  # libraries are not built to go on after that
+                    self._end()
+                return probe
         except (OSError, queue.Empty):
-            answer = ""
-        if answer:
-            values = json.loads(answer)
-            probe = Probe(**{**values, "set_up": SetUp(**values["set_up"])})
-            if probe.tokens_per_second is None:  # libraries are not built to go on after that
-                self._end()
-            return probe
+            pass
         code = self._end()
         if code == -9:  # the kernel's answer to too little memory
             return dataclasses.replace(nothing, out_of_memory=True, wrong="killed: memory ran out")

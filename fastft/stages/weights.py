@@ -127,11 +127,11 @@ def held_out(weights: WeightsPath, base: Path, adapter: Path | None) -> HeldOut:
     return HeldOut((), tuple(token for text in renderer.end_of_turn if (token := facts.id_of(text)) is not None))
 
 
-def find_gguf(path: Path) -> Path:
-    """The GGUF file at `path`, or the only one that the run at `path` exported.
+def find_gguf(path: Path) -> Path | None:
+    """The GGUF file at `path`, or the only one that the run at `path` exported; None where there is none.
 
     Raises:
-        UsageError: there is none, or more than one.
+        UsageError: there is more than one, or `path` is another file or a classifier.
     """
     if path.is_file():
         return find_weights(path).path
@@ -143,7 +143,7 @@ def find_gguf(path: Path) -> Path:
     if files:
         names = ", ".join(str(file) for file in files)
         raise _unusable(path, f"{len(files)} GGUF files are there", f"name one of them: {names}")
-    raise _unusable(path, "there is no GGUF file", f"make one: fastft export {path} --to gguf")
+    return None
 
 
 def find_base(weights: WeightsPath, base: str | None, say: Callable[[str], None]) -> tuple[str, Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
 import subprocess
@@ -15,11 +16,12 @@ import httpx
 import pytest
 
 from fastft.cli import main
-from fastft.commands.chat import ChatRequest, open_chat, talk
+from fastft.commands.chat import COMMANDS, ChatRequest, open_chat, talk
 from fastft.errors import UsageError
 from fastft.exports.gguf.writer import write_gguf
 from fastft.inference.conversation import Conversation, Sampling
 from fastft.inference.llamacpp import GgufModel
+from fastft.inference.questions import questions
 from fastft.report.chat import AnswerStreams, show_beside, write_answers
 from fastft.runs.held_out import HeldOut
 from tests.exports.tiny import write_adapter, write_base, write_json
@@ -73,7 +75,7 @@ def test_slash_commands_forget_quit_and_explain_themselves(model: GgufModel) -> 
 
     talk([("tuned", conversation)], ["the fox", "/reset", "/help", "/quit", "no"], drain, printed.append)
 
-    assert printed[1:] == ["forgotten", "there is no /help: /reset forgets the conversation, /quit or q ends it"]
+    assert printed[1:] == ["forgotten", f"there is no /help: {COMMANDS}"]
     assert conversation.messages == []
 
 
@@ -100,6 +102,96 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_conversation(model: GgufModel) ->
 
     assert printed == ["stopped"]
     assert len(conversation.messages) == 2
+
+
+def test_a_conversation_is_saved_as_a_row_of_training_data_and_may_be_saved_again(gguf: Path, tmp_path: Path) -> None:
+    file, printed = tmp_path / "chat.jsonl", list[str]()
+    with GgufModel(gguf, context_tokens=256) as model:
+        conversation = Conversation(model, Sampling(max_new_tokens=4), system="Be short.")
+        lines = [f"/save {file}", "the fox", f"/save {file}", "the dog", f"/save {file}", "/save x.txt"]
+        talk([("tuned", conversation)], lines, drain, printed.append)
+
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    assert rows == [{"messages": conversation.so_far}]
+    assert [turn["role"] for turn in rows[0]["messages"]] == ["system", *["user", "assistant"] * 2]
+    said = [line for line in printed if "cut off" not in line]
+    assert said == [
+        "/save: nothing was said yet; ask something first",
+        f"3 messages are in {file}",
+        f"5 messages are in {file}",
+        "/save: a conversation goes to a .jsonl file (got x.txt); write /save chat.jsonl",
+    ]
+
+
+def test_a_file_of_somebody_else_is_not_overwritten(model: GgufModel, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("mine")
+    printed: list[str] = []
+
+    talk([("tuned", four_tokens(model))], ["the fox", f"/save {tmp_path / 'rows.jsonl'}"], drain, printed.append)
+
+    assert "exists already" in printed[-1]
+    assert (tmp_path / "rows.jsonl").read_text() == "mine"
+
+
+def test_each_of_two_models_is_a_row_that_names_it(model: GgufModel, tmp_path: Path) -> None:
+    pair = [("base", four_tokens(model)), ("tuned", four_tokens(model))]
+
+    talk(pair, ["the fox", f"/save {tmp_path / 'both.jsonl'}"], drain, lambda _: None)
+
+    rows = [json.loads(line) for line in (tmp_path / "both.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["model"] for row in rows] == ["base", "tuned"]
+
+
+def test_several_lines_between_quotes_are_one_question_and_no_command() -> None:
+    typed = iter(["one\n", '"""first\n', "/second\n", 'q"""\n', '"""/etc/hosts"""\n', '"""open\n', "end"])
+
+    def read(_: str) -> str:
+        for line in typed:
+            return line
+        raise EOFError
+
+    assert list(questions(read)) == ["one\n", "\nfirst\n/second\nq", "\n/etc/hosts", "\nopen\nend"]
+
+
+def test_ctrl_c_drops_a_question_that_is_being_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    prompts: list[str] = []
+    typed: Iterator[str | None] = iter(['"""half', None, "whole"])
+
+    def read(prompt: str) -> str:
+        prompts.append(prompt)
+        for line in typed:
+            if line is None:
+                raise KeyboardInterrupt
+            return line
+        raise EOFError
+
+    assert list(questions(read)) == ["whole"]
+    assert prompts == ["> ", "... ", "> ", "> "]
+    assert capsys.readouterr().out == "\n"
+
+
+def test_a_question_of_several_lines_may_begin_with_a_slash(model: GgufModel) -> None:
+    conversation = four_tokens(model)
+
+    talk([("tuned", conversation)], ["\n/reset\nq"], drain, lambda _: None)
+
+    assert conversation.messages[0]["content"] == "/reset\nq"
+
+
+def test_the_system_prompt_may_come_from_a_file(gguf: Path, tmp_path: Path) -> None:
+    (tmp_path / "system.txt").write_text("Line one.\nLine two.\n", encoding="utf-8")
+    (tmp_path / "latin.txt").write_bytes(b"\xe9")
+
+    with open_chat(gguf, ChatRequest(system_file=tmp_path / "system.txt"), print) as conversations:
+        assert conversations[0][1].system == "Line one.\nLine two."
+
+    for request, wrong in (
+        (ChatRequest(system_file=tmp_path / "none"), "cannot be read"),
+        (ChatRequest(system_file=tmp_path / "latin.txt"), "no text in UTF-8"),
+        (ChatRequest(system="a", system_file=tmp_path / "system.txt"), "two system prompts"),
+    ):
+        with pytest.raises(UsageError, match=wrong), open_chat(gguf, request, print):
+            pass
 
 
 def test_what_a_terminal_would_obey_is_written_out() -> None:
@@ -189,9 +281,11 @@ def test_the_program_answers_one_question(
     assert "with its own chat template (sha256" in err
 
 
-@pytest.mark.parametrize("names", [[], ["a.gguf", "b.gguf"]])
-def test_serve_needs_exactly_one_file(
-    tmp_path: Path, names: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("names", "wrong"), [([], "holds no weights"), (["a.gguf", "b.gguf"], "2 GGUF files are there; name one of them")]
+)
+def test_serve_needs_weights_and_at_most_one_file(
+    tmp_path: Path, names: list[str], wrong: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in names:
         (tmp_path / name).touch()
@@ -200,7 +294,7 @@ def test_serve_needs_exactly_one_file(
         main()
 
     assert done.value.code == 2
-    assert ("name one of them" if names else "fastft export") in capsys.readouterr().err
+    assert wrong in capsys.readouterr().err
 
 
 def test_the_server_answers_as_openai_does_and_ends_at_a_signal(gguf: Path, free_port: Callable[[], int]) -> None:

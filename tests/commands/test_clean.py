@@ -80,10 +80,13 @@ def test_a_cache_goes_when_nothing_read_it_for_long(runs: Path) -> None:
     fresh = cached(runs, "converted", "c3", time.time())
     being_written = cached(runs, "converted", ".writing-d4", time.time())
 
+    served = cached(runs, "served", "e5", LONG_AGO)
+
     found = json.loads(cleaned(str(runs), "--yes", "--json"))
 
     whats = {each["path"]: each["what"] for each in found["found"]}
     assert whats[str(stale)] == "prepared rows, not read for 40 days"
+    assert whats[str(served)] == "a GGUF file of fastft serve, not read for 40 days"
     assert whats[str(scratch)] == "unfinished, of a process that ended"
     assert [path.exists() for path in (stale, scratch, fresh, being_written)] == [False, False, True, True]
 

@@ -12,18 +12,26 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import httpx
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import DynamicSlidingWindowLayer, LinearAttentionLayer
 
 from fastft.cli import main
 from fastft.commands.chat import ChatRequest, open_chat
 from fastft.commands.export import ExportRequest, export
+from fastft.commands.serve import _exported
+from fastft.engine.torch_model import TorchModel, _can_go_back
 from fastft.errors import ExportError, MachineError, UsageError
 from fastft.exports.gguf import kernels
 from fastft.exports.job import Artefact
 from fastft.exports.parity import Reference, Verdict, check_gguf
 from fastft.exports.push import push
+from fastft.files.tensors import Floats
 from fastft.inference.conversation import Sampling
+from fastft.inference.server import serve
 from tests.engine.tiny import make_rows, run, write_recipe, write_rows
 from tests.exports.tiny import read_json, write_adapter, write_base
 
@@ -176,6 +184,7 @@ def test_another_base_of_the_same_shape_is_refused(trained: Path, tmp_path: Path
     ("arguments", "wrong"),
     [
         (["--to", "ggfu"], "did you mean gguf?"),
+        (["--to", "merged_fp8"], "write merged_16bit, and serve it with --quantization fp8"),
         (["--to", "merged_16bit", "--quant", "q8_0"], "add --to gguf"),
         (["--quant", "q9_9"], "q9_9"),
         (["--base", "nowhere/at all"], "no such folder"),
@@ -226,6 +235,63 @@ def test_the_run_the_adapter_and_the_gguf_say_the_same(trained: Path, tmp_path: 
     # float16 may round the choice at a near tie; the other three compute in float32.
     assert answers[0] == answers[1] == answers[3]
     assert answers[0]
+
+
+def test_a_later_turn_computes_only_what_is_new_and_answers_the_same(trained: Path) -> None:
+    computed: list[tuple[int, int]] = []
+    sizes: list[int] = []
+    with open_chat(trained, ChatRequest(sampling=Sampling(max_new_tokens=12)), lambda _: None) as conversations:
+        conversation = conversations[0][1]
+        model = conversation.model
+        assert isinstance(model, TorchModel)
+        logits = model._logits
+
+        def counted(pending: list[int]) -> Floats:
+            sizes.append(len(pending))
+            return logits(pending)
+
+        model._logits = counted  # type: ignore[method-assign]
+        for question in ("1: red green blue", "2: black white", "3: pink"):
+            sizes.clear()
+            answer, tokens = "".join(conversation.answer(question)), sizes[0]
+            del conversation.messages[-2:]
+            model._keep(0)
+            sizes.clear()
+            assert "".join(conversation.answer(question)) == answer
+            computed.append((tokens, sizes[0]))
+
+    assert computed[0][0] == computed[0][1]
+    assert all(tokens < whole / 2 for tokens, whole in computed[1:])
+
+
+def test_a_cache_that_cannot_go_back_is_not_kept() -> None:
+    full = DynamicCache()
+    full.update(torch.zeros(1, 1, 9, 2), torch.zeros(1, 1, 9, 2), 0)
+    window = DynamicSlidingWindowLayer(sliding_window=4)
+    sliding = Cache(layers=[window])
+    sliding.update(torch.zeros(1, 1, 9, 2), torch.zeros(1, 1, 9, 2), 0)
+    recurrent = Cache(layers=[LinearAttentionLayer()])
+
+    assert (_can_go_back(full, 3), _can_go_back(sliding, 0)) == (True, True)
+    assert (_can_go_back(sliding, 3), _can_go_back(recurrent, 0)) == (False, False)
+
+
+def test_serve_exports_a_run_without_a_gguf_file_once(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    first, second = _exported(trained), _exported(trained)
+
+    said = capfd.readouterr().err
+    assert f"{trained} has no GGUF file: one is exported into the cache" in said
+    assert "q8_0 is there already, proven" in said
+    assert first == second
+    assert first.is_relative_to(tmp_path / "fastft/served")
+    assert not (trained / "exports/gguf").exists()
+    with serve(first, port=0) as address:
+        body = {"messages": [{"role": "user", "content": "1: red"}], "max_tokens": 4}
+        assert httpx.post(f"{address}/v1/chat/completions", json=body, timeout=60).status_code == 200
 
 
 def test_the_base_answers_beside_the_tuned_model(trained: Path) -> None:

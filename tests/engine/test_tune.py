@@ -8,13 +8,14 @@ import pytest
 
 from fastft.commands.plan import Question, plan
 from fastft.commands.tune import tune
+from fastft.commands.tune_rate import find_learning_rate
 from fastft.errors import UsageError
 from fastft.planning.probes import Probe, SetUp
 from fastft.recipe.loader import load
 from fastft.stages.probing import Order, overrides_of
 from fastft.stages.probing import Question as Asked
 from fastft.stages.tuning import Prober, rate_of
-from tests.engine.tiny import write_recipe
+from tests.engine.tiny import run, write_recipe
 
 OPEN = {"train.per_device_train_batch_size": None, "train.gradient_checkpointing": None}
 
@@ -60,3 +61,21 @@ def test_memory_that_runs_out_ends_the_probe_alone(model: Path, tmp_path: Path) 
     with Prober(order) as prober:
         lacking = prober.ask(asked(8))
     assert lacking == Probe(asked(8).set_up, 1, out_of_memory=True, wrong=lacking.wrong)
+
+
+def test_a_learning_rate_is_found_and_its_curve_is_in_the_report(model: Path, tmp_path: Path) -> None:
+    changes = {"train.learning_rate": 1e-4}
+    recipe = write_recipe(tmp_path, model, changes)
+    said: list[str] = []
+
+    test, written = find_learning_rate(recipe, [], said.append)
+
+    assert written == tmp_path / "tiny.tuned.toml"
+    assert load(written).recipe.train.learning_rate == test.suggested
+    assert test.suggested is not None
+    assert 1e-3 < test.suggested < 0.1, test
+    assert said[0].startswith("32 steps of 4 examples at rates from 1e-05 to 1e-01")
+    finished = run(recipe)
+    page = (finished.folder.path / "report.html").read_text(encoding="utf-8")
+    assert "learning rate test" in page
+    assert f"{test.suggested:.1e} is suggested" in page

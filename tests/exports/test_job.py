@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -11,7 +12,9 @@ from fastft.errors import FastftError, MachineError, UsageError
 from fastft.exports.card import CardFacts, model_card
 from fastft.exports.job import Artefact, Job, is_kept, publish, rehearse, remove_others, wanted_kinds, write
 from fastft.exports.kept import exporting_alone
+from fastft.exports.ollama import go_template
 from fastft.exports.parity import Verdict
+from fastft.inference.llamacpp import GgufVocabulary
 from fastft.stages.weights import find_gguf, find_weights
 from tests.exports.tiny import read_json, write_adapter, write_base, write_json
 
@@ -69,10 +72,18 @@ def test_what_failed_is_kept_under_a_name_that_nothing_loads(job: Job) -> None:
     assert list(rehearse(job, True, job.source)) == ["q8_0"]
 
 
-def test_the_modelfile_stops_at_the_end_token(job: Job) -> None:
-    make(job, "q8_0")
+def test_the_modelfile_has_the_template_and_stops_at_each_end_token(job: Job) -> None:
+    ends = dataclasses.replace(job, end_ids=(5, 6))
+    make(ends, "q8_0")
     text = (job.out / "gguf" / "model-q8_0.Modelfile").read_text(encoding="utf-8")
-    assert text == 'FROM ./model-q8_0.gguf\nPARAMETER temperature 0\nPARAMETER stop "<|im_end|>"\n'
+
+    with GgufVocabulary(job.out / "gguf" / "model-q8_0.gguf") as vocabulary:
+        stops = dict.fromkeys(["<|im_end|>", vocabulary.token_text(5), vocabulary.token_text(6)])
+        assert vocabulary.chat_template is not None
+        template = go_template(vocabulary.chat_template, vocabulary.special_tokens, vocabulary.adds_bos)
+    assert template is not None
+    lines = ["FROM ./model-q8_0.gguf", "PARAMETER temperature 0", f'TEMPLATE """{template}"""']
+    assert text == "\n".join([*lines, *(f'PARAMETER stop "{stop}"' for stop in stops)]) + "\n"
 
 
 @pytest.mark.parametrize("kind", ["adapter", "merged_16bit", "q8_0"])

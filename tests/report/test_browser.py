@@ -39,7 +39,8 @@ def load(page: Path, folder: Path, *, scripts: bool) -> Seen:
     log, picture = folder / "net.json", folder / "page.png"
     fixed = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--disable-dev-shm-usage"]
     quiet = ["--disable-background-networking", "--disable-component-update", f"--user-data-dir={folder / 'profile'}"]
-    shown = ["--window-size=800,2000", f"--screenshot={picture}", f"--log-net-log={log}"]
+    # Until then all that the page names is asked for, on a busy machine too.
+    shown = ["--virtual-time-budget=5000", "--window-size=800,2000", f"--screenshot={picture}", f"--log-net-log={log}"]
     command = [str(CHROMIUM), *fixed, *quiet, *shown, frame.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     events = json.loads(log.read_text(encoding="utf-8"))["events"]

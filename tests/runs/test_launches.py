@@ -141,9 +141,9 @@ def launches() -> Iterator[dict[tuple[str, str], Met]]:
         FAULTS[fault][0](variables_of(name), both)
         return start(both)
 
-    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(24) as pool:
-        patch.setattr(ranks, "JOIN_SECONDS", 2.0)
-        patch.setattr(ranks, "JOIN_SECONDS_OF_HOSTS", 2.0)
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(49) as pool:
+        patch.setattr(ranks, "JOIN_SECONDS", 5.0)
+        patch.setattr(ranks, "JOIN_SECONDS_OF_HOSTS", 5.0)
         yield dict(zip(CASES, pool.map(launch, range(len(CASES))), strict=True))
 
 
