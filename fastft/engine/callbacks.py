@@ -66,6 +66,8 @@ class StepReporter(TrainerCallback):
             memory_bytes=peak_memory(),
             rewards=self._trainer.take_rewards(),
             computed_tokens=computed,
+            clipped=self._trainer.take_clipped(),
+            noise_scale=self._trainer.noise_scale,
         )
         self._step(line)
         if state.is_world_process_zero:

@@ -17,6 +17,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from fastft.engine import fsdp
 from fastft.engine.callbacks import EarlyStopping, StepReporter, evaluations_without_gain
+from fastft.engine.noise_scale import NoiseMeter
 from fastft.engine.ranks import mean, sums, total, wait_for_all
 from fastft.engine.sharding import whole_weights
 from fastft.errors import Problem, TrainingError, Where
@@ -34,7 +35,8 @@ class Unlogged:
     """What the steps since the last line of metrics add up to: part of a checkpoint, for lines that do not change.
 
     `loss`: the trainer's sum over these steps; `last_step`: the step of that line; `seconds` in optimizer steps;
-    `rewards`: sums of preferences, see `take_rewards`.
+    `rewards`: sums of preferences, see `take_rewards`. `computed_tokens`: with padding; `clipped`: how many steps had
+    their gradient clipped; `noise`: see `NoiseMeter.steps`.
     """
 
     FILE: ClassVar[str] = "unlogged.json"
@@ -47,6 +49,8 @@ class Unlogged:
     seconds: float
     rewards: tuple[float, ...] = ()
     computed_tokens: int = 0
+    clipped: int = 0
+    noise: tuple[tuple[float, float], ...] = ()
 
 
 class CheckpointingTrainer(Trainer):
@@ -64,6 +68,9 @@ class CheckpointingTrainer(Trainer):
         self._examples: list[torch.Tensor | int] = []
         self._computed_tokens = 0
         self._rewards: list[torch.Tensor] = []
+        self._norms: list[torch.Tensor | float] = []
+        self._clipped = 0
+        self._noise: NoiseMeter | None = None
         super().__init__(*args, **kwargs)
 
     @property
@@ -81,6 +88,16 @@ class CheckpointingTrainer(Trainer):
         tokens, examples = sum(int(count) for count in self._real_tokens), sum(int(count) for count in self._examples)
         tokens, examples, computed = total((tokens, examples, self._computed_tokens))
         return tokens, examples, computed
+
+    def take_clipped(self) -> int:
+        """How many optimizer steps since the last call had their gradient clipped."""
+        clipped = self._clipped_steps()
+        self._norms, self._clipped = [], 0
+        return clipped
+
+    def _clipped_steps(self) -> int:
+        most = self.args.max_grad_norm
+        return self._clipped + sum(float(norm) > most for norm in self._norms) if most else 0
 
     def take_rewards(self) -> dict[str, float]:
         """The mean rewards of preferences since the last call, and how often they are on the right side; else nothing.
@@ -108,6 +125,9 @@ class CheckpointingTrainer(Trainer):
         if self._ranks.world.is_first:  # the counts are of all ranks, the loss is their mean
             self._real_tokens, self._examples = [unlogged.tokens], [unlogged.examples]
             self._computed_tokens = unlogged.computed_tokens
+        self._clipped = unlogged.clipped
+        if self._noise is not None:
+            self._noise.steps.extend(unlogged.noise)
         rewards = torch.tensor(unlogged.rewards, dtype=torch.double)
         if not self._ranks.world.is_first:
             rewards = torch.zeros_like(rewards)
@@ -168,8 +188,17 @@ class CheckpointingTrainer(Trainer):
             self._before_save()
         step, best = self.state.global_step, self.state.best_global_step
         tokens, examples, computed = self._counts()
-        loss, seconds = mean(float(self._tr_loss)), self._reporter.seconds
-        since = Unlogged(loss, self._globalstep_last_logged, tokens, examples, seconds, self._reward_sums(), computed)
+        unlogged = Unlogged(
+            mean(float(self._tr_loss)),
+            self._globalstep_last_logged,
+            tokens,
+            examples,
+            self._reporter.seconds,
+            self._reward_sums(),
+            computed,
+            self._clipped_steps(),
+            () if self._noise is None else tuple(self._noise.read()),
+        )
         self._saving_to = self._run.checkpoints / ".partial"
         if self._ranks.world.is_first:
             shutil.rmtree(self._saving_to, ignore_errors=True)
@@ -178,7 +207,7 @@ class CheckpointingTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             wait_for_all()
             if self._ranks.world.is_first:
-                self._seal(self._saving_to / f"checkpoint-{step}", since, best)
+                self._seal(self._saving_to / f"checkpoint-{step}", unlogged, best)
             wait_for_all()
         except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap what the disk said
             free = free_bytes(self._run.checkpoints)

@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from fastft.engine.adapter_precision import compute_in_bfloat16
 from fastft.engine.added_tokens import add_tokens
 from fastft.engine.fsdp import split_model
 from fastft.engine.memory import free_memory
@@ -65,7 +66,11 @@ def _load(plan: Plan) -> tuple[Any, Any]:
     if is_in_4bit(model) and model.device.type == "cpu":
         _keep_4_bits_right(plan, model)
     add_tokens(plan, model, tokenizer)
-    return split_model(plan.calls, backend.attach(plan.calls, model)), tokenizer
+    rounded = is_rounded_on_cpu(model)
+    model = backend.attach(plan.calls, model)
+    if rounded and plan.calls.adapter is not None and plan.task == "sft":
+        compute_in_bfloat16(model)
+    return split_model(plan.calls, model), tokenizer
 
 
 def _refuse_other_weights(plan: Plan, model: Any) -> None:
@@ -108,6 +113,18 @@ def _keep_4_bits_right(plan: Plan, model: Any) -> None:
 def is_in_4bit(model: Model) -> bool:
     """Whether bitsandbytes holds the base in 4 bits; transformers sets the attribute on such models alone."""
     return bool(getattr(model, "is_loaded_in_4bit", False))
+
+
+def is_rounded_on_cpu(model: Model) -> bool:
+    """Whether a processor holds the base in bfloat16."""
+    return bool(model.device.type == "cpu" and model.dtype == torch.bfloat16)
+
+
+def other_than_its_files(model: Model, plan: Plan) -> str:
+    """What the base in memory stands for, where it is not that of the files: 4 bits, rounded, or split; else ""."""
+    if is_in_4bit(model) or splits_weights(plan):
+        return "the 16-bit base"
+    return "the base in float32" if is_rounded_on_cpu(model) and plan.calls.adapter is not None else ""
 
 
 def trained_weights(model: Model) -> tuple[int, int]:

@@ -37,6 +37,7 @@ from fastft.planning.schedule import rows_per_step
 from fastft.recipe.model import Recipe
 from fastft.runs.directory import RunDir
 from fastft.runs.held_out import Answers, Evaluation, MicroBatch, Untrained
+from fastft.runs.noise import noise_in_words
 from fastft.runs.result import Trained
 
 # How libraries report that memory ran out: torch, CUDA and Triton; cuBLAS; torch on a processor; the C library; oneDNN.
@@ -139,6 +140,9 @@ def train(
             return _trained(trainer, before, Evaluation(None, None), finished=False)
         trainer.refuse_if_poisoned()
         trainer.refuse_if_ranks_differ()
+        scale, step_examples = trainer.noise_scale, plan.schedule.examples_per_optimizer_step
+        if scale is not None and step_examples is not None:
+            hooks.stage(noise_in_words(scale, step_examples))
         after = _evaluate(trainer, tokenizer, material, hooks, "after training")
         trainer.reporters.close()
         return _trained(trainer, before, after, finished=True)

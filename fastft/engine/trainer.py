@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.utils.data import Sampler
 
+from fastft.data.encode import NO_LOSS
 from fastft.engine import fsdp
 from fastft.engine.callbacks import (
     NumberGuard,
@@ -23,6 +24,7 @@ from fastft.engine.checkpointing import CheckpointingTrainer
 from fastft.engine.chosen_optimizer import Averaged, make_optimizer
 from fastft.engine.compiling import Compiling, uncompiled
 from fastft.engine.counting import CountingTrainer
+from fastft.engine.noise_scale import LEAST_MICRO_BATCHES, MOST_WEIGHTS, NoiseMeter, noise_scale
 from fastft.engine.random_state import RandomState
 from fastft.engine.ranks import all_equal
 from fastft.engine.reporting import Reporters
@@ -107,6 +109,7 @@ class RunTrainer(CheckpointingTrainer):
             for weight in self.model.parameters():
                 if weight.requires_grad:
                     weight.data = weight.data.float()
+        self._noise = self._noise_meter()
         self._before_evaluation: RandomState | None = None
         self.calls: Calls | None = None
         self.reporters = Reporters(self, run.path)
@@ -116,6 +119,19 @@ class RunTrainer(CheckpointingTrainer):
             self.add_callback(Compiling(hooks.note, hooks.stop_asked))
         for callback in (self.reporters, self._reporter, NumberGuard(self), self._stop, Resumption(self)):
             self.add_callback(callback)
+
+    def _noise_meter(self) -> NoiseMeter | None:
+        """The meter of the noise scale, where this process sees a step whole and the meter costs next to nothing."""
+        weights = [weight for weight in self.model.parameters() if weight.requires_grad]
+        few = self.args.gradient_accumulation_steps < LEAST_MICRO_BATCHES
+        if few or self._ranks.world.size > 1 or self.is_sharded or self.args.fp16:  # fp16 changes its scale on the way
+            return None
+        return NoiseMeter(weights) if sum(weight.numel() for weight in weights) <= MOST_WEIGHTS else None
+
+    @property
+    def noise_scale(self) -> tuple[float, float, float] | None:
+        """(estimate, low, high) of the gradient noise scale in examples; None while it is not known."""
+        return None if self._noise is None else noise_scale(self._noise.read())
 
     def _fill_up(self) -> None:
         """Add a row for ranks that have none, which trains nothing."""
@@ -175,15 +191,31 @@ class RunTrainer(CheckpointingTrainer):
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         if not self._is_filler(inputs):
             self._count(inputs)
-            self._computed_tokens += inputs["input_ids"].numel()
+            self._computed_tokens += self._computed(inputs)
         if fsdp.is_split(self.model):
             fsdp.share_later(self.model, now=self.accelerator.sync_gradients)
+        units = 0 if self._noise is None else self._loss_units(inputs)
         loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
+        if self._noise is not None:
+            self._noise.add(units, self._examples[-1])
+            if self.accelerator.sync_gradients:
+                self._noise.end_step()
         self._loss = loss if self._loss is None else self._loss + loss
         return loss
 
+    def _computed(self, inputs: dict[str, Any]) -> int:
+        """Tokens of a micro-batch, padding counted."""
+        count: int = inputs["input_ids"].numel()
+        return count
+
+    def _loss_units(self, inputs: dict[str, Any]) -> torch.Tensor | int:
+        """What the loss of a micro-batch is a mean over: its rows."""
+        return self._examples[-1]
+
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
         self._grad_norm = fsdp.whole(super()._get_grad_norm(*args, **kwargs))
+        if self._grad_norm is not None:
+            self._norms.append(self._grad_norm)
         return self._grad_norm
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -353,3 +385,6 @@ def _is_finite(value: Any) -> bool:
 
 class SftTrainer(RunTrainer, CountingTrainer):
     """TRL's trainer of answers as a RunTrainer."""
+
+    def _loss_units(self, inputs: dict[str, Any]) -> torch.Tensor:
+        return (inputs["labels"][:, 1:] != NO_LOSS).sum()

@@ -53,7 +53,8 @@ class Calls:
 def load_call(recipe: Recipe, model_path: str, choices: Choices, labels: tuple[str, ...] = ()) -> Call:
     """Loading the base model: Unsloth's loader, or transformers' own; with a head for `labels`."""
     model = recipe.model
-    attention = {} if model.attn_implementation == "auto" else {"attn_implementation": model.attn_implementation}
+    implementation = choices.attn_implementation.value
+    attention = {} if implementation == "auto" else {"attn_implementation": implementation}
     revision = {} if model.revision is None else {"revision": model.revision}
     shared = {"dtype": choices.dtype.value, "trust_remote_code": model.trust_remote_code}
     if choices.engine.value == "unsloth":

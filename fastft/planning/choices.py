@@ -37,6 +37,7 @@ class Choices:
 
     engine: Choice[str]
     dtype: Choice[str]
+    attn_implementation: Choice[str]
     bf16: Choice[bool]
     fp16: Choice[bool]
     optim: Choice[str]
@@ -89,16 +90,19 @@ def make_choices(
     model: BaseModel,
     *,
     flat: bool,
+    on_processor: Choice[str],
 ) -> Choices:
     """All choices, from the two that the rows depend on; `per_row`: examples in a packed row, None while unknown.
 
-    `flat`: whether Unsloth can flatten batches of this model (`can_flatten`).
+    `flat`: whether Unsloth can flatten batches of this model (`can_flatten`). `on_processor`: the type of the weights
+    there. Attention is left to the library; see `planning/processor.py` for what a processor gets.
     """
     bf16 = choose_bf16(recipe, device)
     fp16 = choose_fp16(recipe, device, bf16.value)
     return Choices(
         engine=engine,
-        dtype=choose_dtype(recipe, device, bf16.value, fp16.value),
+        dtype=choose_dtype(recipe, device, bf16.value, fp16.value, on_processor),
+        attn_implementation=Choice("auto", "the default of the library that loads the model"),
         bf16=bf16,
         fp16=fp16,
         optim=choose_optimizer(recipe, device),
@@ -143,9 +147,7 @@ def choose_bf16(recipe: Recipe, device: Device) -> Choice[bool]:
     if recipe.train.fp16 is True or recipe.model.dtype in ("float16", "float32"):
         return Choice(False, "train.fp16 or model.dtype asks for another precision")
     if not device.is_gpu:
-        return Choice(
-            False, "float32 on a processor: the same result on every machine, and exports that pass their proof"
-        )
+        return Choice(False, "a processor computes in the type of the weights: see model.dtype")
     can = device.computes_bfloat16
     return Choice(can, f"{device.name} {'computes' if can else 'does not compute'} in bfloat16")
 
@@ -163,8 +165,10 @@ def choose_fp16(recipe: Recipe, device: Device, bf16: bool) -> Choice[bool]:
     return Choice(False, "bf16 is on" if bf16 else "not needed in float32")
 
 
-def choose_dtype(recipe: Recipe, device: Device, bf16: bool, fp16: bool) -> Choice[str]:
-    """The type of the weights that are not quantized."""
+def choose_dtype(
+    recipe: Recipe, device: Device, bf16: bool, fp16: bool, on_processor: Choice[str] | None = None
+) -> Choice[str]:
+    """The type of the weights that are not quantized; `on_processor`: that of a processor, None for float32."""
     asked = recipe.model.dtype
     if asked != "auto":
         return Choice(asked, "asked for by model.dtype")
@@ -172,6 +176,8 @@ def choose_dtype(recipe: Recipe, device: Device, bf16: bool, fp16: bool) -> Choi
         return Choice("bfloat16", "bf16 is on")
     if fp16:
         return Choice("float16", "fp16 is on")
+    if not device.is_gpu and on_processor is not None:
+        return on_processor
     return Choice("float32", "neither bf16 nor fp16 is on" if device.is_gpu else "full precision on a processor")
 
 

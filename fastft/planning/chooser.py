@@ -20,11 +20,12 @@ from fastft.planning.facts import Facts
 from fastft.planning.fitting import TARGET_SHARE, fit_checkpointing, memory_settings
 from fastft.planning.memory import forecast_memory
 from fastft.planning.probes import Probe, SetUp, probes_key, set_up_of
+from fastft.planning.processor import choose_attention, choose_weights
 from fastft.planning.throughput import Share, kind_of
 from fastft.planning.timing import Rate, device_rate, seconds_per_epoch
 from fastft.planning.trained import adapter_weights, full_layers
 from fastft.planning.work import work_per_token
-from fastft.probe.architecture import Architecture
+from fastft.probe.architecture import Architecture, architecture_of
 from fastft.probe.device import GIB
 from fastft.recipe.model import Recipe
 
@@ -43,6 +44,8 @@ WRITTEN = {
     "gradient_checkpointing": "train",
     "load_in_4bit": "model",
 }
+# What a run keeps as it began: all that is open, and the type of its weights on a processor.
+PINNED = {**WRITTEN, "dtype": "model"}
 
 
 @dataclass(frozen=True)
@@ -213,7 +216,7 @@ def with_values(recipe: Recipe, answers: Mapping[str, Any]) -> Recipe:
     """`recipe` with other values of keys; what is open keeps its "auto"."""
     sections = {}
     for name in ("model", "train"):
-        own = {key: value for key, value in answers.items() if WRITTEN[key] == name}
+        own = {key: value for key, value in answers.items() if PINNED[key] == name}
         if name == "train":
             own["effective_batch_size"] = recipe.train.examples_per_step
         sections[name] = getattr(recipe, name).model_copy(update=own)
@@ -227,14 +230,14 @@ def with_origin(choices: Choices, recipe: Recipe, began: Mapping[str, object]) -
         **{
             key: replace(getattr(choices, key), reason="as this run began, on its first process")
             for key in began
-            if getattr(getattr(recipe, WRITTEN[key]), key) == "auto"
+            if getattr(getattr(recipe, PINNED[key]), key) == "auto"
         },
     )
 
 
 def pinned(recipe: Recipe, began: Mapping[str, object]) -> Recipe:
     """`recipe` with the values that its run began with at what it leaves open: a run never changes them on its way."""
-    open_keys = {key: value for key, value in began.items() if getattr(getattr(recipe, WRITTEN[key]), key) == "auto"}
+    open_keys = {key: value for key, value in began.items() if getattr(getattr(recipe, PINNED[key]), key) == "auto"}
     return with_values(recipe, open_keys)
 
 
@@ -298,7 +301,19 @@ def _settled(
     packing = choose_packing(own, engine.value, facts.device, flat=flat)
     rows = packed if packing.value else None
     per_row = len(facts.lengths) / len(rows) if rows and facts.lengths else None
-    choices = make_choices(own, facts.device, facts.processes, engine, packing, per_row, facts.base_model, flat=flat)
+    choices = make_choices(
+        own,
+        facts.device,
+        facts.processes,
+        engine,
+        packing,
+        per_row,
+        facts.base_model,
+        flat=flat,
+        on_processor=choose_weights(own, facts, architecture_of(own.model.id, facts.base_model.config)),
+    )
+    attention = choose_attention(own, facts, choices.dtype.value, packing=packing.value)
+    choices = replace(choices, attn_implementation=attention)
     own = with_values(
         own,
         {
@@ -409,6 +424,7 @@ class _Ranking:
             tokens,
             (),
             facts.product(model, choices.dtype.value),
+            dtype=choices.dtype.value,
         )
         span = describe(self.lengths).mean_span / self.recipe.texts_per_row
         if choices.packing.value and not _can_flatten_here(self.facts, choices.engine):

@@ -53,7 +53,8 @@ def make_forecast(
     key = rate_key(recipe, facts, choices, model, mode)
     kind, measured = kind_of(recipe, choices), facts.measured.get(key, ())
     product = facts.product(model, choices.dtype.value)
-    rate = device_rate(facts.device, model, kind, choices.engine.value, batch * row_tokens, measured, product)
+    engine, dtype = choices.engine.value, choices.dtype.value
+    rate = device_rate(facts.device, model, kind, engine, batch * row_tokens, measured, product, dtype=dtype)
     tokens, work = sum(facts.lengths or ()), None
     if model is not None:
         work = work_per_token(

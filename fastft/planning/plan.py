@@ -20,7 +20,7 @@ from fastft.planning.calls import (
 )
 from fastft.planning.cautions import Caution, Sight, find_cautions
 from fastft.planning.choices import Choices, choose_engine
-from fastft.planning.chooser import WRITTEN, pinned, settle, with_origin, with_values
+from fastft.planning.chooser import PINNED, pinned, settle, with_origin, with_values
 from fastft.planning.disk import Disk, make_disk
 from fastft.planning.facts import Estimate, Facts
 from fastft.planning.fitting import MemoryForecast, UnknownMemory
@@ -64,7 +64,7 @@ class Plan:
     @property
     def chosen(self) -> Mapping[str, object]:
         """The values of what a recipe may leave open, as `make_plan` takes them in `began`."""
-        return {key: getattr(self.choices, key).value for key in WRITTEN}
+        return {key: getattr(self.choices, key).value for key in PINNED}
 
     @property
     def set_up(self) -> SetUp:
@@ -96,7 +96,10 @@ def make_plan(
 
     `began`: what an earlier attempt at this run chose, by key (see `pinned`).
     """
-    device, asked = facts.device, pinned(loaded.recipe, began) if began else loaded.recipe
+    device = facts.device
+    # A GPU computes in the type that it has, whichever one the run began with elsewhere.
+    began = {key: value for key, value in (began or {}).items() if key != "dtype" or not device.is_gpu}
+    asked = pinned(loaded.recipe, began)
     ranks_on_cpu = facts.processes > 1 and not device.is_gpu
     engine = choose_engine(loaded.recipe, facts.installed, ranks_on_cpu=ranks_on_cpu)
     architecture = architecture_of(loaded.recipe.model.id, facts.base_model.config)
@@ -105,7 +108,7 @@ def make_plan(
         architecture = dataclasses.replace(architecture, ties_embeddings=True)
     settled = settle(asked, facts, engine, architecture)
     recipe, packed = settled.recipe, settled.packed
-    choices = with_origin(settled.choices, loaded.recipe, began or {})
+    choices = with_origin(settled.choices, loaded.recipe, began)
     schedule = _schedule(asked.train, facts, choices, packed)
     whole = dataclasses.replace(loaded, recipe=recipe)
     disk = make_disk(recipe, facts.base_model, architecture, facts.free_disk_bytes, facts.free_cache_bytes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ PRODUCT_SHARE = Share(0.42, 0.61, "the quickstart's in float32 and bfloat16")
 # Measured in whole passes of the quickstart's shape on two threads: benchmarks/micro_batches.json. Reading the weights
 # alone can take more, where memory is slow.
 CPU_READING_TOKENS = 32.0
+# The same in bfloat16: as many seconds, in which 2.5 times the tokens are computed.
+CPU_READING_TOKENS_BFLOAT16 = 80.0
 # Runs of one kind on one machine differ by less, and other rows of the same length hardly matter.
 MEASURED_MARGIN = 0.1
 # A GPU waits for its kernels to be started where a micro-batch is small: some 300 a layer, forward and backward, at 4
@@ -146,6 +148,8 @@ def device_rate(
     tokens: float,
     measured: Sequence[float],
     product: Product | None,
+    *,
+    dtype: str = "float32",
 ) -> Rate | None:
     """The rate of a device: a GPU by its data sheet; a processor by `product`, what it was measured to multiply, or
     else by cores, clock and vector width; None if unknown.
@@ -163,10 +167,12 @@ def device_rate(
         return Rate(sheet.flops, share, sheet.bandwidth, f"{sheet.flops / 1e12:g} TFLOP/s of its data sheet")
     if device.is_gpu:
         return None
+    reading = CPU_READING_TOKENS_BFLOAT16 if dtype == "bfloat16" else CPU_READING_TOKENS
     if product is not None:
         source = f"{product.flops / 1e9:.0f} GFLOP/s (products measured here)"
-        return Rate(product.flops, own or PRODUCT_SHARE, None, source, max(CPU_READING_TOKENS, product.reading_tokens))
-    return _processor_rate(own or CPU_SHARE, device)
+        return Rate(product.flops, own or PRODUCT_SHARE, None, source, max(reading, product.reading_tokens))
+    rate = _processor_rate(own or CPU_SHARE, device)
+    return None if rate is None else replace(rate, reading_tokens=reading)
 
 
 def _processor_rate(share: Share, device: Device) -> Rate | None:
@@ -183,7 +189,7 @@ def _processor_rate(share: Share, device: Device) -> Rate | None:
     width = 16 if "avx512f" in flags else 8 if "avx2" in flags else 4
     peak = int(cores[1]) * float(clock[1]) * 1e6 * width * 4
     vectors = f"{cores[1]} x {float(clock[1]) / 1000:.1f} GHz x {width * 4} operations"
-    return Rate(peak, share, None, f"{peak / 1e9:.0f} GFLOP/s ({vectors})", CPU_READING_TOKENS)
+    return Rate(peak, share, None, f"{peak / 1e9:.0f} GFLOP/s ({vectors})")
 
 
 def seconds_per_epoch(

@@ -70,6 +70,15 @@ def charts(
         lambda step: None if step.padding is None else 100 * step.padding,
     )
     of(
+        "gradient noise scale",
+        "examples",
+        "About how many examples a step can hold before more of them gain little (McCandlish et al. 2018). It grows as"
+        " the loss falls. Far above effective_batch_size, a larger one loses little for each example; far below it, a"
+        " smaller one learns more from the same rows. Rows are sorted by length within a step, which makes it a little"
+        " too large where long and short rows differ much.",
+        lambda step: None if step.noise_scale is None else step.noise_scale[0],
+    )
+    of(
         "peak memory",
         "GiB",
         "The most memory taken so far. What stays free below the device's own could hold a larger batch.",

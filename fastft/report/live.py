@@ -118,8 +118,15 @@ def _line(metrics: StepMetrics, left: str) -> str:
     return (
         f"step {metrics.step}/{metrics.total_steps}  epoch {metrics.epoch:.2f}  loss {metrics.loss:.4f}  "
         f"lr {metrics.learning_rate:.2e}{norm}  {metrics.tokens_per_second:.0f} tokens/s  "
-        f"{metrics.samples_per_second:.2f} samples/s{padding}  memory {size(metrics.memory_bytes)}  left {left}"
+        f"{metrics.samples_per_second:.2f} samples/s{padding}{_steadiness(metrics)}  "
+        f"memory {size(metrics.memory_bytes)}  left {left}"
     )
+
+
+def _steadiness(metrics: StepMetrics) -> str:
+    """Clipped steps and the noise scale, where there are any."""
+    clipped = f"  clipped {metrics.clipped}" if metrics.clipped else ""
+    return clipped if metrics.noise_scale is None else f"{clipped}  noise scale {metrics.noise_scale[0]:.0f}"
 
 
 def _panel(metrics: StepMetrics, losses: Sequence[float], held_out: EvaluationMetrics | None, warning: str) -> Table:
@@ -132,6 +139,7 @@ def _panel(metrics: StepMetrics, losses: Sequence[float], held_out: EvaluationMe
         **({"margin": f"{metrics.rewards['margin']:.3f}"} if metrics.rewards else {}),
         "tokens/s": f"{metrics.tokens_per_second:.0f}",
         "padding": "-" if metrics.padding is None else f"{metrics.padding:.0%}",
+        **({} if metrics.noise_scale is None else {"noise scale": f"{metrics.noise_scale[0]:.0f}"}),
         "memory": size(metrics.memory_bytes),
         "epoch": f"{metrics.epoch:.2f}",
     }

@@ -22,7 +22,9 @@ class StepMetrics:
     `tokens` are real ones, padding not counted; `computed_tokens` count it, 0 where an older fastft wrote the line.
     `loss` is the mean over trained tokens. `memory_bytes`: peak memory of the GPU, or of the process on a CPU.
     `rewards`: of preferences, the means of `chosen`, `rejected` and `margin`, and `accuracy`, the share of rows whose
-    margin is above 0.
+    margin is above 0. `clipped`: optimizer steps whose gradient was longer than `max_grad_norm`. `noise_scale`: in
+    examples, the gradient noise scale of the last optimizer steps with the ends of its interval of 95 % (estimate, low,
+    high).
     """
 
     step: int
@@ -37,6 +39,8 @@ class StepMetrics:
     memory_bytes: int
     rewards: dict[str, float] = dataclasses.field(default_factory=dict)
     computed_tokens: int = 0
+    clipped: int = 0
+    noise_scale: tuple[float, float, float] | None = None
 
     @property
     def tokens_per_second(self) -> float:
@@ -55,7 +59,8 @@ class StepMetrics:
         rates = {"tokens_per_second": self.tokens_per_second, "samples_per_second": self.samples_per_second}
         line = dataclasses.asdict(self)
         rewards = {"rewards": line.pop("rewards")} if self.rewards else {}
-        return {"event": "step", **line, **{key: round(rate, 2) for key, rate in rates.items()}, **rewards}
+        shares = {"padding_share": None if self.padding is None else round(self.padding, 4)}
+        return {"event": "step", **line, **{key: round(rate, 2) for key, rate in rates.items()}, **shares, **rewards}
 
 
 @dataclass(frozen=True)

@@ -155,15 +155,14 @@ def _run(attempt: Attempt) -> None:
         result = dataclasses.replace(result, exports=_export_classifier(attempt, ready, model, result))
     elif ready.job.kinds:
         from fastft.engine.export import load_trained, trained_reference
-        from fastft.engine.model import is_in_4bit
-        from fastft.engine.sharding import splits_weights
+        from fastft.engine.model import other_than_its_files
         from fastft.exports.job import is_kept
 
         job, reference = _export_again(attempt, ready, result), None
         if not all(is_kept(job, kind, job.source) for kind in job.kinds):
-            if is_in_4bit(model) or splits_weights(outcome.plan):
-                # Users load the adapter on the 16-bit base, so an export must equal that; a split model is gone.
-                attempt.view.stage("loading the 16-bit base, which exports are made of and compared with")
+            if base := other_than_its_files(model, outcome.plan):
+                # Users load the adapter on the base of the files, so an export must equal that; a split model is gone.
+                attempt.view.stage(f"loading {base}, which exports are made of and compared with")
                 del model
                 model, tokenizer = load_trained(job.base, job.adapter)
             held_out = ready.held_out

@@ -20,7 +20,7 @@ from fastft.data.render import Prompt, render_prompt
 from fastft.errors import DataError, Interrupted, MachineError, Problem, Where
 from fastft.files.atomic import write_text
 from fastft.files.records import write_checked
-from fastft.planning.chooser import WRITTEN
+from fastft.planning.chooser import PINNED
 from fastft.planning.facts import Facts, with_rows
 from fastft.planning.learning_rates import kept_range_tests, range_tests_file
 from fastft.planning.plan import Plan, make_plan
@@ -119,8 +119,11 @@ def _began(run: RunDir) -> dict[str, object]:
     """What an earlier attempt at this run chose where the recipe leaves it open; nothing for the first attempt."""
     plan = run.read(Planned)
     chosen = {} if plan is None else plan.choices
-    names = {key: f"{section}.{key}" for key, section in WRITTEN.items()}
-    return {key: chosen[name].value for key, name in names.items() if name in chosen}
+    names = {key: f"{section}.{key}" for key, section in PINNED.items()}
+    values = {key: chosen[name].value for key, name in names.items() if name in chosen}
+    if values.get("dtype") == "float16":  # of a GPU: a processor does not train in it
+        del values["dtype"]
+    return values
 
 
 def agree_on_plan(loaded: LoadedRecipe, facts: Facts, run: RunDir, ranks: Ranks) -> Plan:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 
 import pytest
@@ -23,14 +24,17 @@ STEP = StepMetrics(
 )
 
 
-def shown(*, terminal: bool, steps: int = 1) -> str:
+MEASURED = ("2.00 samples/s  padding 25%  clipped 2  noise scale 42  memory 1.50 GiB",)
+
+
+def shown(*, terminal: bool, steps: int = 1, step: StepMetrics = STEP) -> str:
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=terminal, width=100, highlight=False, color_system=None)
     with LiveView(console) as view:
         view.stage("loading [model]")
         view.note("2 rows [are] left out")
         for _ in range(steps):
-            view.step(STEP)
+            view.step(step)
     return stream.getvalue()
 
 
@@ -48,6 +52,17 @@ def test_on_a_terminal_a_view_shows_the_figures() -> None:
 
     for part in ("step 3/60", "loss", "1.2500", "learning rate", "tokens/s", "250", "1.50 GiB"):
         assert part in text
+
+
+@pytest.mark.parametrize(("terminal", "says"), [(True, ("padding", "25%", "noise scale", "42")), (False, MEASURED)])
+def test_padding_clipped_steps_and_the_noise_scale_are_shown_where_they_are_known(
+    terminal: bool, says: tuple[str, ...]
+) -> None:
+    measured = dataclasses.replace(STEP, computed_tokens=1333, clipped=2, noise_scale=(42.0, 30.0, 60.0))
+
+    text = shown(terminal=terminal, step=measured)
+
+    assert all(part in text for part in says)
 
 
 @pytest.mark.parametrize("terminal", [True, False])

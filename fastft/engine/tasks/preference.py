@@ -253,6 +253,11 @@ class PreferenceTrainer(SharedRowsTrainer, JudgingTrainer):
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         return eval_dataset.by_width()
 
+    def _computed(self, inputs: dict[str, Any]) -> int:
+        count, rows = super()._computed(inputs), len(inputs["rows"])
+        # With verdicts, the second text is only measured: `_count`.
+        return count if self._own.in_pairs else rows * inputs["input_ids"].shape[1]
+
     def know_references(self, rows: PreferenceRows, kept_in: Path | None, hooks: Hooks, what: str) -> None:
         """Give `rows` the log-probabilities of the model before training: those of `kept_in`, or computed now.
 

@@ -46,7 +46,9 @@ def test_a_compiled_run_learns_the_same_from_two_graphs(small: Path, tmp_path: P
     # Fused sums are rounded in another order.
     losses = [line["loss"] for line in compiled.steps]
     assert losses == pytest.approx([line["loss"] for line in plain.steps], rel=1e-4)
-    assert compiled.result["eval_loss"]["before"] == plain.result["eval_loss"]["before"]
+    # With torch.compile the output layer sees every position, not only those that carry loss: other sums of the same.
+    before = compiled.result["eval_loss"]["before"]
+    assert before == pytest.approx(plain.result["eval_loss"]["before"], rel=1e-6)
 
 
 def test_a_stop_ends_the_compiling(model: Path, tmp_path: Path) -> None:
