@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscop
 # A GPU host is one where the driver answers.
 LIST := $(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu)
 
-.PHONY: quickstart test light lint docs golden gpu torture clean
+.PHONY: quickstart test light lint docs site golden gpu torture installations clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/fastft run recipes/quickstart.toml --resume
@@ -31,6 +31,24 @@ lint: $(VENV)/installed
 # The program writes docs/reference; a test fails when it is stale.
 docs: $(VENV)/installed
 	$(BIN)/python -m tests.docs
+
+# docs/ and this README as pages in build/site; a dead link between them fails.
+site: build/site-venv/installed
+	build/site-venv/bin/python docs/build_site.py
+
+build/site-venv/installed: requirements/site.txt
+	$(PYTHON) -m venv build/site-venv
+	build/site-venv/bin/python -m pip install --quiet -r requirements/site.txt
+	touch $@
+
+# Every way of installing, in fresh environments with the newest versions; QUICK=--quick: pip alone; TRAIN=--train.
+installations: build/tools-venv/installed
+	build/tools-venv/bin/python -m benchmarks.installations $(QUICK) $(TRAIN)
+
+build/tools-venv/installed: requirements/tools.txt
+	$(PYTHON) -m venv build/tools-venv
+	build/tools-venv/bin/python -m pip install --quiet -r requirements/tools.txt
+	touch $@
 
 # The plan of each shipped recipe: a test fails when it changes, so that reviewers see the effect of a default.
 golden: $(VENV)/installed

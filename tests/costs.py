@@ -38,12 +38,14 @@ def costs_page() -> str:
     head = "| model | " + " | ".join(f"`{name}`" for name in SHEETS) + " |"
     rows = [head, "|" + " --- |" * (len(SHEETS) + 1)]
     rows += [f"| {model} | {' | '.join(_cell(model, name) for name in SHEETS)} |" for model in MODELS]
+    price = "fastft plan recipe.toml --device h100 --price-per-hour 2.5"
     text = (
         f"QLoRA (4-bit base, rank 16) with Unsloth, one epoch of {EXAMPLES:,} examples of {TOKENS} tokens, batch 2,"
-        " on one GPU: peak memory, and the time from published rates of training. The price is that time at the price"
-        " of an hour; `fastft plan` computes all of it for your own rows, and `--devices` for several GPUs."
+        " on one GPU: peak memory, and the time from published rates of training. What it costs is that time at the"
+        " price of an hour of yours, which the plan computes for your own rows; `--devices` for several GPUs:"
     )
-    parts = ["# Which model, which card, how long", "Made by `make docs`; do not edit.", text, "\n".join(rows)]
+    title, made = "# Which model, which card, how long, what does it cost", "Made by `make docs`; do not edit."
+    parts = [title, made, text, f"```bash\n{price}\n```", "\n".join(rows)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -20,6 +20,7 @@ from fastft.recipe.optimizers import OPTIMIZERS, Argument
 from fastft.recipe.quantizations import QUANTIZATIONS
 from fastft.recipe.reference import recipe_page, schema
 from tests.costs import costs_page
+from tests.recording import quickstart_svg
 
 FOLDER = Path(__file__).parents[1] / "docs" / "reference"
 
@@ -31,6 +32,7 @@ def pages() -> dict[str, str]:
         "cli.md": cli_page(),
         "tables.md": tables_page(),
         "costs.md": costs_page(),
+        "../quickstart.svg": quickstart_svg(),
         "recipe.schema.json": json.dumps(schema(), indent=2) + "\n",
     }
 

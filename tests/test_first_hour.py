@@ -265,3 +265,14 @@ def test_cases_4_7_and_8_of_keys(
 
     assert call("check r.toml --set max_steps=5", monkeypatch) == 2
     assert "write --set train.max_steps=5" in capsys.readouterr().err
+
+
+def test_a_run_without_the_locks_of_posix_is_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on Windows, where the commands that train nothing work: tests/test_startup.py."""
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+
+    assert call("run r.toml", monkeypatch) == 4
+    assert capsys.readouterr().err.endswith("which it needs; use Linux, macOS or WSL 2\n")
+    assert not (folder / "runs").exists()

@@ -14,6 +14,7 @@ from rich.console import Console
 from fastft.console import is_quiet, private_console
 from fastft.engine_choice import started
 from fastft.errors import DataError, Interrupted, MachineError, Problem, RecipeError, UsageError, Where
+from fastft.files.locks import require_locks
 from fastft.planning.check import check
 from fastft.planning.facts import find_facts
 from fastft.planning.plan import make_plan
@@ -38,6 +39,7 @@ def run(recipe: Path, overrides: Sequence[str], runs_dir: Path, start: Start, co
         FastftError: anything that a user can fix, before or during training.
         Interrupted: the run was asked to stop; the same command continues.
     """
+    require_locks("fastft run")
     with Ranks(find_world()) as ranks, libraries_see(ranks.world):
         return _run(recipe, overrides, runs_dir, start, console if ranks.world.is_first else Console(quiet=True), ranks)
 

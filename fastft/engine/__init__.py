@@ -20,7 +20,7 @@ os.environ["UNSLOTH_COMPILE_LOCATION"] = str(_kernels)
 os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
 # On a busy machine threads that wait for each other should sleep, not spin: a training step then takes 2.5 s instead of
 # 3 to 7. On an idle one it would take 1.3 s instead of 1.05 (benchmarks/threads.json). Torch's OpenMP library reads it.
-if os.getloadavg()[0] >= (os.cpu_count() or 1):
+if hasattr(os, "getloadavg") and os.getloadavg()[0] >= (os.cpu_count() or 1):
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

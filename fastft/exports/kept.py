@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -14,6 +13,7 @@ from pathlib import Path
 from fastft.errors import MachineError, Problem, Where
 from fastft.exports.merged import TOKENIZER_FILES
 from fastft.exports.record import FILE, RecordedArtefact, read_exports
+from fastft.files.locks import require_locks
 from fastft.files.seal import SEAL, damage
 from fastft.probe.hashes import kept_sha256, sha256_of_files
 
@@ -71,8 +71,11 @@ def exporting_alone(out: Path) -> Iterator[None]:
     """Lock the folder of the exports for this process, and remove what a stopped one left half-written.
 
     Raises:
-        MachineError: another process exports into it.
+        MachineError: another process exports into it, or the system has no locks.
     """
+    require_locks("fastft export")
+    import fcntl
+
     out.mkdir(parents=True, exist_ok=True)
     folder = os.open(out, os.O_RDONLY)
     try:

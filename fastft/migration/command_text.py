@@ -96,7 +96,7 @@ def _flags(words: Sequence[str], line: int) -> tuple[Argument, ...]:
 
 def _ends_launcher(word: str, name: str, values: Sequence[str]) -> bool:
     """Whether a word is the program that a launcher starts, behind the value of the launcher's own flag."""
-    return word == "-m" or (word.endswith(".py") and (bool(values) or name == "hostfile"))
+    return word == "-m" or (word.endswith(".py") and (bool(values) or name in ("hostfile", "force_multi")))
 
 
 def _tool(words: Sequence[str], names: set[str]) -> str:

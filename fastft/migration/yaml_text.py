@@ -61,6 +61,10 @@ def _tool(names: set[str], fail: Any) -> str:
     """The tool whose keys these are."""
     if "base_model" in names and names & {"datasets", "pretraining_dataset", "adapter", "micro_batch_size", "rl"}:
         return "Axolotl"
+    if "model_class" in names:
+        raise fail("is of the experimental v1 of LLaMA-Factory, whose keys are others")
+    if "stage" not in names and names & {"infer_backend", "export_dir"}:
+        raise fail("is for chat or export, and trains nothing")
     if names & {"stage", "finetuning_type", "cutoff_len"}:
         return "LLaMA-Factory"
     if "model" in names and names & {"tuner_type", "train_type", "dataset"}:

@@ -33,6 +33,7 @@ _ROWS = (
     Sheet("a100-80gb", "NVIDIA A100 80 GB", r"A100.*80 ?GB", 81_920 * MIB, 312e12, 2.039e12),
     Sheet("h100", "NVIDIA H100 80 GB", r"H100", 81_559 * MIB, 989e12, 3.35e12),
     Sheet("h200", "NVIDIA H200", r"H200", 143_771 * MIB, 989e12, 4.8e12),
+    Sheet("l40s", "NVIDIA L40S", r"\bL40S\b", 46_068 * MIB, 362e12, 0.864e12),
     # Whole words: an L40S is no L4.
     Sheet("l4", "NVIDIA L4", r"\bL4\b", 23_034 * MIB, 121e12, 0.3e12),
     Sheet("t4", "NVIDIA T4", r"\bT4\b", 15_360 * MIB, 65e12, 0.32e12, computes_bfloat16=False),

@@ -41,6 +41,7 @@ BUILT_IN = {
     "a100-80gb": "nvlink3",
     "h100": "nvlink4",
     "h200": "nvlink4",
+    "l40s": "pcie4",
     "l4": "pcie4",
     "t4": "pcie3",
     "rtx4090": "pcie4",

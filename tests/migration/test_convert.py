@@ -210,6 +210,40 @@ def test_each_of_the_24_arguments_of_baichuan2_is_listed() -> None:
     assert (found["train"]["report_to"], found["train"]["deepspeed"]) == ("none", "ds_config.json")
 
 
+@pytest.mark.parametrize(
+    ("command", "full", "rank"),
+    [
+        ("deepspeed train_lora.py --model_name_or_path a/b --data_path r.json --lora_r 8 --lora_alpha 16", None, 8),
+        (
+            "torchrun train_mem.py --model_name_or_path a --data_path r.json --fsdp_transformer_layer_cls_to_wrap X",
+            True,
+            None,
+        ),
+        (
+            "deepspeed --force_multi t.py --model_name_or_path a --data_path r --deepspeed --deepspeed_config d.json",
+            True,
+            None,
+        ),
+    ],
+)
+def test_a_command_line_of_deepspeed_loses_nothing(command: str, full: bool | None, rank: int | None) -> None:
+    converted = made(command, "run.sh")
+    found = tomllib.loads(converted.text)
+
+    assert [entry.argument.name for entry in converted.lost] == []
+    assert (found["model"].get("full_finetuning"), found.get("lora", {}).get("r")) == (full, rank)
+    assert ("deepspeed" in found.get("train", {})) is ("--deepspeed_config" in command)
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [("infer_backend: hf\n", "chat or export"), ("export_dir: out\n", "chat or export"), ("model_class: llm\n", "v1")],
+)
+def test_a_file_of_llama_factory_that_trains_nothing_is_refused(lines: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        made("model_name_or_path: a/b\ntemplate: qwen\n" + lines)
+
+
 def test_several_processes_keep_the_examples_of_a_step() -> None:
     flags = "--model_name_or_path org/m --dataset_name org/d --per_device_train_batch_size 2"
     found = recipe(f"torchrun --nproc_per_node 8 sft.py {flags} --gradient_accumulation_steps 4", "a.sh")

@@ -164,7 +164,7 @@ def test_a_found_device_is_recognised_by_what_its_driver_calls_it(name: str, key
     assert sheet_of(Device("cuda", name, GIB, 1, computes_bfloat16=True)) == SHEETS[key]
 
 
-@pytest.mark.parametrize("name", ["NVIDIA L40S", "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA A10"])
+@pytest.mark.parametrize("name", ["NVIDIA L40", "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA A10"])
 def test_a_device_with_a_like_name_is_not_taken_for_another(name: str) -> None:
     assert sheet_of(Device("cuda", name, GIB, 1, computes_bfloat16=True)) is None
 

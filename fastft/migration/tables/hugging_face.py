@@ -132,6 +132,11 @@ def only_off(why: str, field: str) -> Any:
     return take
 
 
+def _deepspeed(value: Any, given: Mapping[str, Any]) -> Settings | str:
+    """A configuration, or DeepSpeed's own switch, whose configuration is `deepspeed_config`."""
+    return LAUNCH if value is True and "deepspeed_config" in given else {"train.deepspeed": text(value)}
+
+
 def _revision(value: Any, _: Mapping[str, Any]) -> Settings | str:
     return "the main branch is the default" if value == "main" else {"model.revision": text(value)}
 
@@ -191,7 +196,8 @@ TRAINING: tuple[Row, ...] = (
     keys("metric_for_best_model", ("train.metric_for_best_model",), _best),
     key("report_to", "train.report_to", reporters),
     key("dataloader_num_workers", "train.dataloader_num_workers", whole),
-    key("deepspeed", "train.deepspeed", text),
+    keys("deepspeed", ("train.deepspeed",), _deepspeed),
+    key("deepspeed_config", "train.deepspeed", text),
     *unneeded(FOLDER, "output_dir", "overwrite_output_dir", "run_name", "resume_from_checkpoint", "logging_dir"),
     *unneeded(LOGS, "logging_strategy", "logging_first_step", "log_level", "disable_tqdm", "plot_loss"),
     *unneeded(LOGS, "include_num_input_tokens_seen", "include_tokens_per_second", "project"),
@@ -218,6 +224,7 @@ TRAINING: tuple[Row, ...] = (
         "dataset_batch_size",
     ),
     *unneeded(LAUNCH, "ddp_timeout", "ddp_find_unused_parameters", "local_rank", "fsdp", "fsdp_config", "ddp_backend"),
+    *unneeded(LAUNCH, "fsdp_transformer_layer_cls_to_wrap"),
     *unneeded(LAUNCH, "accelerator_config"),
     *unneeded(
         "the result is the same either way", "gradient_checkpointing_kwargs", "save_only_model", "save_safetensors"

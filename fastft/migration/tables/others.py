@@ -80,6 +80,7 @@ _LAUNCHER = (
             "rdzv_backend",
             "rdzv_endpoint",
             "use_deepspeed",
+            "force_multi",
             "accelerate_config",
         ),
     ),
@@ -185,9 +186,9 @@ _LLAMA_FACTORY: tuple[Row, ...] = (
         "ray_storage_path",
         "resources_per_worker",
         "placement_strategy",
-        "fsdp_transformer_layer_cls_to_wrap",
     ),
     *unneeded(FOLDER, "tokenized_path", "export_dir"),
+    *unneeded("KTransformers, which computes experts on the CPU", "use_kt", "kt_config", "kt_cpu_activation"),
     *unneeded("reasoning of a row is kept as the template does", "enable_thinking"),
     *unneeded("the picture parts stay as they are", "freeze_language_model"),
     *lost(
@@ -364,6 +365,8 @@ def _baichuan_lora(value: Any, given: Mapping[str, Any]) -> Settings | str:
     """Baichuan2's fine-tune.py holds these values in its code."""
     if not is_on(value):
         return {"model.full_finetuning": True}
+    if "lora_r" in given:
+        return SAME
     if "baichuan" not in str(given.get("model_name_or_path", "")).lower():
         raise LostError("the script's own code says which adapter; write [lora] by hand")
     return {"lora.r": 1, "lora.lora_alpha": 32, "lora.lora_dropout": 0.1, "lora.target_modules": ["W_pack"]}
@@ -386,12 +389,18 @@ _SCRIPT: tuple[Row, ...] = (
         ("model.load_in_4bit",),
         lambda value, _: {"model.load_in_4bit": True} if is_on(value) else "asks for nothing",
     ),
+    keys(
+        "flash_attn",
+        ("model.attn_implementation",),
+        lambda value, _: {"model.attn_implementation": "flash_attention_2"} if is_on(value) else "asks for nothing",
+    ),
     *unneeded(LOADING, "lazy_preprocess"),
 )
 
 
 def _script_defaults(given: Mapping[str, Any], _: Settings) -> Settings:
-    full = not is_on(given.get("use_lora")) and not is_on(given.get("use_peft"))
+    # FastChat's train_lora.py has no switch: it takes the rank alone.
+    full = "lora_r" not in given and not any(is_on(given.get(name)) for name in ("use_lora", "use_peft"))
     found = {**TRAINER_DEFAULTS, **({"model.full_finetuning": True} if full else {})}
     if "baichuan2" in str(given.get("model_name_or_path", "")).lower():  # its base has none; the script writes it
         found["data.chat_template"] = "baichuan2"
