@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fastft.data.answer_format import schema_fault
 from fastft.data.inspect import Inspection, inspect
 from fastft.errors import DataError, Problem, RecipeError
 from fastft.planning.choices import written_batch
@@ -21,7 +22,7 @@ def check(loaded: LoadedRecipe) -> Inspection:
         DataError: only the data has problems.
     """
     found = inspect(loaded.recipe.data, loaded.folder, loaded.where, loaded.recipe.labelled)
-    wrong = [*_steps_and_epochs(loaded, found), *_deepspeed(loaded), *found.recipe_problems]
+    wrong = [*_steps_and_epochs(loaded, found), *_deepspeed(loaded), *_answer_schema(loaded), *found.recipe_problems]
     if wrong:
         raise RecipeError([*wrong, *found.data_problems])
     if found.data_problems:
@@ -61,3 +62,16 @@ def _deepspeed(loaded: LoadedRecipe) -> list[Problem]:
     except (OSError, UnicodeDecodeError) as error:
         return [loaded.problem("train.deepspeed", f"cannot be read: {error}", "correct the file")]
     return [loaded.problem("train.deepspeed", *one) for one in deepspeed_file_problems(text)]
+
+
+def _answer_schema(loaded: LoadedRecipe) -> list[Problem]:
+    name = loaded.recipe.eval.answer_schema
+    if name is None:
+        return []
+    try:
+        wrong = schema_fault((loaded.folder / name).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return [loaded.problem("eval.answer_schema", "no such file", "write a path relative to the recipe")]
+    except (OSError, UnicodeDecodeError) as error:
+        return [loaded.problem("eval.answer_schema", f"cannot be read: {error}", "correct the file")]
+    return [] if wrong is None else [loaded.problem("eval.answer_schema", wrong, "correct the file")]

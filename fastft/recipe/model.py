@@ -690,6 +690,11 @@ class EvalSection(Section):
     after 2 s: an answer that takes longer does not match.
     Upstream: none (re.fullmatch)"""
 
+    answer_schema: str | None = Field(default=None, min_length=1)
+    """A JSON schema in a file, beside the recipe or with a path, that the data of every answer should fit, counted as
+    format_valid; answers are JSON, or YAML with answer_format = "yaml". References to other files are not followed.
+    Upstream: none (jsonschema)"""
+
     fail_if: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Conditions that end the command with exit code 6 when the run has finished: ["exact_match < 0.8",
     "regression_drop > 0.05"]. A measure is that after training, with _drop or _rise its change. docs/evaluation.md

@@ -113,7 +113,7 @@ _NEEDS = (
     _Need(
         (
             *("eval.max_examples", "eval.max_new_tokens", "eval.regression_set"),
-            *("eval.answer_format", "eval.answer_pattern"),
+            *("eval.answer_format", "eval.answer_pattern", "eval.answer_schema"),
         ),
         lambda recipe: recipe.eval.exact_match,
         "answers are generated only with eval.exact_match = true",

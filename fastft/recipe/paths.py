@@ -21,6 +21,7 @@ def unreachable_paths(recipe: Recipe, folder: Path) -> Iterator[tuple[str, str, 
         **{f"data.sources[{number}].path": source.path for number, source in enumerate(data.sources)},
         "data.eval": data.eval,
         "data.chat_template": data.chat_template,
+        "eval.answer_schema": recipe.eval.answer_schema,
         "train.deepspeed": None if recipe.train.deepspeed in ZERO_STAGES else recipe.train.deepspeed,
     }
     for field, name in values.items():

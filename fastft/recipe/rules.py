@@ -156,6 +156,8 @@ def _answers(recipe: Recipe, _: Given) -> Iterator[Violation]:
     if section.answer_format is not None and section.answer_pattern is not None:
         wrong = f'is set together with answer_format = "{section.answer_format}"'
         yield Violation("eval.answer_pattern", wrong, "keep one of them", ("eval.answer_format",))
+    if section.answer_schema is not None and section.answer_pattern is not None:
+        yield Violation("eval.answer_pattern", "is set together with answer_schema", "keep one of them")
     if section.answer_pattern is not None:
         try:
             re.compile(section.answer_pattern)
@@ -178,7 +180,7 @@ def _missing_for(measure: str, recipe: Recipe) -> tuple[str, str] | None:
         return "needs generated answers", "set eval.exact_match = true, or remove it"
     if measure == "regression" and not section.regression_set:
         return "needs the general questions", "remove regression_set = false, or remove it"
-    if measure == "format_valid" and not (section.answer_format or section.answer_pattern):
+    if measure == "format_valid" and not (section.answer_format or section.answer_pattern or section.answer_schema):
         return "needs a format of answers", 'set eval.answer_format = "json", or remove it'
     return None
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fastft.data.answer_format import valid_answers
+from fastft.data.answer_format import AnswerFormat, valid_answers
 from fastft.data.content import final_text, is_in_thought
 from fastft.data.general import GENERAL_TOKENS, General, questions
 from fastft.data.render import Prompt
@@ -15,7 +15,6 @@ from fastft.errors import MeasureError, Problem, RecipeError
 from fastft.recipe.conditions import Condition, parse_condition
 from fastft.recipe.loader import LoadedRecipe
 from fastft.recipe.measures import MEASURES, Answered, Measure
-from fastft.recipe.model import EvalSection
 from fastft.runs.held_out import Answers
 from fastft.runs.intervals import Interval, change_interval, mean_interval, paired_difference, share_interval
 from fastft.runs.result import MeasuredRows, Result, ShownAnswer, Trained
@@ -67,7 +66,7 @@ class Compared:
 
 
 def with_measures(
-    result: Result, trained: Trained, prompts: Sequence[Prompt], general: General, section: EvalSection
+    result: Result, trained: Trained, prompts: Sequence[Prompt], general: General, wanted: AnswerFormat
 ) -> Result:
     """`result` with the value of each held-out row for every measure of answers and of preferences."""
     judged, earlier = trained.after.judged, trained.before.judged
@@ -78,8 +77,8 @@ def with_measures(
     if after is None:
         return result
     references = [prompt.reference for prompt in prompts]
-    old = None if before is None else _answered(references, before, section)
-    new = _answered(references, after, section)
+    old = None if before is None else _answered(references, before, wanted)
+    new = _answered(references, after, wanted)
     rows = [made for measure in MEASURES.values() if (made := _rows(measure, old, new)) is not None]
     shown, missing = _general(trained, general)
     if shown and not missing:
@@ -111,11 +110,11 @@ def _general(trained: Trained, general: General) -> tuple[tuple[ShownAnswer, ...
     return shown, ""
 
 
-def _answered(references: Sequence[str], answers: Answers, section: EvalSection) -> list[Answered]:
+def _answered(references: Sequence[str], answers: Answers, wanted: AnswerFormat) -> list[Answered]:
     texts = [final_text(text) for text in answers.texts]
     valid: Sequence[bool | None] = [None] * len(texts)
-    if section.answer_format or section.answer_pattern:
-        valid = valid_answers(texts, section.answer_format, section.answer_pattern)
+    if wanted:
+        valid = valid_answers(texts, wanted)
     tokens: Sequence[int | None] = answers.tokens or [None] * len(texts)
     stopped: Sequence[bool | None] = answers.stopped or [None] * len(texts)
     return [

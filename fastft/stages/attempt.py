@@ -149,7 +149,7 @@ def _run(attempt: Attempt) -> None:
     totals, seconds = MetricsFile(attempt.run.metrics).history().totals, time.perf_counter() - started
     _keep_throughput(attempt, ready, outcome.plan, totals)
     result = make_result(outcome.plan, ready.rows, outcome.trained, ready.prompts, outcome.saved, totals, seconds)
-    result = with_measures(result, outcome.trained, ready.prompts, ready.general, attempt.loaded.recipe.eval)
+    result = with_measures(result, outcome.trained, ready.prompts, ready.general, ready.answer_format)
     result = dataclasses.replace(result, metrics_sha256=file_sha256(attempt.run.metrics))
     if ready.job.kinds and ready.rows.labels is not None:
         result = dataclasses.replace(result, exports=_export_classifier(attempt, ready, model, result))

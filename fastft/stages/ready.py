@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from fastft.console import redact_value
 from fastft.data.added_tokens import write_grown
+from fastft.data.answer_format import AnswerFormat, wanted_format
 from fastft.data.general import General, general_prompts
 from fastft.data.prepare import Prepared
 from fastft.data.render import Prompt, render_prompt
@@ -113,6 +114,7 @@ class Ready:
     general: General
     held_out: HeldOut
     job: Job
+    answer_format: AnswerFormat
 
 
 def _began(run: RunDir) -> dict[str, object]:
@@ -187,9 +189,9 @@ def prepare_run(attempt: Attempt) -> Ready:
     asked = rows.eval.examples[: wanted.max_examples] if wanted.exact_match and rows.eval is not None else []
     prompts = [render_prompt(example, rows.renderer) for example in asked]
     general = _general(attempt, rows) if prompts and wanted.regression_set else General()
-    return Ready(
-        facts, plan, rows, base, prompts, general, held_out, _export_job(attempt, base, rows, held_out.end_ids)
-    )
+    job = _export_job(attempt, base, rows, held_out.end_ids)
+    answers = wanted_format(wanted, loaded.folder)
+    return Ready(facts, plan, rows, base, prompts, general, held_out, job, answers)
 
 
 def _general(attempt: Attempt, rows: Prepared) -> General:

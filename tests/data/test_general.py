@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from fastft.data.answer_format import valid_answers
+from fastft.data.answer_format import AnswerFormat, schema_fault, valid_answers
 from fastft.data.content import is_in_thought
 from fastft.data.general import GENERAL_TOKENS, general_prompts, questions
 from fastft.data.render import make_renderer
@@ -100,11 +100,41 @@ def test_reasoning_that_does_not_end_is_found(text: str, inside: bool) -> None:
 def test_answers_are_valid_json_or_yaml() -> None:
     texts = ['{"a": 1}', "[1, 2]", "a: 1", "plain words", "{", "a: [1"]
 
-    assert valid_answers(texts, "json", None) == [True, True, False, False, False, False]
-    assert valid_answers(texts, "yaml", None) == [True, True, True, False, False, False]
+    assert valid_answers(texts, AnswerFormat("json")) == [True, True, False, False, False, False]
+    assert valid_answers(texts, AnswerFormat("yaml")) == [True, True, True, False, False, False]
 
 
 def test_a_pattern_must_match_as_a_whole_and_may_not_take_forever() -> None:
     texts = ["type: broken", "type: broken!", "a" * 5000 + "!", "type: late"]
 
-    assert valid_answers(texts, None, r"type: \w+|(a+)+b") == [True, False, False, True]
+    assert valid_answers(texts, AnswerFormat(pattern=r"type: \w+|(a+)+b")) == [True, False, False, True]
+
+
+SCHEMA = (
+    """{"type": "object", "required": ["name"], "properties": {"name": {"type": "string"}, "age": {"minimum": 0}}}"""
+)
+
+
+def test_answers_that_fit_a_json_schema_are_valid() -> None:
+    texts = ['{"name": "Ann", "age": 3}', '{"name": "Ann", "age": -1}', '{"age": 3}', "name: Ann", "[1]", "{"]
+
+    assert valid_answers(texts, AnswerFormat(schema=SCHEMA)) == [True, False, False, False, False, False]
+    assert valid_answers(texts, AnswerFormat("yaml", schema=SCHEMA)) == [True, False, False, True, False, False]
+
+
+def test_a_schema_fetches_nothing_and_matches_within_limits() -> None:
+    elsewhere = '{"$ref": "http://127.0.0.1:9/other.json"}'
+    endless = '{"pattern": "^(a+)+$"}'
+
+    assert schema_fault(elsewhere) is None
+    assert valid_answers(["1"], AnswerFormat(schema=elsewhere)) == [False]
+    assert valid_answers(['"' + 40 * "a" + '!"', '"aa"'], AnswerFormat(schema=endless)) == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [("{", "is not JSON"), ("[]", "is no JSON object"), ('{"type": "text"}', "is no JSON schema: 'text' is not valid")],
+)
+def test_what_is_no_schema_is_said_before_a_run(text: str, wrong: str) -> None:
+    assert (schema_fault(text) or "").startswith(wrong)
+    assert schema_fault(SCHEMA) is None

@@ -88,7 +88,7 @@ def plans(recipe: Path, engine: str, device: Device) -> list[Call]:
     plain = ["train.gradient_checkpointing=true"] if engine == "transformers" else []
     for more in ([], MORE):
         task = load(recipe).recipe.task
-        fits = [one for one in more if task != "preference" or "deepspeed" not in one]
+        fits = [one for one in more if task == "sft" or "deepspeed" not in one]
         fits = [one for one in fits if task != "classification" or "tokens" not in one]
         overrides = [f"model.engine={engine}", *plain, *fits]
         data = load(recipe).recipe.data

@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fastft.cli import app
+from fastft.data.answer_format import AnswerFormat, wanted_format
 from fastft.data.general import General, questions
 from fastft.data.render import Prompt
 from fastft.errors import MeasureError, RecipeError, Where
@@ -136,7 +137,7 @@ def answers(*texts: str, stopped: bool = True) -> Answers:
 
 def measured(one: Trained, *references: str, **section: object) -> dict[str, MeasuredRows]:
     prompts = [Prompt("", [], reference, Where("x")) for reference in references]
-    made = with_measures(RESULT, one, prompts, General(), EvalSection.model_validate(section))
+    made = with_measures(RESULT, one, prompts, General(), wanted_format(EvalSection.model_validate(section), Path()))
     return {rows.name: rows for rows in made.measures}
 
 
@@ -164,7 +165,7 @@ def test_answers_of_an_older_run_lack_their_lengths_and_nothing_is_made_up() -> 
 def general_result(before: str, after: str) -> tuple[dict[str, MeasuredRows], str]:
     old, new = (answers(*[text] * len(questions())) for text in (before, after))
     made = with_measures(
-        RESULT, trained(answers("a"), answers("a"), old, new), [GENERAL.prompts[0]], GENERAL, EvalSection()
+        RESULT, trained(answers("a"), answers("a"), old, new), [GENERAL.prompts[0]], GENERAL, AnswerFormat()
     )
     return {rows.name: rows for rows in made.measures}, made.general_missing
 
@@ -190,7 +191,7 @@ def test_answers_that_end_in_their_reasoning_are_not_counted_and_the_page_says_w
 def test_a_template_that_refused_the_questions_is_kept_as_the_reason() -> None:
     one = trained(answers("a"), answers("a"))
 
-    made = with_measures(RESULT, one, [GENERAL.prompts[0]], General(missing="it refuses"), EvalSection())
+    made = with_measures(RESULT, one, [GENERAL.prompts[0]], General(missing="it refuses"), AnswerFormat())
 
     assert (made.general, made.general_missing) == ((), "it refuses")
 
