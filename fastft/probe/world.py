@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import sys
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -106,7 +107,9 @@ def find_world(variables: Mapping[str, str] | None = None) -> World:
         MachineError: a variable is no number, two launchers disagree, or one says too little.
     """
     env = os.environ if variables is None else variables
-    _refuse_settings(env)
+    # In a program that trained before, it was transformers or Unsloth that set them, for that training.
+    if variables is not None or "transformers" not in sys.modules:
+        _refuse_settings(env)
     size = _number(env, TORCH.size, least=1)
     outer = [launcher for launcher in OUTER if _sized(env, launcher) > 1]
     _refuse_rank_without_size(env, size is not None or bool(outer))
@@ -283,13 +286,15 @@ def take_local_rank(rank: int) -> None:
 
 @contextlib.contextmanager
 def libraries_see(world: World) -> Iterator[None]:
-    """Within: the variables that torch and accelerate read say `world`; afterwards they are as they were.
+    """Within: the variables that torch and accelerate read say `world` and nothing else; afterwards they are as before.
 
     Of one process they say nothing: with a LOCAL_RANK that a launcher of one process set, accelerate makes a group.
+    What an earlier training in this process left there, such as its precision, is not for this one.
     """
-    names = (*World().variables(), *OTHER_ENGINES, *OTHER_SETTINGS)
+    settings = (*OTHER_ENGINES, *OTHER_SETTINGS)
+    names = (*World().variables(), *settings)
     before = {name: os.environ[name] for name in names if name in os.environ}
-    for name in World().variables() if world.size == 1 else ():
+    for name in names if world.size == 1 else settings:
         os.environ.pop(name, None)
     if world.size > 1:
         os.environ |= world.variables()

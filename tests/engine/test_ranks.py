@@ -189,7 +189,7 @@ def test_two_processes_train_what_one_trains(folder: Path, two: RunDir) -> None:
     assert [step[2:] for step in steps(two)] == [step[2:] for step in steps(alone)]
     assert held_out(two) == pytest.approx(held_out(alone), abs=1e-4)
     assert sorted(path.name for path in (folder / "runs").iterdir() if path.name.startswith("two")) == ["two"]
-    assert sorted(path.name for path in (two.attempts / "1").iterdir()) == ["log.txt", "rank-1.log"]
+    assert sorted(path.name for path in (two.attempts / "1").iterdir()) == ["began.json", "log.txt", "rank-1.log"]
 
 
 def test_a_signal_to_another_rank_stops_all_after_the_same_step(folder: Path, two: RunDir) -> None:

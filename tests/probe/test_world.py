@@ -182,6 +182,18 @@ def test_libraries_see_the_world_while_it_lasts(monkeypatch: pytest.MonkeyPatch)
     assert dict(os.environ) == before
 
 
+def test_what_an_earlier_training_left_is_not_for_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.delitem(sys.modules, "transformers", raising=False)
+    with pytest.raises(MachineError, match="ACCELERATE_MIXED_PRECISION"):
+        find_world()
+    monkeypatch.setitem(sys.modules, "transformers", sys)
+
+    with libraries_see(find_world()):
+        assert "ACCELERATE_MIXED_PRECISION" not in os.environ
+    assert os.environ["ACCELERATE_MIXED_PRECISION"] == "bf16"
+
+
 def test_a_launcher_of_one_process_makes_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {**DEEPSPEED, "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_SIZE": "1"}.items():
         monkeypatch.setenv(name, value)
