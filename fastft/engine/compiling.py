@@ -1,10 +1,8 @@
-"""torch.compile in training: what was compiled and how long that took, what is left alone, and a stop meanwhile."""
+"""torch.compile in training: what was compiled, how long that took, and what is left alone."""
 
 from __future__ import annotations
 
 import contextlib
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +11,6 @@ import torch._dynamo.utils as dynamo
 from accelerate import Accelerator
 from accelerate.utils import DynamoBackend
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-
-# How often a stop is looked for while the first step compiles.
-LOOK_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -54,33 +49,18 @@ def uncompiled(accelerator: Accelerator) -> Iterator[None]:
 
 
 class Compiling(TrainerCallback):
-    """Says what training compiled, and lets a stop end the first step, in which nothing is trained yet.
+    """Says what training compiled.
 
-    The first step compiles for seconds or minutes, and a stop is only looked for between steps: meanwhile a thread
-    looks for one, and interrupts the compiler by the signal that the run knows.
+    A stop is obeyed after the first step, as always: an exception that is raised from outside within the compiler's own
+    C++ code ends the process with SIGABRT now and then (seen with torch 2.13). A second signal still ends it at once.
     """
 
-    def __init__(self, note: Callable[[str], None], stop_asked: Callable[[], bool]) -> None:
-        self._note, self._stop_asked = note, stop_asked
+    def __init__(self, note: Callable[[str], None]) -> None:
+        self._note = note
         self._before = Compiled.now()
-        self._steps_done = threading.Event()
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._before = Compiled.now()
-        self._steps_done.clear()
-        # Python lets only the main thread be interrupted; and weights of an earlier checkpoint are saved there already.
-        if threading.current_thread() is threading.main_thread():
-            threading.Thread(target=self._look, args=(threading.get_ident(),), daemon=True).start()
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._steps_done.set()
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._steps_done.set()
         self._note(str(Compiled.now().since(self._before)))
-
-    def _look(self, thread: int) -> None:
-        while not self._steps_done.wait(LOOK_SECONDS):
-            if self._stop_asked():
-                signal.pthread_kill(thread, signal.SIGINT)
-                return

@@ -116,7 +116,7 @@ class RunTrainer(CheckpointingTrainer):
         self._reporter = StepReporter(self, self.reporters, hooks.step, hooks.evaluated)
         self._stop = StopOnRequest(self, hooks.stop_asked, hooks.last_step)
         if self.args.torch_compile:
-            self.add_callback(Compiling(hooks.note, hooks.stop_asked))
+            self.add_callback(Compiling(hooks.note))
         for callback in (self.reporters, self._reporter, NumberGuard(self), self._stop, Resumption(self)):
             self.add_callback(callback)
 

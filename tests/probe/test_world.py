@@ -158,6 +158,7 @@ def test_what_does_not_fit_together_is_refused_and_makes_no_folder(
     variables, words = WRONG[name]
     for key, value in variables.items():
         monkeypatch.setenv(key, value)
+    monkeypatch.delitem(sys.modules, "transformers", raising=False)  # a program that has just been started
 
     with pytest.raises(MachineError, match=words) as refused:
         run(write_recipe(), [], tmp_path / "runs", Start(), Console())

@@ -1,4 +1,4 @@
-"""torch.compile: two graphs, the same losses, evaluations left alone, and a stop that ends the compiling."""
+"""torch.compile: two graphs, the same losses, evaluations left alone, and a stop meanwhile."""
 
 from __future__ import annotations
 
@@ -51,15 +51,15 @@ def test_a_compiled_run_learns_the_same_from_two_graphs(small: Path, tmp_path: P
     assert before == pytest.approx(plain.result["eval_loss"]["before"], rel=1e-6)
 
 
-def test_a_stop_ends_the_compiling(model: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_stop_while_the_first_step_compiles_loses_nothing(small: Path, tmp_path: Path) -> None:
+    """That the compiler is left to end its work: only a run that compiles can show it."""
     torch.compiler.reset()  # or a graph of an earlier run is there at once
     write_rows(tmp_path / "train.jsonl", make_rows(24))
-    recipe = write_recipe(tmp_path, model, {**CHANGES, "train.torch_compile": True, "data.eval_fraction": None}, "cut")
+    recipe = write_recipe(tmp_path, small, {**CHANGES, "train.torch_compile": True, "data.eval_fraction": None}, "cut")
     shown = SignalAt("training: 4 optimizer steps", signal.SIGTERM)
 
-    with pytest.raises(Interrupted):
+    with pytest.raises(Interrupted, match="after a checkpoint"):
         run(recipe, shown=shown)
 
-    # Nothing was trained, and nothing is lost.
-    assert "step 1/" not in shown.getvalue()
-    assert checkpoints(RunDir(tmp_path / "runs" / "cut")) == []
+    assert [step for step, _ in checkpoints(RunDir(tmp_path / "runs" / "cut"))] == [1]
