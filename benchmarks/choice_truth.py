@@ -1,10 +1,10 @@
 """What `"auto"` chooses against every set-up measured: `python -m benchmarks.choice_truth`, about 10 minutes.
 
-Three mixes of lengths by four limits of memory, SmolLM2-135M, 8 examples a step, float32, on this processor. Every
-set-up of each mix is measured as `fastft tune` does it, in alternating rounds, and the faster figure counts. Of each
-limit: the fastest set-up that fits into nine tenths of it, what the forecast alone chooses, and what the search of
-`fastft tune` finds with how many probes. A choice that needs more than the whole limit counts as 0. With `--judge` the
-figures that choice_truth.json holds are judged again, without measuring.
+Three mixes of lengths by four limits of memory, SmolLM2-135M, 8 examples a step, on this processor, in the precision
+that is chosen for it. Every set-up of each mix is measured as `fastft tune` does it, in alternating rounds, and the
+faster figure counts. Of each limit: the fastest set-up that fits into nine tenths of it, what the forecast alone
+chooses, and what the search of `fastft tune` finds with how many probes. A choice that needs more than the whole limit
+counts as 0. With `--judge` the figures that choice_truth.json holds are judged again, without measuring.
 """
 
 from __future__ import annotations

@@ -81,6 +81,15 @@ class Subject:
     plan: Plan
     model: Architecture
     key: str
+    log: Path
+    """Where libraries print."""
+
+    @property
+    def order(self) -> Order:
+        """The same for the process that measures."""
+        overrides = tuple(f"{key}={value}" for key, value in self.loaded.overrides.items())
+        memory = self.facts.device.memory_bytes
+        return Order(str(self.loaded.path), overrides, self.plan.engine, memory, str(self.log))
 
     @property
     def open_keys(self) -> frozenset[str]:
@@ -99,30 +108,28 @@ def tune(recipe: Path, overrides: Sequence[str], memory: str | None, tell: Calla
     Raises:
         FastftError: the recipe cannot be run here, or leaves nothing open.
     """
+    return _measure(find_subject(recipe, overrides, memory, tell), tell)
+
+
+def _measure(subject: Subject, tell: Callable[[str], None]) -> Tuned:
     began = time.monotonic()
-    log = log_of(recipe)
-    with library_output_to(log):
-        subject = find_subject(recipe, overrides, memory, tell)
     forecasts = _candidates(subject)
     if len(forecasts) < 2:
         wrong = "leaves nothing open that could be measured"
         instead = 'leave out, or write "auto" at: ' + ", ".join(f"{section}.{key}" for key, section in WRITTEN.items())
-        raise UsageError(Problem(Where(str(recipe)), "", wrong, instead))
+        raise UsageError(Problem(Where(str(subject.loaded.path)), "", wrong, instead))
     budget = GPU_SECONDS if subject.facts.device.is_gpu else CPU_SECONDS
-    limit = subject.facts.device.memory_bytes
-    order = Order(str(recipe), tuple(overrides), subject.plan.engine, limit, str(log))
     tell(f"measuring up to {len(forecasts)} set-ups with {subject.plan.engine}, for at most {budget / 60:.0f} minutes")
     probes: list[Probe] = []
-    measuring = time.monotonic()
 
     def may_go_on() -> bool:
-        return time.monotonic() - measuring < budget
+        return time.monotonic() - began < budget
 
-    with Prober(order) as prober:
+    with Prober(subject.order) as prober:
 
         def ask(set_up: SetUp) -> Probe:
             probe = prober.ask(_question(subject, set_up, forecasts))
-            tell(_told(probe))
+            tell(_in_words(probe))
             if probe.tokens_per_second is not None or probe.out_of_memory:
                 keep_probes(probes_file(), subject.key, [probe])
             return probe
@@ -136,21 +143,25 @@ def tune(recipe: Path, overrides: Sequence[str], memory: str | None, tell: Calla
     return Tuned(tuple(probes), rates, best, faster, time.monotonic() - began, not may_go_on(), written)
 
 
-def log_of(recipe: Path) -> Path:
-    """Where the libraries print.
+def find_subject(recipe: Path, overrides: Sequence[str], memory: str | None, tell: Callable[[str], None]) -> Subject:
+    """The recipe with its rows and its plan; `memory`: at most so much, as in `--memory`.
 
     Raises:
-        UsageError: this is one of several processes.
+        FastftError: the recipe cannot be run here, or this is one of several processes.
     """
     if find_world().size > 1:
         wrong, instead = "measures in one process", "start it without torchrun; the set-up is that of each process"
         raise UsageError(Problem(Where("fastft tune"), "", wrong, instead))
     folder = cache_folder() / "tune"
     folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{recipe.stem}.log"
+    log = folder / f"{recipe.stem}.log"
+    with library_output_to(log):
+        return _read(recipe, overrides, memory, tell, log)
 
 
-def find_subject(recipe: Path, overrides: Sequence[str], memory: str | None, tell: Callable[[str], None]) -> Subject:
+def _read(
+    recipe: Path, overrides: Sequence[str], memory: str | None, tell: Callable[[str], None], log: Path
+) -> Subject:
     loaded = load(recipe, overrides)
     check(loaded)
     runs = Path("runs")
@@ -167,7 +178,7 @@ def find_subject(recipe: Path, overrides: Sequence[str], memory: str | None, tel
     key = probes_key(loaded.recipe, facts, plan.engine, model)
     if model is None or key is None:
         raise MachineError(Problem(where, "model.id", "the sizes of this model are unknown", "write the set-up"))
-    return Subject(loaded, facts, plan, model, key)
+    return Subject(loaded, facts, plan, model, key, log)
 
 
 def _candidates(subject: Subject) -> list[Candidate]:
@@ -198,7 +209,7 @@ def _question(subject: Subject, set_up: SetUp, forecasts: Sequence[Candidate]) -
     return Question(set_up, tuple(f"{key}={value}" for key, value in asked.items()), rows)
 
 
-def _told(probe: Probe) -> str:
+def _in_words(probe: Probe) -> str:
     words = probe.set_up.words
     if probe.tokens_per_second is None or probe.peak_bytes is None:
         return f"{words}: {'out of memory' if probe.out_of_memory else probe.wrong}"
@@ -230,7 +241,7 @@ def _write(subject: Subject, best: Probe, probes: Sequence[Probe]) -> Path:
     comments = {key: _compared(key, best, probes) for key in values}
     batch = "train.per_device_train_batch_size"
     if batch in comments:
-        comments[batch] = "; ".join(filter(None, (_told(best).partition(": ")[2], comments[batch])))
+        comments[batch] = "; ".join(filter(None, (_in_words(best).partition(": ")[2], comments[batch])))
     text = with_keys(loaded.text, values, {key: text for key, text in comments.items() if text}, loaded.path)
     return save_tuned(subject, text)
 
@@ -292,8 +303,8 @@ def tune_first(recipe: Path, overrides: Sequence[str]) -> None:
         elif len(_candidates(subject)) < 2:
             tell("the recipe leaves nothing open that could be measured")
         else:
-            tuned = tune(recipe, overrides, None, tell)
-            tell("no set-up could be measured" if tuned.best is None else f"the fastest: {_told(tuned.best)}")
+            tuned = _measure(subject, tell)
+            tell("no set-up could be measured" if tuned.best is None else f"the fastest: {_in_words(tuned.best)}")
 
 
 def telling(console: Console) -> Callable[[str], None]:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fastft.commands.tune import find_subject, log_of, save_tuned, telling
-from fastft.console import library_output_to, private_console
+from fastft.commands.tune import find_subject, save_tuned, telling
+from fastft.console import private_console
 from fastft.errors import MachineError, Problem, Where
 from fastft.planning.learning_rates import (
     RangePoint,
@@ -25,7 +25,7 @@ from fastft.planning.timing import Time
 from fastft.recipe.rewriting import with_keys
 from fastft.report.tuning import rates_page
 from fastft.report.units import duration
-from fastft.stages.probing import Order, Question, overrides_of
+from fastft.stages.probing import Question, overrides_of
 from fastft.stages.tuning import Prober
 
 
@@ -39,9 +39,7 @@ def find_learning_rate(
     Raises:
         FastftError: the recipe cannot be run here, or the process failed.
     """
-    log = log_of(recipe)
-    with library_output_to(log):
-        subject = find_subject(recipe, overrides, None, tell)
+    subject = find_subject(recipe, overrides, None, tell)
     plan, wanted = subject.plan, subject.loaded.recipe
     rates = rising_rates(full_finetuning=wanted.model.full_finetuning)
     rows = round(plan.schedule.examples_per_optimizer_step or 1)
@@ -50,7 +48,6 @@ def find_learning_rate(
         seconds = len(rates) * plan.schedule.tokens_per_optimizer_step / plan.time.tokens_per_second
         took = f", about {duration(seconds)}"
     tell(f"{len(rates)} steps of {rows} examples at rates from {rates[0]:.0e} to {rates[-1]:.0e}{took}")
-    order = Order(str(recipe), tuple(overrides), plan.engine, subject.facts.device.memory_bytes, str(log))
     keys = overrides_of(plan.set_up, tuple(subject.open_keys), plan.engine, wanted.train.examples_per_step)
     question = Question(plan.set_up, tuple(f"{key}={value}" for key, value in keys.items()), rows, rates)
     points: list[RangePoint] = []
@@ -59,10 +56,10 @@ def find_learning_rate(
         points.append(point)
         tell(f"rate {point.learning_rate:.1e}  loss {point.loss:.3f}")
 
-    with Prober(order) as prober:
+    with Prober(subject.order) as prober:
         probe = prober.ask(question, show)
     if probe.wrong:
-        raise MachineError(Problem(Where(str(log)), "", probe.wrong, "see this log"))
+        raise MachineError(Problem(Where(str(subject.log)), "", probe.wrong, "see this log"))
     test = judge_range(points, rows)
     keep_range_test(range_tests_file(), subject.key, test)
     if test.suggested is None:

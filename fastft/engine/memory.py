@@ -47,7 +47,7 @@ def limit_memory(limit_bytes: int, device_bytes: int) -> None:
         torch.cuda.set_per_process_memory_fraction(min(1.0, limit_bytes / device_bytes))
     elif sys.platform == "linux":
         # RLIMIT_DATA counts all that may be written, weights that are mapped from a file and never written included.
-        held, counted = status_bytes("VmRSS"), status_bytes("VmData")
+        held, counted = _status_bytes("VmRSS"), _status_bytes("VmData")
         _, most = resource.getrlimit(resource.RLIMIT_DATA)
         resource.setrlimit(resource.RLIMIT_DATA, (counted + max(0, limit_bytes - held), most))
 
@@ -76,10 +76,10 @@ def peak_held() -> int:
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         return int(total - free)
-    return status_bytes("VmHWM") if sys.platform == "linux" else peak_memory()
+    return _status_bytes("VmHWM") if sys.platform == "linux" else peak_memory()
 
 
-def status_bytes(name: str) -> int:
+def _status_bytes(name: str) -> int:
     """A size in /proc/self/status, which Linux alone has."""
     text = Path("/proc/self/status").read_text(encoding="utf-8")
     found = re.search(rf"^{name}:\s*(\d+) kB", text, re.MULTILINE)

@@ -65,7 +65,6 @@ def main() -> None:
     order = Order(**_with_tuple(json.loads(sys.stdin.readline())))
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     with library_output_to(Path(order.log)), answers, tempfile.TemporaryDirectory() as folder:
-        os.environ["TMPDIR"] = folder
         select(order.engine)
         try:
             for answer in _answers(order, sys.stdin, Path(folder), lambda line: print(line, file=answers, flush=True)):

@@ -120,8 +120,8 @@ def test_every_argument_reaches_its_optimizer(name: str, tmp_path: Path) -> None
 
     group = optimizer.param_groups[-1]
     names = {"alpha": "betas"} if row.family == "AdEMAMix" else {}
-    told = {key for key in given if key in group or key in names or key in ("beta3", "max_lr")}
-    assert told == set(given)
+    reached = {key for key in given if key in group or key in names or key in ("beta3", "max_lr")}
+    assert reached == set(given)
     for key, value in given.items():
         if key in group:
             assert group[key] == value

@@ -93,8 +93,8 @@ def test_neighbours_of_one_role_are_joined_and_a_last_answer_is_gone_on_with() -
     template = go_template(source_of("chatml"), SPECIAL, adds_bos=False)
 
     assert template is not None
-    told = render_ollama(template, messages([("user", "a"), ("user", "b"), ("assistant", "c")]))
-    assert told == "<|im_start|>user\na\n\nb<|im_end|>\n<|im_start|>assistant\nc"
+    rendered = render_ollama(template, messages([("user", "a"), ("user", "b"), ("assistant", "c")]))
+    assert rendered == "<|im_start|>user\na\n\nb<|im_end|>\n<|im_start|>assistant\nc"
 
 
 def test_a_modelfile_without_a_template_says_so() -> None:
