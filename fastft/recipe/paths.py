@@ -8,24 +8,22 @@ from pathlib import Path
 from fastft.recipe.model import Recipe
 from fastft.recipe.shardings import ZERO_STAGES
 
+# Keys whose values can be paths, which a recipe reads from its own folder; besides them the path of each data source.
+PATHS = ("model.id", "data.train", "data.eval", "data.chat_template", "eval.answer_schema", "train.deepspeed")
+
 
 def unreachable_paths(recipe: Recipe, folder: Path) -> Iterator[tuple[str, str, str]]:
     """(`section.key`, its value, what is wrong) for each value that names a path which the system refuses to look up.
 
     A path that is free is none of them: other checks say more about a missing file.
     """
-    data = recipe.data
-    values = {
-        "model.id": recipe.model.id,
-        "data.train": data.train,
-        **{f"data.sources[{number}].path": source.path for number, source in enumerate(data.sources)},
-        "data.eval": data.eval,
-        "data.chat_template": data.chat_template,
-        "eval.answer_schema": recipe.eval.answer_schema,
-        "train.deepspeed": None if recipe.train.deepspeed in ZERO_STAGES else recipe.train.deepspeed,
-    }
+    values: dict[str, str | None] = {}
+    for field in PATHS:
+        section, _, key = field.partition(".")
+        values[field] = getattr(getattr(recipe, section), key)
+    values |= {f"data.sources[{number}].path": source.path for number, source in enumerate(recipe.data.sources)}
     for field, name in values.items():
-        if name is not None and (wrong := refusal(folder, name)):
+        if name is not None and name not in ZERO_STAGES and (wrong := refusal(folder, name)):
             yield field, name, wrong
 
 

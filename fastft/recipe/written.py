@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fastft.recipe.loader import LoadedRecipe
+from fastft.recipe.paths import PATHS
 from fastft.recipe.reference import sections
-
-# Values that can be paths, which a recipe reads from its own folder.
-PATHS = ("model.id", "data.train", "data.eval", "data.chat_template", "train.deepspeed")
 
 
 def recipe_in(loaded: LoadedRecipe, folder: Path, head: str) -> str:

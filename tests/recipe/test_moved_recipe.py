@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from fastft.recipe.loader import load
-from fastft.recipe.written import PATHS, recipe_in
+from fastft.recipe.paths import PATHS
+from fastft.recipe.written import recipe_in
 from tests.test_recipes import RECIPES
 
 
@@ -48,3 +49,16 @@ def test_sources_and_patterns_lead_to_the_same_files(tmp_path: Path) -> None:
         ("../../rows/a.jsonl", 1.0),
     ]
     assert load(there / "best.toml").recipe.model.id == "org/model"
+
+
+def test_a_schema_of_answers_is_found_from_the_other_folder_too(tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "schema.json").write_text("{}", encoding="utf-8")
+    recipe = tmp_path / "here" / "a.toml"
+    lines = '[model]\nid = "org/model"\n[data]\ntrain = "a.jsonl"\neval_fraction = 0.5\n'
+    recipe.write_text(lines + '[eval]\nexact_match = true\nanswer_schema = "schema.json"\n', encoding="utf-8")
+    moved = tmp_path / "there.toml"
+
+    moved.write_text(recipe_in(load(recipe), tmp_path, "moved"), encoding="utf-8")
+
+    assert load(moved).recipe.eval.answer_schema == "here/schema.json"
